@@ -1,0 +1,82 @@
+//! The configuration file, as a whole.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{policy, server, team, tools, upstream};
+
+/// `fanfold.yaml`. Every key has a default but `upstreams`.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct File {
+    /// The proxy's address and port.
+    #[serde(default = "listen")]
+    pub listen: String,
+    /// Serves HTTPS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<server::settings::Tls>,
+    /// Health, metrics and the inspector.
+    #[serde(default)]
+    pub admin: server::settings::Admin,
+    /// What a client connection may take.
+    #[serde(default)]
+    pub server: server::settings::Settings,
+    /// Model servers, by a name of your choice.
+    #[schemars(length(min = 1))]
+    pub upstreams: BTreeMap<String, upstream::settings::Settings>,
+    /// How a model name finds its upstream. None: every model goes to the only upstream.
+    #[serde(default)]
+    pub routes: Vec<upstream::settings::Route>,
+    /// The tools fanfold runs, by the name the model sees.
+    #[serde(default)]
+    pub tools: BTreeMap<String, tools::settings::Settings>,
+    /// The strict-versus-parallel rule and what a client sees.
+    #[serde(default)]
+    pub policy: policy::settings::Settings,
+    /// Every bound.
+    #[serde(default)]
+    pub limits: policy::settings::Limits,
+    /// Who may ask. None: no keys, loopback only.
+    #[serde(default)]
+    pub teams: BTreeMap<String, team::settings::Settings>,
+    /// Where small expiring things are kept.
+    #[serde(default)]
+    pub store: Store,
+    /// What is written to the log.
+    #[serde(default)]
+    pub log: Log,
+}
+
+fn listen() -> String {
+    "127.0.0.1:4100".into()
+}
+
+/// `store:`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Store {
+    /// In this process.
+    #[default]
+    Memory,
+}
+
+/// `log:`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Log {
+    /// A filter as of `RUST_LOG`: `info`, `fanfold=debug`.
+    pub level: String,
+    /// Arguments and results of tool calls appear in the log.
+    pub content: bool,
+    /// Lines as JSON. Default: when standard error is not a terminal.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub json: Option<bool>,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { level: "info".into(), content: false, json: None }
+    }
+}

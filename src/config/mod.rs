@@ -1,0 +1,3 @@
+//! Reads what people wrote.
+
+pub mod file;

@@ -1,0 +1,3 @@
+//! What is decided about a request before anything is asked.
+
+pub mod settings;

@@ -1,0 +1,3 @@
+//! Accepts, reads, answers, drains.
+
+pub mod settings;

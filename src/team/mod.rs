@@ -1,0 +1,3 @@
+//! Turns a key into a team.
+
+pub mod settings;

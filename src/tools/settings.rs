@@ -1,0 +1,129 @@
+//! `tools:` of the file.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::units::{Secret, Size, Span};
+use crate::wire::tool::{Effect, OnDisconnect};
+
+/// One of `tools:`. Exactly one of `http`, `command` says how a call is run.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// What the model is told about the tool.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// The JSON Schema of the arguments.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parameters: Option<serde_json::Value>,
+    /// Goes out with `strict: true`; the schema must then fit the providers' strict subset.
+    pub strict: bool,
+    /// What a call does to the world.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub effect: Option<Effect>,
+    /// What happens to a running call when the client leaves.
+    /// Default: `stop` for `effect: read`, `finish` for the others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_disconnect: Option<OnDisconnect>,
+    /// How long one call may take. Default: `limits.call_timeout`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<Span>,
+    /// Calls of this tool running at once, all turns together. Default: no limit of its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub at_once: Option<u32>,
+    /// How much of a result the model gets. Default: `limits.tool_result`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub result: Option<Size>,
+    /// Runs a call as one HTTP request.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub http: Option<Http>,
+    /// Runs a call as one process.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub command: Option<Command>,
+}
+
+/// `http:` of a tool.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Http {
+    /// The method, in capitals.
+    #[serde(default = "get")]
+    pub method: Method,
+    /// `https://host/path/{argument}?q={argument}`: places stand in the path or the query only.
+    pub url: String,
+    /// More request headers; a value may have `{argument}` places.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub headers: BTreeMap<String, Secret>,
+    /// Networks a call may reach although they are private, loopback or otherwise refused.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allow_cidrs: Vec<String>,
+    /// Follow redirects that stay on the same scheme, host and port.
+    #[serde(default)]
+    pub follow_own_origin: bool,
+    /// A PEM file of certificate authorities to trust instead of the system's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<String>,
+}
+
+/// A request method.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "UPPERCASE")]
+#[expect(missing_docs, reason = "the names are HTTP's")]
+pub enum Method {
+    Get,
+    Head,
+    Post,
+    Put,
+    Patch,
+    Delete,
+}
+
+fn get() -> Method {
+    Method::Get
+}
+
+/// `command:` of a tool.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Command {
+    /// An absolute path and its arguments; an element may have `{argument}` places. No shell.
+    #[schemars(length(min = 1))]
+    pub argv: Vec<String>,
+    /// What the process reads; may have `{argument}` places. Default: nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stdin: Option<String>,
+    /// The whole environment of the process.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, Secret>,
+    /// Its working directory. Default: a fresh empty one per call.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dir: Option<String>,
+    /// Arguments whose values may begin with `-`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allow_dash: Vec<String>,
+    /// Resource limits.
+    #[serde(default)]
+    pub rlimits: Rlimits,
+}
+
+/// Resource limits of a command.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Rlimits {
+    /// Address space of one process.
+    pub memory: Size,
+    /// Processor seconds of one process.
+    pub cpu: Span,
+    /// Open files of one process.
+    pub open_files: u32,
+    /// The largest file a process may write.
+    pub file_size: Size,
+}
+
+impl Default for Rlimits {
+    fn default() -> Self {
+        Self { memory: Size::mib(1024), cpu: Span::seconds(60), open_files: 256, file_size: Size::mib(64) }
+    }
+}

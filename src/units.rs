@@ -1,0 +1,174 @@
+//! Durations, sizes and secrets as people write them in a configuration file.
+//!
+//! Pure: a [`Secret`] says where its text is to be found; opening it is left to whoever starts
+//! the part that needs it.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::time::Duration;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+/// A length of time, written with a unit: `250ms`, `30s`, `5m`, `1h`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Span(pub Duration);
+
+/// The pattern a [`Span`] has to match in the file.
+pub const SPAN_PATTERN: &str = r"^[0-9]+(\.[0-9]+)?(ms|s|m|h|d)$";
+/// The pattern a [`Size`] has to match in the file.
+pub const SIZE_PATTERN: &str = r"^[0-9]+(B|KB|MB|GB|KiB|MiB|GiB)$";
+
+impl Span {
+    /// So many whole seconds.
+    #[must_use]
+    pub const fn seconds(seconds: u64) -> Self {
+        Self(Duration::from_secs(seconds))
+    }
+
+    /// Reads `30s`. The error is a sentence for the person who wrote the file.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let wrong =
+            || format!("`{text}` is not a duration: write a number and a unit, such as 250ms, 30s, 5m or 1h");
+        let split = text.find(|c: char| c.is_ascii_alphabetic()).ok_or_else(wrong)?;
+        let (number, unit) = text.split_at(split);
+        let number: f64 = number.parse().map_err(|_| wrong())?;
+        let seconds = match unit {
+            "ms" => number / 1000.0,
+            "s" => number,
+            "m" => number * 60.0,
+            "h" => number * 3600.0,
+            "d" => number * 86400.0,
+            _ => return Err(wrong()),
+        };
+        Duration::try_from_secs_f64(seconds).map(Self).map_err(|_| wrong())
+    }
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let millis = self.0.as_millis();
+        match millis {
+            m if m % 1000 != 0 => write!(f, "{m}ms"),
+            m if m % 3_600_000 == 0 && m > 0 => write!(f, "{}h", m / 3_600_000),
+            m => write!(f, "{}s", m / 1000),
+        }
+    }
+}
+
+/// A number of bytes, written with a unit: `512B`, `64KiB`, `16MiB`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Size(pub usize);
+
+impl Size {
+    /// So many KiB.
+    #[must_use]
+    pub const fn kib(n: usize) -> Self {
+        Self(n * 1024)
+    }
+
+    /// So many MiB.
+    #[must_use]
+    pub const fn mib(n: usize) -> Self {
+        Self(n * 1024 * 1024)
+    }
+
+    /// Reads `64KiB`. The error is a sentence for the person who wrote the file.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let wrong = || {
+            format!("`{text}` is not a size: write a whole number and a unit, such as 512B, 64KiB or 16MiB")
+        };
+        let split = text.find(|c: char| c.is_ascii_alphabetic()).ok_or_else(wrong)?;
+        let (number, unit) = text.split_at(split);
+        let number: usize = number.parse().map_err(|_| wrong())?;
+        let factor: usize = match unit {
+            "B" => 1,
+            "KB" => 1_000,
+            "MB" => 1_000_000,
+            "GB" => 1_000_000_000,
+            "KiB" => 1 << 10,
+            "MiB" => 1 << 20,
+            "GiB" => 1 << 30,
+            _ => return Err(wrong()),
+        };
+        number.checked_mul(factor).map(Self).ok_or_else(wrong)
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            n if n > 0 && n % (1 << 20) == 0 => write!(f, "{}MiB", n >> 20),
+            n if n > 0 && n % (1 << 10) == 0 => write!(f, "{}KiB", n >> 10),
+            n => write!(f, "{n}B"),
+        }
+    }
+}
+
+macro_rules! written_as_text {
+    ($type:ident, $pattern:expr, $about:expr) => {
+        impl<'de> Deserialize<'de> for $type {
+            fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+                let text = Cow::<'de, str>::deserialize(d)?;
+                $type::parse(&text).map_err(de::Error::custom)
+            }
+        }
+        impl Serialize for $type {
+            fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+                s.collect_str(self)
+            }
+        }
+        impl JsonSchema for $type {
+            fn schema_name() -> Cow<'static, str> {
+                stringify!($type).into()
+            }
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                json_schema!({ "type": "string", "pattern": $pattern, "description": $about })
+            }
+        }
+    };
+}
+written_as_text!(Span, SPAN_PATTERN, "a duration: a number and a unit, such as 250ms, 30s, 5m or 1h");
+written_as_text!(Size, SIZE_PATTERN, "a size: a whole number and a unit, such as 512B, 64KiB or 16MiB");
+
+/// A secret, or where to find it. It prints as dots and never serialises its text.
+#[derive(Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(untagged, deny_unknown_fields)]
+pub enum Secret {
+    /// The text itself (after `${VAR}` was filled in).
+    Text(String),
+    /// `{ env: NAME }`: an environment variable.
+    Env {
+        /// The variable's name.
+        env: String,
+    },
+    /// `{ file: PATH }`: a file; one trailing line end is dropped.
+    File {
+        /// The file's path.
+        file: String,
+    },
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text(_) => f.write_str("••••"),
+            Self::Env { env } => write!(f, "{{ env: {env} }}"),
+            Self::File { file } => write!(f, "{{ file: {file} }}"),
+        }
+    }
+}
+
+impl Serialize for Secret {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        use serde::ser::SerializeMap;
+        let (name, value) = match self {
+            Self::Text(_) => return s.serialize_str("••••"),
+            Self::Env { env } => ("env", env),
+            Self::File { file } => ("file", file),
+        };
+        let mut map = s.serialize_map(Some(1))?;
+        map.serialize_entry(name, value)?;
+        map.end()
+    }
+}

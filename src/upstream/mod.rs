@@ -1,0 +1,3 @@
+//! Picks an upstream, sends one ask, delivers its reply.
+
+pub mod settings;

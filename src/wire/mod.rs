@@ -1,0 +1,3 @@
+//! The vocabulary of requests, replies, calls and errors.
+
+pub mod tool;
