@@ -1,3 +1,15 @@
 //! The vocabulary of requests, replies, calls and errors.
+//!
+//! Pure: text in, values out. Members fanfold does not know stay as they came: same text, same
+//! order, same number.
 
+pub mod call;
+pub mod error;
+pub mod failure;
+pub mod fold;
+pub mod message;
+pub mod raw;
+pub mod reply;
+pub mod request;
 pub mod tool;
+pub mod usage;

@@ -1,0 +1,460 @@
+//! Calls: put together from pieces, and written back for the next round.
+//!
+//! Which piece belongs to which call: the `index` decides if it is there; a new id opens a new call
+//! even when the index repeats; a piece without either continues the last call. Some servers give
+//! every call index 0 or no index at all, so a piece that names a function opens a new call when the
+//! one before it has another name or is complete already.
+
+use std::borrow::Cow;
+
+use serde::de::IgnoredAny;
+
+use super::fold::{FoldedMembers, Text};
+use super::raw::{Kind, Raw, write_string};
+use super::reply::CallPiece;
+
+/// The most calls one reply may have.
+pub const MOST_CALLS: usize = 256;
+/// The function name by which the gpt-4 family sometimes wraps several calls in one.
+pub const WRAPPER: &str = "multi_tool_use.parallel";
+
+/// A call, as far as it has come.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Call {
+    index: Option<u64>,
+    /// The upstream's own id, if it gave one.
+    pub sent_id: Option<String>,
+    /// The id used in every message: the upstream's, or one made in its place.
+    pub id: String,
+    /// The function's name; empty until it was said.
+    pub name: String,
+    kind: Option<Raw>,
+    arguments: Arguments,
+    members: FoldedMembers,
+    function: FoldedMembers,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Arguments {
+    Text(Text),
+    Value(Raw),
+}
+
+impl Default for Arguments {
+    fn default() -> Self {
+        Self::Text(Text::default())
+    }
+}
+
+impl Call {
+    /// A call with a plain object of arguments, as found inside a wrapper.
+    #[must_use]
+    pub fn made(id: String, name: String, arguments: &Raw) -> Self {
+        let mut text = Text::default();
+        text.push_plain(arguments.text());
+        Self { id, name, arguments: Arguments::Text(text), ..Self::default() }
+    }
+
+    fn add(&mut self, piece: &CallPiece) {
+        if self.sent_id.is_none() {
+            self.sent_id.clone_from(&piece.id);
+        }
+        if let Some(name) = &piece.name {
+            self.name.clone_from(name);
+        }
+        if piece.kind.is_some() {
+            self.kind.clone_from(&piece.kind);
+        }
+        match (&piece.arguments, &mut self.arguments) {
+            (None, _) => {}
+            (Some(more), Arguments::Text(text)) if more.kind() == Kind::String => text.push(more),
+            (Some(value), arguments) => *arguments = Arguments::Value(value.clone()),
+        }
+        piece.members.iter().for_each(|m| self.members.add(m));
+        piece.function.iter().for_each(|m| self.function.add(m));
+    }
+
+    /// The arguments as JSON text: what the model wrote, `{}` if it wrote nothing.
+    #[must_use]
+    pub fn arguments(&self) -> String {
+        let text = match &self.arguments {
+            Arguments::Text(text) => text.plain(),
+            Arguments::Value(raw) => raw.text().to_owned(),
+        };
+        if text.trim().is_empty() { "{}".into() } else { text }
+    }
+
+    /// Whether the arguments are JSON.
+    #[must_use]
+    pub fn parses(&self) -> bool {
+        serde_json::from_str::<IgnoredAny>(&self.arguments()).is_ok()
+    }
+
+    /// A call that is no function call: a custom tool's.
+    #[must_use]
+    pub const fn is_custom(&self) -> bool {
+        self.kind.is_some()
+    }
+
+    /// Whether the arguments came as a value where a string belongs.
+    #[must_use]
+    pub const fn is_irregular(&self) -> bool {
+        matches!(self.arguments, Arguments::Value(_))
+    }
+
+    fn has_arguments(&self) -> bool {
+        match &self.arguments {
+            Arguments::Text(text) => !text.is_empty(),
+            Arguments::Value(_) => true,
+        }
+    }
+
+    /// Whether `piece` cannot be more of this call, since it names a function again.
+    fn is_over(&self, piece: &CallPiece) -> bool {
+        let Some(name) = &piece.name else { return false };
+        if self.name.is_empty() {
+            return false;
+        }
+        let more = piece.arguments.as_ref().is_some_and(|a| a.text() != "\"\"");
+        *name != self.name || (more && self.has_arguments() && self.parses())
+    }
+
+    /// The call as an element of `tool_calls`. `tame` writes `{}` for arguments that are not JSON,
+    /// for servers that refuse them in a history.
+    pub fn write(&self, out: &mut Vec<u8>, tame: bool) {
+        out.extend_from_slice(b"{\"id\":");
+        write_string(out, &self.id);
+        out.extend_from_slice(b",\"type\":");
+        out.extend_from_slice(self.kind.as_ref().map_or(b"\"function\"".as_slice(), |k| k.bytes()));
+        if !self.is_custom() {
+            out.extend_from_slice(b",\"function\":{\"name\":");
+            write_string(out, &self.name);
+            out.extend_from_slice(b",\"arguments\":");
+            out.extend_from_slice(self.arguments_token(tame).bytes());
+            for member in &self.function.to_members() {
+                out.push(b',');
+                member.write(out);
+            }
+            out.push(b'}');
+        }
+        for member in &self.members.to_members() {
+            out.push(b',');
+            member.write(out);
+        }
+        out.push(b'}');
+    }
+
+    /// The arguments as a JSON string.
+    #[must_use]
+    pub fn arguments_token(&self, tame: bool) -> Raw {
+        match &self.arguments {
+            _ if tame && !self.parses() => Raw::string("{}"),
+            Arguments::Text(text) => text.to_raw(),
+            Arguments::Value(raw) => Raw::string(raw.text()),
+        }
+    }
+
+    /// The calls a [`WRAPPER`] call holds, as name and arguments; `None` if it holds none.
+    #[must_use]
+    pub fn unwrapped(&self) -> Option<Vec<(String, Raw)>> {
+        if self.name != WRAPPER {
+            return None;
+        }
+        let uses = Raw::parse(self.arguments()).ok()?.members().ok()?;
+        let uses = uses.find("tool_uses")?.elements(MOST_CALLS).ok()?;
+        let one = |element: &Raw| {
+            let members = element.members().ok()?;
+            let name = members.find("recipient_name")?.as_string()?;
+            let name = name.strip_prefix("functions.").unwrap_or(&name).to_owned();
+            let arguments = members.present("parameters").cloned();
+            Some((name, arguments.unwrap_or_else(|| Raw::trusted("{}".into()))))
+        };
+        let calls: Option<Vec<_>> = uses.iter().map(one).collect();
+        calls.filter(|calls| !calls.is_empty())
+    }
+}
+
+/// The calls of one reply, in the order in which they were opened.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Assembler {
+    calls: Vec<Call>,
+}
+
+/// A reply has more than [`MOST_CALLS`] calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TooManyCalls;
+
+impl Assembler {
+    /// Adds a piece; gives the call it belongs to. `fresh` makes an id for a new call that has none
+    /// of its own, or one that another call of the reply has already.
+    pub fn add(&mut self, piece: &CallPiece, fresh: impl FnOnce() -> String) -> Result<usize, TooManyCalls> {
+        if let Some(at) = self.place(piece) {
+            self.calls[at].add(piece);
+            return Ok(at);
+        }
+        if self.calls.len() >= MOST_CALLS {
+            return Err(TooManyCalls);
+        }
+        let taken = |id: &&String| !self.calls.iter().any(|call| call.id == **id);
+        let id = piece.id.as_ref().filter(taken).cloned().unwrap_or_else(fresh);
+        let mut call = Call { index: piece.index, id, ..Call::default() };
+        call.add(piece);
+        self.calls.push(call);
+        Ok(self.calls.len() - 1)
+    }
+
+    /// The call that `piece` continues.
+    fn place(&self, piece: &CallPiece) -> Option<usize> {
+        if piece.complete {
+            return None;
+        }
+        let last = |wanted: &dyn Fn(&Call) -> bool| self.calls.iter().rposition(wanted);
+        match (piece.index, &piece.id) {
+            (Some(index), id) => {
+                let at = last(&|call| call.index == Some(index))?;
+                let call = &self.calls[at];
+                let continues = match (id, &call.sent_id) {
+                    (Some(new), Some(old)) => new == old,
+                    (Some(_) | None, None) | (None, Some(_)) => !call.is_over(piece),
+                };
+                continues.then_some(at)
+            }
+            (None, Some(id)) => {
+                last(&|call| call.sent_id.as_ref() == Some(id)).filter(|at| !self.calls[*at].is_over(piece))
+            }
+            (None, None) => {
+                let at = self.calls.len().checked_sub(1)?;
+                (piece.name.is_none() || self.calls[at].name.is_empty()).then_some(at)
+            }
+        }
+    }
+
+    /// The calls.
+    #[must_use]
+    pub fn calls(&self) -> &[Call] {
+        &self.calls
+    }
+
+    /// The calls, for good.
+    #[must_use]
+    pub fn into_calls(self) -> Vec<Call> {
+        self.calls
+    }
+}
+
+/// Arguments in a form in which equal ones are equal text: members sorted by name, no white space.
+/// Numbers keep their text. Text that is not JSON stays as it is.
+#[must_use]
+pub fn canonical(arguments: &str) -> Cow<'_, str> {
+    fn write(out: &mut Vec<u8>, raw: &Raw, depth: usize) -> Option<()> {
+        if depth > super::raw::MAX_DEPTH {
+            return None;
+        }
+        match raw.kind() {
+            Kind::Object => {
+                let members = raw.members().ok()?;
+                let mut sorted: Vec<_> = members.iter().map(|m| (m.name(), &m.value)).collect();
+                sorted.sort_by(|a, b| a.0.cmp(&b.0));
+                out.push(b'{');
+                for (i, (name, value)) in sorted.into_iter().enumerate() {
+                    if i > 0 {
+                        out.push(b',');
+                    }
+                    write_string(out, &name);
+                    out.push(b':');
+                    write(out, value, depth + 1)?;
+                }
+                out.push(b'}');
+            }
+            Kind::Array => {
+                out.push(b'[');
+                for (i, element) in raw.elements(usize::MAX).ok()?.iter().enumerate() {
+                    if i > 0 {
+                        out.push(b',');
+                    }
+                    write(out, element, depth + 1)?;
+                }
+                out.push(b']');
+            }
+            Kind::String => write_string(out, &raw.as_string()?),
+            Kind::Number | Kind::True | Kind::False | Kind::Null => out.extend_from_slice(raw.bytes()),
+        }
+        Some(())
+    }
+    let Ok(raw) = Raw::parse(arguments.to_owned()) else { return Cow::Borrowed(arguments) };
+    let mut out = Vec::with_capacity(arguments.len());
+    match write(&mut out, &raw, 0).and_then(|()| String::from_utf8(out).ok()) {
+        Some(text) => Cow::Owned(text),
+        None => Cow::Borrowed(arguments),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct P(CallPiece);
+    fn p() -> P {
+        P(CallPiece::default())
+    }
+    impl P {
+        fn index(mut self, index: u64) -> Self {
+            self.0.index = Some(index);
+            self
+        }
+        fn id(mut self, id: &str) -> Self {
+            self.0.id = Some(id.into());
+            self
+        }
+        fn name(mut self, name: &str) -> Self {
+            self.0.name = Some(name.into());
+            self
+        }
+        fn args(mut self, text: &str) -> Self {
+            self.0.arguments = Some(Raw::string(text));
+            self
+        }
+        fn value(mut self, text: &str) -> Self {
+            self.0.arguments = Some(Raw::parse(text.to_owned()).unwrap());
+            self
+        }
+    }
+
+    /// `id name arguments` of each call.
+    fn assembled(pieces: Vec<P>) -> Vec<String> {
+        let mut assembler = Assembler::default();
+        let mut made = 0;
+        for piece in pieces {
+            assembler
+                .add(&piece.0, || {
+                    made += 1;
+                    format!("made{made}")
+                })
+                .unwrap();
+        }
+        assembler.calls().iter().map(|c| format!("{} {} {}", c.id, c.name, c.arguments())).collect()
+    }
+
+    #[test]
+    fn the_canonical_stream_gives_its_calls() {
+        let calls = assembled(vec![
+            p().index(0).id("call_a").name("f").args(""),
+            p().index(0).args("{\"x\""),
+            p().index(0).args(":1}"),
+            p().index(1).id("call_b").name("g").args(""),
+            p().index(1).args("{}"),
+        ]);
+        assert_eq!(calls, [r#"call_a f {"x":1}"#, "call_b g {}"]);
+    }
+
+    #[test]
+    fn index_zero_for_every_call_is_survived() {
+        let calls = assembled(vec![
+            p().index(0).id("a").name("f").args("{}"),
+            p().index(0).id("b").name("f").args("{}"),
+        ]);
+        assert_eq!(calls, ["a f {}", "b f {}"]);
+        let calls = assembled(vec![
+            p().index(0).name("f").args("{\"x\":1}"),
+            p().index(0).name("f").args("{\"x\":2}"),
+            p().index(0).name("g").args(""),
+        ]);
+        assert_eq!(calls, ["made1 f {\"x\":1}", "made2 f {\"x\":2}", "made3 g {}"]);
+    }
+
+    #[test]
+    fn a_missing_index_is_survived() {
+        let calls = assembled(vec![
+            p().id("a").name("f").args("{\"x\""),
+            p().args(":1}"),
+            p().id("b").name("g"),
+            p().args("{"),
+            p().args("}"),
+            p().name("g").args("{}"),
+        ]);
+        assert_eq!(calls, ["a f {\"x\":1}", "b g {}", "made1 g {}"]);
+    }
+
+    #[test]
+    fn an_id_that_is_repeated_in_later_pieces_opens_nothing() {
+        let calls = assembled(vec![
+            p().index(0).id("a").name("f").args("{"),
+            p().index(0).id("a").name("f").args("}"),
+            p().index(0).id("a").name("f").args(""),
+            p().id("a").args(""),
+        ]);
+        assert_eq!(calls, ["a f {}"]);
+    }
+
+    #[test]
+    fn a_repeated_id_of_another_call_is_replaced() {
+        let mut one = p().id("a").name("f").args("{}");
+        let mut two = p().id("a").name("f").args("{}");
+        one.0.complete = true;
+        two.0.complete = true;
+        assert_eq!(assembled(vec![one, two]), ["a f {}", "made1 f {}"]);
+    }
+
+    #[test]
+    fn arguments_come_as_a_value_or_not_at_all() {
+        assert_eq!(
+            assembled(vec![p().index(0).id("a").name("f").value(r#"{"x": 1.0}"#)]),
+            [r#"a f {"x": 1.0}"#]
+        );
+        assert_eq!(assembled(vec![p().index(0).id("a").name("f")]), ["a f {}"]);
+    }
+
+    #[test]
+    fn too_many_calls_are_refused() {
+        let mut assembler = Assembler::default();
+        let add = |assembler: &mut Assembler, i: usize| {
+            assembler.add(&p().index(i as u64).id(&format!("c{i}")).name("f").0, String::new)
+        };
+        for i in 0..MOST_CALLS {
+            assert_eq!(add(&mut assembler, i), Ok(i));
+        }
+        assert_eq!(add(&mut assembler, MOST_CALLS), Err(TooManyCalls));
+    }
+
+    #[test]
+    fn a_wrapper_is_unwrapped() {
+        let arguments = Raw::parse(
+            r#"{"tool_uses":[{"recipient_name":"functions.f","parameters":{"x":1}},{"recipient_name":"g"}]}"#,
+        )
+        .unwrap();
+        let call = Call::made("a".into(), WRAPPER.into(), &arguments);
+        let calls = call.unwrapped().unwrap();
+        assert_eq!(calls[0], ("f".into(), Raw::parse(r#"{"x":1}"#).unwrap()));
+        assert_eq!(calls[1].0, "g");
+        assert_eq!(Call::made("a".into(), WRAPPER.into(), &Raw::NULL).unwrapped(), None);
+    }
+
+    #[test]
+    fn equal_arguments_are_equal_text() {
+        assert_eq!(
+            canonical(r#"{ "b": [1, {"d":2,"c":1.10}], "a": "\u0078" }"#),
+            r#"{"a":"x","b":[1,{"c":1.10,"d":2}]}"#
+        );
+        assert_eq!(canonical("{\"a\""), "{\"a\"");
+        assert_ne!(canonical("{\"a\":1}"), canonical("{\"a\":2}"));
+    }
+
+    #[test]
+    fn a_call_is_written_with_everything_that_came_with_it() {
+        let mut assembler = Assembler::default();
+        let mut piece = p().index(0).id("a").name("f").args("{\"x\":1");
+        piece.0.members =
+            vec![super::super::raw::Member::new("extra_content", Raw::parse(r#"{"s":1.10}"#).unwrap())];
+        assembler.add(&piece.0, String::new).unwrap();
+        let write = |tame| {
+            let mut out = Vec::new();
+            assembler.calls()[0].write(&mut out, tame);
+            String::from_utf8(out).unwrap()
+        };
+        assert_eq!(
+            write(false),
+            r#"{"id":"a","type":"function","function":{"name":"f","arguments":"{\"x\":1"},"extra_content":{"s":1.10}}"#
+        );
+        assert!(write(true).contains(r#""arguments":"{}""#));
+    }
+}

@@ -1,0 +1,142 @@
+//! The messages fanfold adds to a conversation.
+
+use super::call::Call;
+use super::fold::{FoldedMembers, Text};
+use super::raw::{Kind, Raw, write_string};
+
+/// What the upstream said in one reply, as the assistant message it sends back to it.
+#[derive(Debug, Clone, Copy)]
+pub struct Said<'a> {
+    /// The message of a whole completion, as it came.
+    pub whole: Option<&'a Raw>,
+    /// The text of a streamed reply.
+    pub text: &'a Text,
+    /// The other members of a streamed reply.
+    pub members: &'a FoldedMembers,
+    /// The calls.
+    pub calls: &'a [Call],
+    /// The calls are not those of the whole message: an id was made, a wrapper was opened.
+    pub changed: bool,
+    /// Arguments that are not JSON are written as `{}`.
+    pub tame: bool,
+}
+
+/// The assistant message: as the upstream sent it wherever that is possible.
+#[must_use]
+pub fn assistant(said: &Said<'_>) -> Raw {
+    let tamed = said.tame && said.calls.iter().any(|c| !c.parses());
+    let calls = || {
+        let mut out = vec![b'['];
+        for (i, call) in said.calls.iter().enumerate() {
+            if i > 0 {
+                out.push(b',');
+            }
+            call.write(&mut out, said.tame);
+        }
+        out.push(b']');
+        Raw::trusted(out.into())
+    };
+    if let Some(whole) = said.whole {
+        if !said.changed && !tamed {
+            return whole.clone();
+        }
+        let mut members = whole.members().unwrap_or_default();
+        members.remove("function_call");
+        members.set("tool_calls", calls());
+        return members.to_raw();
+    }
+    let mut members = said.members.to_members();
+    let content = content(said.text, members.find("content"));
+    members.remove("content");
+    let mut out = b"{\"role\":\"assistant\",\"content\":".to_vec();
+    out.extend_from_slice(content.bytes());
+    for member in &members {
+        out.push(b',');
+        member.write(&mut out);
+    }
+    if !said.calls.is_empty() {
+        out.extend_from_slice(b",\"tool_calls\":");
+        out.extend_from_slice(calls().bytes());
+    }
+    out.push(b'}');
+    Raw::trusted(out.into())
+}
+
+/// The content of a streamed reply: text, or the parts some servers stream instead, or both.
+#[must_use]
+pub fn content(text: &Text, parts: Option<&Raw>) -> Raw {
+    match parts.filter(|p| p.kind() == Kind::Array) {
+        None if text.is_empty() => Raw::NULL,
+        None => text.to_raw(),
+        Some(parts) if text.is_empty() => parts.clone(),
+        Some(parts) => {
+            let part = format!("{{\"type\":\"text\",\"text\":{}}}", text.to_raw().text());
+            let mut out = Vec::new();
+            super::request::append_elements(&mut out, parts, std::iter::once(part));
+            Raw::trusted(out.into())
+        }
+    }
+}
+
+/// The tool message that answers one call.
+#[must_use]
+pub fn tool(id: &str, name: &str, content: &str) -> Raw {
+    let mut out = Vec::with_capacity(content.len() + id.len() + name.len() + 64);
+    out.extend_from_slice(b"{\"role\":\"tool\",\"tool_call_id\":");
+    write_string(&mut out, id);
+    out.extend_from_slice(b",\"name\":");
+    write_string(&mut out, name);
+    out.extend_from_slice(b",\"content\":");
+    write_string(&mut out, content);
+    out.push(b'}');
+    Raw::trusted(out.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_whole_message_goes_back_as_it_came() {
+        let whole = Raw::parse(
+            r#"{"role":"assistant","content":null,"reasoning_content":"r","n":1.10,"tool_calls":[ ]}"#,
+        )
+        .unwrap();
+        let call = Call::made("a".into(), "f".into(), &Raw::parse("{}").unwrap());
+        let said = Said {
+            whole: Some(&whole),
+            text: &Text::default(),
+            members: &FoldedMembers::default(),
+            calls: &[call],
+            changed: false,
+            tame: false,
+        };
+        assert_eq!(assistant(&said), whole);
+        let changed = assistant(&Said { changed: true, ..said });
+        assert_eq!(
+            changed.text(),
+            r#"{"role":"assistant","content":null,"reasoning_content":"r","n":1.10,"tool_calls":[{"id":"a","type":"function","function":{"name":"f","arguments":"{}"}}]}"#
+        );
+    }
+
+    #[test]
+    fn parts_and_text_stay_together() {
+        let mut text = Text::default();
+        text.push_plain("t");
+        let parts = Raw::parse(r#"[{"type":"thinking"}]"#).unwrap();
+        assert_eq!(
+            content(&text, Some(&parts)).text(),
+            r#"[{"type":"thinking"},{"type":"text","text":"t"}]"#
+        );
+        assert_eq!(content(&text, None).text(), "\"t\"");
+        assert_eq!(content(&Text::default(), None), Raw::NULL);
+    }
+
+    #[test]
+    fn a_tool_message_has_its_name() {
+        assert_eq!(
+            tool("a", "f", "x\n").text(),
+            r#"{"role":"tool","tool_call_id":"a","name":"f","content":"x\n"}"#
+        );
+    }
+}

@@ -1,0 +1,431 @@
+//! What an upstream says in one event of a stream, or in one whole completion.
+//!
+//! Both become a [`Piece`]; a whole completion is a stream of one piece. Members that fanfold does
+//! not know travel in it as they came.
+
+use bytes::Bytes;
+
+use super::error::Said;
+use super::raw::{Member, Raw, ReadError, each_element, each_member, string};
+
+/// The most calls one event may carry.
+const MOST_CALLS_IN_A_PIECE: usize = 1024;
+
+/// Part of a reply.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Piece {
+    /// `id`, `created` and `model` of the object.
+    pub head: Head,
+    /// `content`, when it is a string that is not empty: a JSON string.
+    pub text: Option<Raw>,
+    /// The other members of the delta or message, but `role` and nulls.
+    pub members: Vec<Member>,
+    /// `tool_calls`.
+    pub calls: Vec<CallPiece>,
+    /// `finish_reason`, when it says something.
+    pub finish: Option<FinishReason>,
+    /// The other members of the choice, but nulls: `logprobs` and the like.
+    pub around: Vec<Member>,
+    /// The other members of the object, but nulls: `system_fingerprint` and the like.
+    pub top: Vec<Member>,
+    /// `usage`, wherever the upstream puts it.
+    pub usage: Option<Raw>,
+    /// The message of a whole completion, as it came.
+    pub message: Option<Raw>,
+}
+
+/// The members of a reply that are the same for a whole turn. Each is JSON text.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Head {
+    /// `id`.
+    pub id: Option<Raw>,
+    /// `created`.
+    pub created: Option<Raw>,
+    /// `model`.
+    pub model: Option<Raw>,
+}
+
+/// Part of a call.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CallPiece {
+    /// `index`, if it is there.
+    pub index: Option<u64>,
+    /// `id`, unless it is empty.
+    pub id: Option<String>,
+    /// `function.name`, unless it is empty.
+    pub name: Option<String>,
+    /// `function.arguments`: part of a string, or, from some servers, the value itself.
+    pub arguments: Option<Raw>,
+    /// `type`, when it is not `function`.
+    pub kind: Option<Raw>,
+    /// The other members, but nulls.
+    pub members: Vec<Member>,
+    /// The other members of `function`, but nulls.
+    pub function: Vec<Member>,
+    /// The call is complete in itself: it stood in a whole completion.
+    pub complete: bool,
+}
+
+/// Why a reply ended, in the words clients know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinishReason {
+    /// The model was done.
+    Stop,
+    /// A limit was reached.
+    Length,
+    /// There are calls to run.
+    ToolCalls,
+    /// The provider's filter stepped in.
+    ContentFilter,
+    /// The ancient form of `ToolCalls`.
+    FunctionCall,
+}
+
+impl FinishReason {
+    /// The word on the wire.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+            Self::ToolCalls => "tool_calls",
+            Self::ContentFilter => "content_filter",
+            Self::FunctionCall => "function_call",
+        }
+    }
+
+    fn read(word: &str) -> Option<Self> {
+        match word {
+            "" => None,
+            "length" | "max_tokens" | "model_length" => Some(Self::Length),
+            "tool_calls" | "tool_use" => Some(Self::ToolCalls),
+            "content_filter" | "safety" => Some(Self::ContentFilter),
+            "function_call" => Some(Self::FunctionCall),
+            // Servers have many words of their own for a normal end; clients only know this one.
+            _ => Some(Self::Stop),
+        }
+    }
+}
+
+/// What one event or body turned out to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Decoded {
+    /// Part of a reply.
+    Piece(Box<Piece>),
+    /// An error object.
+    Error(Said),
+    /// An object that is neither.
+    Nothing,
+}
+
+/// Reads one event (`data` without its name) or one whole body.
+///
+/// `legacy` says that the client used `functions`, so `function_call` is its own affair.
+pub fn decode(text: &Bytes, legacy: bool) -> Result<Decoded, ReadError> {
+    if text.first() == Some(&b'[') {
+        return Ok(Said::of_value(&Raw::trusted(text.clone())).map_or(Decoded::Nothing, Decoded::Error));
+    }
+    let mut reader = Reader { text, legacy, piece: Piece::default(), inner: None };
+    let (mut choices, mut error, mut flat_error) = (None, None, false);
+    each_member(text, |name, value| {
+        match name {
+            "\"choices\"" => choices = Some(value),
+            "\"error\"" if value != "null" => error = Some(value),
+            "\"id\"" => reader.piece.head.id = reader.given(value),
+            "\"created\"" => reader.piece.head.created = reader.given(value),
+            "\"model\"" => reader.piece.head.model = reader.given(value),
+            "\"usage\"" => reader.usage(value),
+            "\"x_groq\"" => reader.vendor_usage(name, value),
+            "\"object\"" => flat_error = value == "\"error\"",
+            _ => reader.top(name, value),
+        }
+        true
+    })?;
+    if let Some(error) = error {
+        let value = Raw::trusted(format!("{{\"error\":{error}}}").into());
+        return Ok(Decoded::Error(Said::of_value(&value).unwrap_or_default()));
+    }
+    if flat_error {
+        return Ok(Decoded::Error(Said::read(text)));
+    }
+    let Some(choices) = choices else {
+        let telling = reader.piece.usage.is_some();
+        return Ok(if telling { Decoded::Piece(Box::new(reader.piece)) } else { Decoded::Nothing });
+    };
+    reader.choices(choices)?;
+    Ok(Decoded::Piece(Box::new(reader.piece)))
+}
+
+struct Reader<'a> {
+    text: &'a Bytes,
+    legacy: bool,
+    piece: Piece,
+    inner: Option<ReadError>,
+}
+
+impl<'a> Reader<'a> {
+    fn share(&self, part: &str) -> Raw {
+        Raw::trusted(self.text.slice_ref(part.as_bytes()))
+    }
+
+    fn given(&self, value: &str) -> Option<Raw> {
+        (value != "null").then(|| self.share(value))
+    }
+
+    fn member(&self, name: &str, value: &str) -> Option<Member> {
+        (value != "null").then(|| Member::of_parts(self.share(name), self.share(value)))
+    }
+
+    fn top(&mut self, name: &str, value: &str) {
+        if let Some(member) = self.member(name, value) {
+            self.piece.top.push(member);
+        }
+    }
+
+    fn usage(&mut self, value: &str) {
+        if value.starts_with('{') {
+            self.piece.usage = Some(self.share(value));
+        }
+    }
+
+    /// Groq reports usage in a member of its own.
+    fn vendor_usage(&mut self, name: &str, value: &str) {
+        let usage = self.share(value).members().ok().and_then(|m| m.present("usage").cloned());
+        if self.piece.usage.is_none() {
+            self.piece.usage = usage;
+        }
+        self.top(name, value);
+    }
+
+    fn choices(&mut self, value: &'a str) -> Result<(), ReadError> {
+        if !value.starts_with('[') {
+            return if value == "null" {
+                Ok(())
+            } else {
+                Err(ReadError::NotJson("`choices` is not an array".into()))
+            };
+        }
+        let mut first = None;
+        each_element(value.as_bytes(), |choice| {
+            first.get_or_insert(choice);
+            false
+        })?;
+        first.map_or(Ok(()), |choice| self.choice(choice))
+    }
+
+    fn choice(&mut self, value: &'a str) -> Result<(), ReadError> {
+        let mut delta = None;
+        each_member(value.as_bytes(), |name, value| {
+            match name {
+                "\"index\"" => {}
+                "\"delta\"" => delta = Some(value),
+                "\"message\"" => {
+                    delta = Some(value);
+                    self.piece.message = self.given(value);
+                }
+                "\"finish_reason\"" => {
+                    self.piece.finish = string(value).and_then(|word| FinishReason::read(&word));
+                }
+                "\"usage\"" if self.piece.usage.is_none() => self.usage(value),
+                _ => {
+                    if let Some(member) = self.member(name, value) {
+                        self.piece.around.push(member);
+                    }
+                }
+            }
+            true
+        })?;
+        match delta {
+            Some(delta) if delta != "null" => self.delta(delta),
+            _ => Ok(()),
+        }
+    }
+
+    fn delta(&mut self, value: &'a str) -> Result<(), ReadError> {
+        each_member(value.as_bytes(), |name, value| {
+            match name {
+                "\"role\"" => {}
+                "\"content\"" if value.starts_with('"') => {
+                    self.piece.text = (value != "\"\"").then(|| self.share(value));
+                }
+                "\"tool_calls\"" => {
+                    let read = self.calls(value);
+                    self.keep(read);
+                }
+                "\"function_call\"" if !self.legacy && value.starts_with('{') => {
+                    let read = self.legacy_call(value);
+                    self.keep(read);
+                }
+                _ => {
+                    if let Some(member) = self.member(name, value) {
+                        self.piece.members.push(member);
+                    }
+                }
+            }
+            true
+        })?;
+        self.inner.take().map_or(Ok(()), Err)
+    }
+
+    fn keep(&mut self, read: Result<(), ReadError>) {
+        if let Err(error) = read {
+            self.inner.get_or_insert(error);
+        }
+    }
+
+    fn calls(&mut self, value: &'a str) -> Result<(), ReadError> {
+        if value == "null" {
+            return Ok(());
+        }
+        let mut read = Ok(());
+        each_element(value.as_bytes(), |call| {
+            read = self.call(call);
+            read.is_ok() && self.piece.calls.len() < MOST_CALLS_IN_A_PIECE
+        })?;
+        read
+    }
+
+    fn call(&mut self, value: &'a str) -> Result<(), ReadError> {
+        let mut call = CallPiece { complete: self.piece.message.is_some(), ..CallPiece::default() };
+        let mut function = None;
+        each_member(value.as_bytes(), |name, value| {
+            match name {
+                "\"index\"" => call.index = value.parse().ok(),
+                "\"id\"" => call.id = filled(value),
+                "\"type\"" => {
+                    call.kind =
+                        (value != "\"function\"" && value != "\"\"").then(|| self.given(value)).flatten()
+                }
+                "\"function\"" => function = Some(value),
+                _ => call.members.extend(self.member(name, value)),
+            }
+            true
+        })?;
+        if let Some(function) = function.filter(|f| f.starts_with('{')) {
+            self.function(&mut call, function)?;
+        }
+        self.piece.calls.push(call);
+        Ok(())
+    }
+
+    fn function(&self, call: &mut CallPiece, value: &'a str) -> Result<(), ReadError> {
+        each_member(value.as_bytes(), |name, value| {
+            match name {
+                "\"name\"" => call.name = filled(value),
+                "\"arguments\"" => call.arguments = self.given(value),
+                _ => call.function.extend(self.member(name, value)),
+            }
+            true
+        })
+    }
+
+    fn legacy_call(&mut self, value: &'a str) -> Result<(), ReadError> {
+        let mut call =
+            CallPiece { index: Some(0), complete: self.piece.message.is_some(), ..CallPiece::default() };
+        self.function(&mut call, value)?;
+        self.piece.calls.push(call);
+        Ok(())
+    }
+}
+
+/// A string that is not empty.
+fn filled(value: &str) -> Option<String> {
+    string(value).filter(|text| !text.is_empty()).map(std::borrow::Cow::into_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn piece(text: &'static str) -> Piece {
+        match decode(&Bytes::from_static(text.as_bytes()), false) {
+            Ok(Decoded::Piece(piece)) => *piece,
+            other => panic!("{text}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_text_chunk_keeps_what_fanfold_does_not_know() {
+        let p = piece(
+            r#"{"id":"c","object":"chat.completion.chunk","created":1,"model":"m","sys":1.10,"choices":[{"index":0,"delta":{"role":"assistant","content":"h\u00e9","reasoning_content":"r"},"logprobs":null,"score":1E2,"finish_reason":null}],"usage":null}"#,
+        );
+        assert_eq!(p.text.unwrap().text(), r#""h\u00e9""#);
+        assert_eq!((p.members.len(), p.members[0].is("reasoning_content")), (1, true));
+        assert_eq!((p.around.len(), p.around[0].value.text()), (1, "1E2"));
+        assert_eq!((p.top.len(), p.top[0].value.text()), (1, "1.10"));
+        assert_eq!((p.finish, p.usage, p.head.model.unwrap().text()), (None, None, "\"m\""));
+    }
+
+    #[test]
+    fn calls_are_read_in_every_shape() {
+        let p = piece(
+            r#"{"choices":[{"delta":{"tool_calls":[{"index":1,"id":"","type":"function","function":{"name":"f","arguments":{"x":1.0}},"extra_content":{"g":1}},{"function":{"arguments":"{"}}]}}]}"#,
+        );
+        let call = &p.calls[0];
+        assert_eq!((call.index, &call.id, call.name.as_deref()), (Some(1), &None, Some("f")));
+        assert_eq!(call.arguments.as_ref().unwrap().text(), r#"{"x":1.0}"#);
+        assert_eq!(call.members[0].value.text(), r#"{"g":1}"#);
+        assert_eq!((p.calls[1].index, p.calls[1].arguments.as_ref().unwrap().text()), (None, "\"{\""));
+        let legacy = piece(r#"{"choices":[{"delta":{"function_call":{"name":"f","arguments":"{}"}}}]}"#);
+        assert_eq!(legacy.calls[0].name.as_deref(), Some("f"));
+    }
+
+    #[test]
+    fn usage_is_found_where_servers_put_it() {
+        for text in [
+            r#"{"choices":[],"usage":{"total_tokens":3}}"#,
+            r#"{"choices":[{"delta":{},"usage":{"total_tokens":3}}]}"#,
+            r#"{"choices":[],"x_groq":{"usage":{"total_tokens":3}}}"#,
+            r#"{"usage":{"total_tokens":3}}"#,
+        ] {
+            assert_eq!(piece(text).usage.unwrap().text(), r#"{"total_tokens":3}"#, "{text}");
+        }
+    }
+
+    #[test]
+    fn errors_are_found_in_every_shape() {
+        for text in [
+            r#"{"error":{"message":"m","code":7},"choices":[{"delta":{"content":"x"}}]}"#,
+            r#"{"error":"m"}"#,
+            r#"{"object":"error","message":"m"}"#,
+            r#"[{"error":{"message":"m"}}]"#,
+        ] {
+            let decoded = decode(&Bytes::from_static(text.as_bytes()), false);
+            assert!(
+                matches!(&decoded, Ok(Decoded::Error(said)) if said.message == "m"),
+                "{text}: {decoded:?}"
+            );
+        }
+        assert!(matches!(
+            decode(&Bytes::from_static(b"{\"error\":null,\"choices\":[]}"), false),
+            Ok(Decoded::Piece(_))
+        ));
+    }
+
+    #[test]
+    fn what_is_no_reply_is_not_taken_for_one() {
+        assert_eq!(decode(&Bytes::from_static(b"{}"), false), Ok(Decoded::Nothing));
+        for broken in [
+            "",
+            "<html>",
+            "{\"choices\":7}",
+            "{\"choices\":[7]}",
+            "{\"choices\":[{\"delta\":7}]}",
+            "{\"choices\":[{\"delta\":{\"tool_calls\":[7]}}]}",
+        ] {
+            assert!(decode(&Bytes::copy_from_slice(broken.as_bytes()), false).is_err(), "{broken}");
+        }
+    }
+
+    #[test]
+    fn finish_reasons_are_the_ones_clients_know() {
+        for (word, reason) in [
+            ("stop", Some(FinishReason::Stop)),
+            ("eos", Some(FinishReason::Stop)),
+            ("", None),
+            ("max_tokens", Some(FinishReason::Length)),
+        ] {
+            assert_eq!(FinishReason::read(word), reason);
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! Usage, summed over the rounds of a turn: every numeric member, nested and unknown ones included.
+
+use super::raw::{Kind, Member, Members, Raw};
+
+/// The sum of what the rounds reported.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Sum {
+    sum: Option<Raw>,
+    missing: bool,
+}
+
+impl Sum {
+    /// Adds what one round reported; `None` marks the sum as partial.
+    pub fn add(&mut self, usage: Option<&Raw>) {
+        match (usage, &self.sum) {
+            (None, _) => self.missing = true,
+            (Some(usage), None) => self.sum = Some(usage.clone()),
+            (Some(usage), Some(sum)) => self.sum = Some(added(sum, usage, 0)),
+        }
+    }
+
+    /// The sum; a single round's usage keeps its text. `None` if no round reported any.
+    #[must_use]
+    pub const fn total(&self) -> Option<&Raw> {
+        self.sum.as_ref()
+    }
+
+    /// Whether some round did not report its usage.
+    #[must_use]
+    pub const fn is_partial(&self) -> bool {
+        self.missing
+    }
+
+    /// One member of the sum as a number, 0 if it is not there.
+    #[must_use]
+    pub fn count(&self, name: &str) -> u64 {
+        let members = self.sum.as_ref().and_then(|sum| sum.members().ok());
+        members.and_then(|m| m.find(name)?.text().parse().ok()).unwrap_or(0)
+    }
+}
+
+fn added(a: &Raw, b: &Raw, depth: usize) -> Raw {
+    match (a.kind(), b.kind()) {
+        (Kind::Number, Kind::Number) => number(a.text(), b.text()),
+        (Kind::Object, Kind::Object) if depth < 8 => {
+            let (Ok(a), Ok(b)) = (a.members(), b.members()) else { return b.clone() };
+            let both = |m: &Member| {
+                m.with_value(
+                    b.find(&m.name()).map_or_else(|| m.value.clone(), |v| added(&m.value, v, depth + 1)),
+                )
+            };
+            let mut sum: Members = a.iter().map(both).collect();
+            for member in b.iter().filter(|m| a.find(&m.name()).is_none()) {
+                sum.push(member.clone());
+            }
+            sum.to_raw()
+        }
+        (_, Kind::Null) => a.clone(),
+        _ => b.clone(),
+    }
+}
+
+fn number(a: &str, b: &str) -> Raw {
+    if let (Ok(a), Ok(b)) = (a.parse::<i128>(), b.parse::<i128>()) {
+        return Raw::trusted(a.saturating_add(b).to_string().into());
+    }
+    let sum = a.parse::<f64>().unwrap_or(0.0) + b.parse::<f64>().unwrap_or(0.0);
+    serde_json::to_string(&sum).map_or(Raw::NULL, |text| Raw::trusted(text.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sum(parts: &[Option<&'static str>]) -> Sum {
+        let mut sum = Sum::default();
+        for part in parts {
+            sum.add(part.map(|text| Raw::parse(text).unwrap()).as_ref());
+        }
+        sum
+    }
+
+    #[test]
+    fn every_numeric_member_is_added() {
+        let sum = sum(&[
+            Some(r#"{"prompt_tokens":3,"details":{"a":1,"x":null},"cost":0.5,"tier":"a"}"#),
+            Some(r#"{"prompt_tokens":4,"details":{"a":2,"b":7},"cost":0.25,"tier":"b","new":1}"#),
+        ]);
+        assert_eq!(
+            sum.total().unwrap().text(),
+            r#"{"prompt_tokens":7,"details":{"a":3,"x":null,"b":7},"cost":0.75,"tier":"b","new":1}"#
+        );
+        assert_eq!((sum.count("prompt_tokens"), sum.is_partial()), (7, false));
+    }
+
+    #[test]
+    fn one_round_keeps_its_text_and_a_silent_one_is_not_counted_as_zero() {
+        assert_eq!(sum(&[Some(r#"{"a":1.10}"#)]).total().unwrap().text(), r#"{"a":1.10}"#);
+        assert!(sum(&[Some("{\"a\":1}"), None]).is_partial());
+        assert_eq!(sum(&[None]).total(), None);
+    }
+}
