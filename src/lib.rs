@@ -1,8 +1,10 @@
 //! fanfold: an OpenAI-compatible reverse proxy that executes tools, in parallel.
 
 pub mod config;
+pub mod engine;
 pub mod policy;
 pub mod server;
+pub mod sse;
 pub mod team;
 pub mod tools;
 pub mod units;
