@@ -96,6 +96,12 @@ impl Call {
         self.kind.is_some()
     }
 
+    /// The type as JSON text, when it is not `function`.
+    #[must_use]
+    pub const fn kind(&self) -> Option<&Raw> {
+        self.kind.as_ref()
+    }
+
     /// Whether the arguments came as a value where a string belongs.
     #[must_use]
     pub const fn is_irregular(&self) -> bool {

@@ -1,0 +1,218 @@
+//! Mixed replies: what is kept of them, and how it finds its way back into a conversation.
+//!
+//! The client saw the foreign calls only. When it comes back with their results, the assistant
+//! message is put back as the upstream wrote it, with every result in call order, and the rounds
+//! before it in the same turn are put in front of it.
+
+use sha2::{Digest, Sha256};
+
+use crate::wire::raw::{Members, Raw};
+
+/// The most messages of a request that are looked through.
+const MOST_MESSAGES: usize = 65_536;
+/// Ids of at least so many letters and digits are taken to be unique by themselves.
+const UNIQUE_ID: usize = 9;
+
+/// One mixed reply with our results.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Parked {
+    /// The messages of the turn's rounds before this reply.
+    pub before: Vec<Raw>,
+    /// The assistant message, as the upstream wrote it.
+    pub assistant: Raw,
+    /// Its calls, in order.
+    pub slots: Vec<Slot>,
+}
+
+/// One call of a mixed reply.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Slot {
+    /// Its id.
+    pub id: String,
+    /// The tool message with our result; `None` for a foreign call.
+    pub ours: Option<Raw>,
+}
+
+impl Parked {
+    /// The ids of the foreign calls: what the client will come back with.
+    pub fn foreign(&self) -> impl Iterator<Item = &str> {
+        self.slots.iter().filter(|slot| slot.ours.is_none()).map(|slot| slot.id.as_str())
+    }
+
+    /// The size in memory, about, in bytes.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        let slots =
+            self.slots.iter().map(|s| s.id.len() + s.ours.as_ref().map_or(0, |m| m.bytes().len()) + 64);
+        let before = self.before.iter().map(|m| m.bytes().len() + 32);
+        self.assistant.bytes().len() + before.sum::<usize>() + slots.sum::<usize>() + 128
+    }
+
+    /// Whether the ids alone say which reply this is. Ids such as `call_0` return in every
+    /// conversation of some servers: then the history must be the same too.
+    fn has_unique_ids(&self) -> bool {
+        self.foreign().all(|id| {
+            let letters = id.strip_prefix("call_").unwrap_or(id).bytes().filter(u8::is_ascii_alphanumeric);
+            letters.count() >= UNIQUE_ID
+        })
+    }
+}
+
+/// What a conversation is known by: role and content of each message, however it is written down.
+#[must_use]
+pub fn fingerprint(messages: &Raw) -> [u8; 32] {
+    fingerprint_of(&messages.elements(MOST_MESSAGES).unwrap_or_default())
+}
+
+fn fingerprint_of(messages: &[Raw]) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    for message in messages {
+        let members = message.members().unwrap_or_default();
+        for name in ["role", "content", "tool_call_id"] {
+            let value = members.present(name);
+            let text = value.map(|v| crate::wire::call::canonical(v.text()).into_owned()).unwrap_or_default();
+            hash.update(text.len().to_le_bytes());
+            hash.update(text.as_bytes());
+        }
+    }
+    hash.finalize().into()
+}
+
+/// Restores what is parked for these messages. `find` gives the entries kept under a foreign id,
+/// with the fingerprint of the conversation they belong to. `None` if nothing was restored.
+pub fn restore(
+    messages: &Raw,
+    mut find: impl FnMut(&str) -> Vec<([u8; 32], std::sync::Arc<Parked>)>,
+) -> Option<Raw> {
+    let list = messages.elements(MOST_MESSAGES).ok()?;
+    let mut out: Vec<Raw> = Vec::with_capacity(list.len() + 8);
+    let mut restored = false;
+    let mut at = 0;
+    while at < list.len() {
+        let found = called_ids(&list[at]).and_then(|ids| {
+            let entries = find(ids.first()?);
+            let parked = entries.into_iter().find(|(print, parked)| {
+                parked.foreign().eq(ids.iter().map(String::as_str))
+                    && (parked.has_unique_ids() || *print == fingerprint_of(&list[..at]))
+            })?;
+            let answers = answers(&list[at + 1..], ids.len());
+            Some((parked.1, answers))
+        });
+        match found {
+            Some((parked, answers)) if answers.len() == parked.foreign().count() => {
+                restored = true;
+                at += 1 + answers.len();
+                put_back(&parked, &answers, &mut out);
+            }
+            _ => {
+                out.push(list[at].clone());
+                at += 1;
+            }
+        }
+    }
+    restored.then(|| {
+        let mut text = Vec::new();
+        let empty = Raw::parse("[]").ok()?;
+        crate::wire::request::append_elements(&mut text, &empty, out.iter().map(Raw::bytes));
+        Some(Raw::trusted(text.into()))
+    })?
+}
+
+fn put_back(parked: &Parked, answers: &[(String, Raw)], out: &mut Vec<Raw>) {
+    out.extend(parked.before.iter().cloned());
+    out.push(parked.assistant.clone());
+    for slot in &parked.slots {
+        let answer = || answers.iter().find(|(id, _)| *id == slot.id).map(|(_, message)| message.clone());
+        out.extend(slot.ours.clone().or_else(answer));
+    }
+}
+
+/// The ids of an assistant message's calls.
+fn called_ids(message: &Raw) -> Option<Vec<String>> {
+    memchr::memmem::find(message.bytes(), b"tool_calls")?;
+    let calls =
+        message.members().ok()?.present("tool_calls")?.elements(crate::wire::call::MOST_CALLS).ok()?;
+    let id = |call: &Raw| text(&call.members().ok()?, "id");
+    let ids: Option<Vec<String>> = calls.iter().map(id).collect();
+    ids.filter(|ids| !ids.is_empty())
+}
+
+/// The tool messages that follow directly, up to `most`, with the ids they answer.
+fn answers(following: &[Raw], most: usize) -> Vec<(String, Raw)> {
+    let answer = |message: &Raw| {
+        let members = message.members().ok()?;
+        if text(&members, "role")? != "tool" {
+            return None;
+        }
+        Some((text(&members, "tool_call_id")?, message.clone()))
+    };
+    following.iter().take(most).map_while(answer).collect()
+}
+
+fn text(members: &Members, name: &str) -> Option<String> {
+    members.present(name)?.as_string().map(std::borrow::Cow::into_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    fn raw(text: &str) -> Raw {
+        Raw::parse(text.to_owned()).unwrap()
+    }
+
+    fn parked(id: &str) -> Arc<Parked> {
+        Arc::new(Parked {
+            before: vec![raw(r#"{"role":"assistant","n":1}"#), raw(r#"{"role":"tool","n":2}"#)],
+            assistant: raw(r#"{"role":"assistant","content":null,"x":1.10,"tool_calls":"both"}"#),
+            slots: vec![
+                Slot {
+                    id: "o".into(),
+                    ours: Some(raw(r#"{"role":"tool","tool_call_id":"o","content":"ours"}"#)),
+                },
+                Slot { id: id.into(), ours: None },
+            ],
+        })
+    }
+
+    fn history(id: &str, question: &str) -> Raw {
+        raw(&format!(
+            r#"[{{"role":"user","content":"{question}"}},{{"role":"assistant","tool_calls":[{{"id":"{id}","type":"function"}}]}},{{"role":"tool","tool_call_id":"{id}","content":"theirs"}},{{"role":"user","content":"more"}}]"#
+        ))
+    }
+
+    fn restored(id: &str, question: &str) -> Option<Raw> {
+        let print = fingerprint(&raw(r#"[{"content":"q","role":"user"}]"#));
+        restore(
+            &history(id, question),
+            |wanted| if wanted == id { vec![(print, parked(id))] } else { vec![] },
+        )
+    }
+
+    #[test]
+    fn everything_is_put_back_in_call_order() {
+        let expected = r#"[{"role":"user","content":"q"},{"role":"assistant","n":1},{"role":"tool","n":2},{"role":"assistant","content":null,"x":1.10,"tool_calls":"both"},{"role":"tool","tool_call_id":"o","content":"ours"},{"role":"tool","tool_call_id":"call_f","content":"theirs"},{"role":"user","content":"more"}]"#;
+        assert_eq!(restored("call_f", "q").unwrap().text(), expected);
+    }
+
+    #[test]
+    fn ids_that_return_in_other_conversations_need_the_same_history() {
+        assert!(restored("call_0", "q").is_some());
+        assert!(restored("call_0", "another question").is_none());
+        assert!(restored("call_abcDEF123", "another question").is_some());
+    }
+
+    #[test]
+    fn a_history_that_lacks_an_answer_is_left_alone() {
+        let messages = raw(
+            r#"[{"role":"assistant","tool_calls":[{"id":"call_abcDEF123"}]},{"role":"user","content":"never mind"}]"#,
+        );
+        assert_eq!(restore(&messages, |id| vec![([0; 32], parked(id))]), None);
+    }
+
+    #[test]
+    fn nothing_parked_nothing_changed() {
+        assert_eq!(restore(&history("call_f", "q"), |_| vec![]), None);
+    }
+}

@@ -1,0 +1,353 @@
+//! One round: the reply as it comes, its calls, and where each of them stands.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{AskId, CallPart, Opening, Part, RunId};
+use crate::policy::plan::TurnPlan;
+use crate::wire::call::{Assembler, Call, TooManyCalls, canonical};
+use crate::wire::fold::{FoldedMembers, Text};
+use crate::wire::message;
+use crate::wire::raw::Raw;
+use crate::wire::reply::{CallPiece, FinishReason, Piece};
+use crate::wire::tool::{Effect, Outcome, OutcomeKind, OwnedTool};
+
+/// Whose a call is.
+#[derive(Debug, Clone)]
+pub(super) enum Whose {
+    /// Its name has not come, or is a wrapper's.
+    Open,
+    /// Ours.
+    Owned(Arc<OwnedTool>),
+    /// The client's, with its place among the foreign calls.
+    Foreign(usize),
+    /// Nobody's.
+    Nobody,
+}
+
+/// Where a call of ours stands.
+#[derive(Debug, Clone)]
+pub(super) enum Stands {
+    /// Its arguments are still coming.
+    Coming,
+    /// It waits for one of the turn's slots.
+    Queued,
+    /// It runs, or waits for a slot it shares with other turns.
+    Running { run: RunId, since: Option<Duration>, deadline: Duration },
+    /// An equal call before it runs for both.
+    SharedWith(usize),
+    /// It has its result.
+    Done(Outcome),
+}
+
+/// One call of the reply.
+#[derive(Debug, Clone)]
+pub(super) struct Standing {
+    pub(super) whose: Whose,
+    pub(super) stands: Stands,
+    /// Its place in the turn's record, once it is there.
+    pub(super) record: Option<usize>,
+    /// What makes it equal to another call: name and canonical arguments.
+    pub(super) key: Option<(String, String)>,
+}
+
+impl Standing {
+    const fn new() -> Self {
+        Self { whose: Whose::Open, stands: Stands::Coming, record: None, key: None }
+    }
+
+    /// Whether its result is one fanfold owes the upstream.
+    pub(super) const fn is_ours(&self) -> bool {
+        matches!(self.whose, Whose::Owned(_) | Whose::Nobody)
+    }
+}
+
+/// A round whose question is out, or whose calls run.
+#[derive(Debug)]
+pub(super) struct Round {
+    pub(super) ask: AskId,
+    pub(super) attempt: u8,
+    /// The reply is complete.
+    pub(super) complete: bool,
+    /// Something of this reply was shown.
+    pub(super) shown: bool,
+    /// Text of this reply was shown.
+    pub(super) text_shown: bool,
+    /// When the head of the answer goes out even if no content has come.
+    pub(super) begin_at: Option<Duration>,
+    pub(super) standings: Vec<Standing>,
+    pub(super) finish: Option<FinishReason>,
+    pub(super) usage: Option<Raw>,
+    /// Something of a reply came at all.
+    pub(super) heard: bool,
+    /// Parts held back until it is known whether this round is the last.
+    pub(super) held: Vec<Part>,
+    /// The calls for good, once the reply is complete.
+    pub(super) calls: Vec<Call>,
+    assembler: Assembler,
+    text: Text,
+    members: FoldedMembers,
+    whole: Option<Raw>,
+    changed: bool,
+}
+
+impl Round {
+    pub(super) fn new(ask: AskId, attempt: u8) -> Self {
+        Self {
+            ask,
+            attempt,
+            complete: false,
+            shown: false,
+            text_shown: false,
+            begin_at: None,
+            standings: Vec::new(),
+            finish: None,
+            usage: None,
+            heard: false,
+            held: Vec::new(),
+            calls: Vec::new(),
+            assembler: Assembler::default(),
+            text: Text::default(),
+            members: FoldedMembers::default(),
+            whole: None,
+            changed: false,
+        }
+    }
+
+    /// Takes a piece. Gives what of it the client may see, the calls whose arguments are complete now
+    /// that another one has begun, and the calls that were taken for complete and then went on.
+    pub(super) fn add(
+        &mut self,
+        piece: Piece,
+        plan: &TurnPlan,
+        fresh: &mut dyn FnMut() -> String,
+    ) -> Result<(Part, Vec<usize>, Vec<usize>), TooManyCalls> {
+        self.heard = true;
+        let mut part = Part::default();
+        if let Some(text) = &piece.text {
+            self.text.push(text);
+        }
+        piece.members.iter().for_each(|m| self.members.add(m));
+        self.whole = piece.message.or_else(|| self.whole.take());
+        self.usage = piece.usage.or_else(|| self.usage.take());
+        self.finish = piece.finish.or(self.finish);
+        let (mut closed, mut changed) = (Vec::new(), Vec::new());
+        for call in &piece.calls {
+            let known = self.standings.len();
+            let at = self.assembler.add(call, &mut *fresh)?;
+            if at == known {
+                self.standings.push(Standing::new());
+                closed.extend((0..known).filter(|i| matches!(self.standings[*i].stands, Stands::Coming)));
+            }
+            let more = call.arguments.as_ref().is_some_and(|a| a.text() != "\"\"");
+            if more && self.standings[at].key.is_some() {
+                changed.push(at);
+            }
+            part.calls.extend(self.hear_call(at, call, plan));
+        }
+        part.text = piece.text;
+        part.members = piece.members;
+        part.around = piece.around;
+        part.top = piece.top;
+        Ok((part, closed, changed))
+    }
+
+    /// Says whose the call is as soon as its name is there; gives what the client sees of a foreign one.
+    fn hear_call(&mut self, at: usize, piece: &CallPiece, plan: &TurnPlan) -> Option<CallPart> {
+        let call = &self.assembler.calls()[at];
+        if let Whose::Foreign(index) = self.standings[at].whose {
+            let token =
+                |sent: &Raw| if call.is_irregular() { call.arguments_token(false) } else { sent.clone() };
+            let arguments = piece.arguments.as_ref().map(token);
+            let (members, function) = (piece.members.clone(), piece.function.clone());
+            return Some(CallPart { index, opening: None, arguments, members, function });
+        }
+        if !matches!(self.standings[at].whose, Whose::Open) {
+            return None;
+        }
+        let foreign = self.foreign();
+        let whose = whose(call, plan, foreign);
+        self.standings[at].whose = whose.clone();
+        match whose {
+            Whose::Foreign(index) => Some(CallPart {
+                members: piece.members.clone(),
+                function: piece.function.clone(),
+                ..opened(call, index)
+            }),
+            Whose::Open | Whose::Owned(_) | Whose::Nobody => None,
+        }
+    }
+
+    /// How many calls are the client's.
+    pub(super) fn foreign(&self) -> usize {
+        self.standings.iter().filter(|s| matches!(s.whose, Whose::Foreign(_))).count()
+    }
+
+    /// Whether fanfold owes the upstream a result.
+    pub(super) fn any_of_ours(&self) -> bool {
+        self.standings.iter().any(Standing::is_ours)
+    }
+
+    /// The reply is complete: opens wrappers, decides whose the remaining calls are, and gives what
+    /// the client sees of foreign calls that only appear now.
+    pub(super) fn complete(&mut self, plan: &TurnPlan, fresh: &mut dyn FnMut() -> String) -> Vec<CallPart> {
+        self.complete = true;
+        self.changed =
+            self.assembler.calls().iter().any(|c| c.sent_id.as_deref() != Some(&c.id) || c.is_irregular());
+        self.open_wrappers(fresh);
+        let mut parts = Vec::new();
+        for at in 0..self.calls.len() {
+            if matches!(self.standings[at].whose, Whose::Open) {
+                let mut whose = whose(&self.calls[at], plan, self.foreign());
+                if matches!(whose, Whose::Open) {
+                    whose = Whose::Nobody;
+                }
+                if let Whose::Foreign(index) = whose {
+                    parts.push(opened(&self.calls[at], index));
+                }
+                self.standings[at].whose = whose;
+            }
+        }
+        parts
+    }
+
+    /// Puts the calls a wrapper holds in its place.
+    fn open_wrappers(&mut self, fresh: &mut dyn FnMut() -> String) {
+        let (mut calls, mut standings, mut moved) = (Vec::new(), Vec::new(), Vec::new());
+        let assembled = std::mem::take(&mut self.assembler).into_calls();
+        for (call, standing) in assembled.into_iter().zip(std::mem::take(&mut self.standings)) {
+            moved.push(calls.len());
+            if let Some(inner) = call.unwrapped() {
+                self.changed = true;
+                for (name, arguments) in inner {
+                    calls.push(Call::made(fresh(), name, &arguments));
+                    standings.push(Standing::new());
+                }
+            } else {
+                calls.push(call);
+                standings.push(standing);
+            }
+        }
+        for standing in &mut standings {
+            if let Stands::SharedWith(at) = &mut standing.stands {
+                *at = moved[*at];
+            }
+        }
+        (self.calls, self.standings) = (calls, standings);
+    }
+
+    /// The call at `at`, complete or not.
+    pub(super) fn call(&self, at: usize) -> &Call {
+        if self.complete { &self.calls[at] } else { &self.assembler.calls()[at] }
+    }
+
+    /// Whether the call at `at` may start before the reply is complete.
+    pub(super) fn may_start_early(&self, at: usize) -> bool {
+        match &self.standings[at].whose {
+            Whose::Owned(tool) => tool.effect == Effect::Read && self.call(at).parses(),
+            Whose::Open | Whose::Foreign(_) | Whose::Nobody => false,
+        }
+    }
+
+    /// An earlier equal call of a tool that only reads, whose run can answer this one too.
+    pub(super) fn twin(&self, at: usize) -> Option<usize> {
+        let Whose::Owned(tool) = &self.standings[at].whose else { return None };
+        if tool.effect != Effect::Read {
+            return None;
+        }
+        let key = self.standings[at].key.as_ref();
+        (0..at).find(|i| {
+            self.standings[*i].key.as_ref() == key
+                && !matches!(self.standings[*i].stands, Stands::SharedWith(_) | Stands::Coming)
+        })
+    }
+
+    /// Remembers what makes the call equal to another.
+    pub(super) fn mark(&mut self, at: usize) {
+        let call = self.call(at);
+        let arguments = call.arguments();
+        let key = (call.name.clone(), canonical(&arguments).into_owned());
+        self.standings[at].key = Some(key);
+    }
+
+    /// The runs that are out.
+    pub(super) fn running(&self) -> impl Iterator<Item = (usize, RunId)> + '_ {
+        self.standings.iter().enumerate().filter_map(|(at, s)| match s.stands {
+            Stands::Running { run, .. } => Some((at, run)),
+            Stands::Coming | Stands::Queued | Stands::SharedWith(_) | Stands::Done(_) => None,
+        })
+    }
+
+    /// Whether every call of ours has its result.
+    pub(super) fn settled(&self) -> bool {
+        self.complete
+            && self.standings.iter().filter(|s| s.is_ours()).all(|s| matches!(s.stands, Stands::Done(_)))
+    }
+
+    /// The result of a call of ours.
+    pub(super) fn outcome(&self, at: usize) -> Option<&Outcome> {
+        match &self.standings[at].stands {
+            Stands::Done(outcome) => Some(outcome),
+            Stands::Coming | Stands::Queued | Stands::Running { .. } | Stands::SharedWith(_) => None,
+        }
+    }
+
+    /// The assistant message, as it goes back.
+    pub(super) fn assistant(&self, plan: &TurnPlan) -> Raw {
+        message::assistant(&message::Said {
+            whole: self.whole.as_ref(),
+            text: &self.text,
+            members: &self.members,
+            calls: &self.calls,
+            changed: self.changed,
+            tame: plan.habits.tame_arguments,
+        })
+    }
+}
+
+/// Whose a call is; `foreign` calls are the client's already.
+fn whose(call: &Call, plan: &TurnPlan, foreign: usize) -> Whose {
+    if call.is_custom() {
+        return Whose::Foreign(foreign);
+    }
+    if call.name.is_empty() || call.name == crate::wire::call::WRAPPER {
+        return Whose::Open;
+    }
+    if let Some(tool) = plan.owned.get(call.name.as_str()) {
+        return Whose::Owned(tool.clone());
+    }
+    // Where fanfold adds nothing, a name it does not know is between client and upstream.
+    if plan.owned.is_empty() || plan.foreign.contains(&call.name) {
+        Whose::Foreign(foreign)
+    } else {
+        Whose::Nobody
+    }
+}
+
+/// A foreign call as it is first shown: all of it that has come.
+fn opened(call: &Call, index: usize) -> CallPart {
+    CallPart {
+        index,
+        opening: Some(Opening { id: call.id.clone(), kind: call.kind().cloned(), name: call.name.clone() }),
+        arguments: (!call.is_custom()).then(|| call.arguments_token(false)),
+        members: Vec::new(),
+        function: Vec::new(),
+    }
+}
+
+/// The sentence for a call of a tool that is not there.
+pub(super) fn unknown(name: &str, plan: &TurnPlan) -> Outcome {
+    const MOST_NAMES: usize = 40;
+    let names: Vec<&str> = plan
+        .owned
+        .keys()
+        .map(|name| &**name)
+        .chain(plan.foreign.iter().map(String::as_str))
+        .take(MOST_NAMES)
+        .collect();
+    let name: String = name.chars().take(100).collect();
+    Outcome::failed(
+        OutcomeKind::Denied,
+        &format!("there is no tool `{name}`; the tools are: {}", names.join(", ")),
+    )
+}

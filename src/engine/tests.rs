@@ -1,0 +1,563 @@
+//! What happens next, in scenes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::*;
+use crate::policy::parallel::{Decision, Reason};
+use crate::policy::plan::{Habits, Rules, TurnPlan};
+use crate::policy::settings::{InterimText, Limits, StrictParallel};
+use crate::wire::failure::FailureKind;
+use crate::wire::reply::{Decoded, decode};
+use crate::wire::tool::{Effect, OnDisconnect, OutcomeKind};
+
+pub(super) fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+pub(super) fn plan() -> TurnPlan {
+    let tool = |name: &str, effect, on_disconnect| {
+        let tool = OwnedTool {
+            name: name.into(),
+            definition: "{}".into(),
+            strict: false,
+            effect,
+            on_disconnect,
+            timeout: ms(30_000),
+        };
+        (tool.name.clone(), Arc::new(tool))
+    };
+    TurnPlan {
+        decision: Decision { send: None, reason: Reason::Default },
+        owned: [
+            tool("read", Effect::Read, OnDisconnect::Stop),
+            tool("look", Effect::Read, OnDisconnect::Stop),
+            tool("write", Effect::Write, OnDisconnect::Finish),
+        ]
+        .into(),
+        foreign: vec!["theirs".into()],
+        forcing: false,
+        stream: true,
+        include_usage: true,
+        transcript: true,
+        legacy_functions: false,
+        habits: Habits::default(),
+        rules: Rules {
+            strict_parallel: StrictParallel::Serialize,
+            interim_text: InterimText::Stream,
+            limits: Arc::new(Limits::default()),
+            call_timeout_cap: None,
+        },
+    }
+}
+
+/// A turn on a stage: inputs in, told actions out.
+struct Scene {
+    turn: Turn,
+    now: Duration,
+    ask: AskId,
+}
+
+impl Scene {
+    fn new(plan: TurnPlan) -> Self {
+        Self { turn: Turn::new(Arc::new(plan), 1), now: Duration::ZERO, ask: 0 }
+    }
+
+    /// A scene whose first question is out.
+    fn begun(plan: TurnPlan) -> Self {
+        let mut scene = Self::new(plan);
+        assert_eq!(scene.step(Input::Begin), ["ask 1.0"]);
+        scene
+    }
+
+    fn step(&mut self, input: Input) -> Vec<String> {
+        let mut actions = Vec::new();
+        self.turn.step(input, self.now, &mut actions);
+        for action in &actions {
+            if let Action::Ask(ask) = action {
+                self.ask = ask.id;
+            }
+        }
+        actions.iter().filter_map(told).collect()
+    }
+
+    fn after(&mut self, millis: u64) -> &mut Self {
+        self.now += ms(millis);
+        self
+    }
+
+    fn hear(&mut self, chunk: &str) -> Vec<String> {
+        let Ok(Decoded::Piece(piece)) = decode(&chunk.to_owned().into(), false) else { panic!("{chunk}") };
+        self.step(Input::Piece(self.ask, piece))
+    }
+
+    fn text(&mut self, text: &str) -> Vec<String> {
+        self.hear(&format!(r#"{{"model":"m","choices":[{{"delta":{{"content":"{text}"}}}}]}}"#))
+    }
+
+    fn call(&mut self, index: usize, name: &str, arguments: &str) -> Vec<String> {
+        let arguments = Raw::string(arguments);
+        self.hear(&format!(
+            r#"{{"choices":[{{"delta":{{"tool_calls":[{{"index":{index},"id":"c{index}","type":"function","function":{{"name":"{name}","arguments":{}}}}}]}}}}]}}"#,
+            arguments.text()
+        ))
+    }
+
+    fn end(&mut self, finish: &str) -> Vec<String> {
+        let mut told = self.hear(&format!(
+            r#"{{"choices":[{{"delta":{{}},"finish_reason":"{finish}"}}],"usage":{{"total_tokens":5}}}}"#
+        ));
+        told.extend(self.step(Input::Ended { ask: self.ask, done: true }));
+        told
+    }
+
+    fn fail(&mut self, kind: FailureKind) -> Vec<String> {
+        self.step(Input::Failed(self.ask, Box::new(Failure::new(kind, ""))))
+    }
+
+    fn ok(&mut self, run: RunId) -> Vec<String> {
+        self.step(Input::Outcome(run, Outcome::ok(format!("result {run}"))))
+    }
+
+    /// Lets time pass until the turn's own deadline, and tells it so.
+    fn wait(&mut self) -> Vec<String> {
+        self.now = self.turn.deadline().unwrap();
+        self.step(Input::Tick)
+    }
+
+    fn history(&self) -> Vec<&str> {
+        self.turn.appended().iter().map(Raw::text).collect()
+    }
+}
+
+/// An action in a few words. Heads are left out.
+fn told(action: &Action) -> Option<String> {
+    Some(match action {
+        Action::Ask(ask) => {
+            let mut told = format!("ask {}.{}", ask.round, ask.attempt);
+            match ask.choice {
+                Choice::Keep => {}
+                Choice::Auto => told.push_str(" auto"),
+                Choice::None => told.push_str(" none"),
+                Choice::Drop => told.push_str(" drop"),
+            }
+            if ask.drop_tools {
+                told.push_str(" without tools");
+            }
+            told
+        }
+        Action::Cancel => "cancel".into(),
+        Action::Run(run) => format!("run {} {} {}", run.id, run.tool.name, run.arguments),
+        Action::Stop(run) => format!("stop {run}"),
+        Action::Show(Show::Begin(_)) => return None,
+        Action::Show(Show::Part(part)) => {
+            let mut told = String::from("show");
+            if part.blank_line {
+                told.push_str(" blank");
+            }
+            if let Some(text) = &part.text {
+                told.push_str(&format!(" {}", text.text()));
+            }
+            for call in &part.calls {
+                let opening =
+                    call.opening.as_ref().map(|o| format!("{}:{}", o.id, o.name)).unwrap_or_default();
+                let arguments = call.arguments.as_ref().map(Raw::text).unwrap_or_default();
+                told.push_str(&format!(" call{} {opening} {arguments}", call.index));
+            }
+            told
+        }
+        Action::Park(parked) => format!("park {:?}", parked.foreign().collect::<Vec<_>>()),
+        Action::LearnNoParallel => "learn".into(),
+        Action::Finish(Finish::Answer(reason)) => format!("finish {}", reason.word()),
+        Action::Finish(Finish::Failed(error)) => format!("failed {} {}", error.status, error.code),
+        Action::Finish(Finish::Gone) => "gone".into(),
+    })
+}
+
+fn limited(change: impl FnOnce(&mut Limits)) -> TurnPlan {
+    let mut plan = plan();
+    let mut limits = Limits::default();
+    change(&mut limits);
+    plan.rules.limits = Arc::new(limits);
+    plan
+}
+
+#[test]
+fn a_plain_answer_streams_through() {
+    let mut s = Scene::begun(plan());
+    assert_eq!(s.text("hel"), ["show \"hel\""]);
+    assert_eq!(s.text("lo"), ["show \"lo\""]);
+    assert_eq!(s.end("stop"), ["finish stop"]);
+    assert_eq!(s.turn.deadline(), None);
+}
+
+#[test]
+fn results_go_back_in_call_order_whatever_the_order_they_came_in() {
+    let mut s = Scene::begun(plan());
+    s.call(0, "write", "{\"x\":1}");
+    assert_eq!(s.call(1, "write", "{\"x\":2}"), Vec::<String>::new());
+    assert_eq!(s.end("tool_calls"), ["run 1 write {\"x\":1}", "run 2 write {\"x\":2}"]);
+    assert_eq!(s.ok(2), Vec::<String>::new());
+    assert_eq!(s.ok(1), ["ask 2.0"]);
+    assert_eq!(
+        s.history(),
+        [
+            r#"{"role":"assistant","content":null,"tool_calls":[{"id":"c0","type":"function","function":{"name":"write","arguments":"{\"x\":1}"}},{"id":"c1","type":"function","function":{"name":"write","arguments":"{\"x\":2}"}}]}"#,
+            r#"{"role":"tool","tool_call_id":"c0","name":"write","content":"result 1"}"#,
+            r#"{"role":"tool","tool_call_id":"c1","name":"write","content":"result 2"}"#,
+        ]
+    );
+    s.text("done");
+    assert_eq!(s.end("stop"), ["finish stop"]);
+    assert_eq!(s.turn.usage().count("total_tokens"), 10);
+}
+
+#[test]
+fn a_reading_tool_starts_as_soon_as_the_next_call_begins() {
+    let mut s = Scene::begun(plan());
+    assert_eq!(s.call(0, "read", "{}"), Vec::<String>::new());
+    assert_eq!(s.call(1, "write", "{}"), ["run 1 read {}"]);
+    assert_eq!(s.call(2, "read", "{\"x\":1}"), Vec::<String>::new());
+    assert_eq!(s.end("tool_calls"), ["run 2 write {}", "run 3 read {\"x\":1}"]);
+}
+
+#[test]
+fn a_call_that_goes_on_after_it_started_early_starts_anew() {
+    let mut s = Scene::begun(plan());
+    s.call(0, "read", "{}");
+    assert_eq!(s.call(1, "look", "{}"), ["run 1 read {}"]);
+    let more = r#"{"choices":[{"delta":{"tool_calls":[{"index":0,"function":{"arguments":" "}}]}}]}"#;
+    assert_eq!(s.hear(more), ["stop 1"]);
+    assert_eq!(s.ok(1), Vec::<String>::new());
+    assert_eq!(s.end("tool_calls"), ["run 2 read {} ", "run 3 look {}"]);
+}
+
+#[test]
+fn equal_reading_calls_run_once_and_answer_both_ids() {
+    let mut s = Scene::begun(plan());
+    s.call(0, "read", r#"{"a":1,"b":2}"#);
+    s.call(1, "read", r#"{"b":2, "a":1}"#);
+    s.call(2, "write", "{}");
+    s.call(3, "write", "{}");
+    assert_eq!(s.end("tool_calls"), ["run 2 write {}", "run 3 write {}"]);
+    s.ok(2);
+    s.ok(3);
+    assert_eq!(s.ok(1), ["ask 2.0"]);
+    assert_eq!(s.history()[2], r#"{"role":"tool","tool_call_id":"c1","name":"read","content":"result 1"}"#);
+}
+
+#[test]
+fn slots_are_filled_in_order() {
+    let mut s = Scene::begun(limited(|l| l.calls_at_once = 2));
+    for i in 0..4 {
+        s.call(i, "write", &format!("{{\"i\":{i}}}"));
+    }
+    assert_eq!(s.end("tool_calls"), ["run 1 write {\"i\":0}", "run 2 write {\"i\":1}"]);
+    assert_eq!(s.ok(2), ["run 3 write {\"i\":2}"]);
+    assert_eq!(s.ok(3), ["run 4 write {\"i\":3}"]);
+    s.ok(1);
+    assert_eq!(s.ok(4), ["ask 2.0"]);
+}
+
+#[test]
+fn bad_calls_get_an_error_result_and_the_others_run() {
+    let mut s = Scene::begun(plan());
+    s.call(0, "nobody", "{}");
+    s.call(1, "write", "{\"x\":");
+    s.call(2, "write", "");
+    assert_eq!(s.end("tool_calls"), ["run 1 write {}"]);
+    assert_eq!(s.ok(1), ["ask 2.0"]);
+    let history = s.history();
+    assert!(
+        history[1].contains("error: there is no tool `nobody`; the tools are: look, read, write, theirs"),
+        "{}",
+        history[1]
+    );
+    assert!(history[2].contains("not valid JSON"), "{}", history[2]);
+    let outcomes: Vec<_> = s.turn.record().calls.iter().map(|c| c.outcome).collect();
+    assert_eq!(
+        outcomes,
+        [Some(OutcomeKind::Denied), Some(OutcomeKind::InvalidArguments), Some(OutcomeKind::Ok)]
+    );
+}
+
+#[test]
+fn a_wrapper_is_opened_into_its_calls() {
+    let mut s = Scene::begun(plan());
+    s.call(0, "multi_tool_use.parallel", r#"{"tool_uses":[{"recipient_name":"functions.read","parameters":{"x":1}},{"recipient_name":"functions.write","parameters":{}}]}"#);
+    assert_eq!(s.end("tool_calls"), ["run 1 read {\"x\":1}", "run 2 write {}"]);
+    s.ok(1);
+    assert_eq!(s.ok(2), ["ask 2.0"]);
+    assert!(!s.history()[0].contains("multi_tool_use"));
+    assert_eq!(s.history().len(), 3);
+}
+
+#[test]
+fn a_call_that_takes_too_long_is_stopped_and_the_others_are_kept() {
+    let mut s = Scene::begun(plan());
+    s.call(0, "write", "{}");
+    s.call(1, "read", "{}");
+    s.end("tool_calls");
+    s.step(Input::Started(1));
+    s.after(10).step(Input::Started(2));
+    s.ok(2);
+    assert_eq!(s.turn.deadline(), Some(ms(30_000)));
+    assert_eq!(s.wait(), ["stop 1", "ask 2.0"]);
+    assert!(
+        s.history()[1].contains("error: timed out after 30s; outcome unknown: it may have been executed")
+    );
+    assert!(s.history()[2].contains("result 2"));
+    assert_eq!(s.ok(1), Vec::<String>::new(), "a late result falls through");
+}
+
+#[test]
+fn time_spent_waiting_for_a_shared_slot_is_not_the_calls_own() {
+    let mut s = Scene::begun(plan());
+    s.call(0, "read", "{}");
+    s.end("tool_calls");
+    s.after(20_000).step(Input::Started(1));
+    assert_eq!(s.turn.deadline(), Some(ms(50_000)));
+    let mut s = Scene::begun(plan());
+    s.call(0, "write", "{}");
+    s.end("tool_calls");
+    assert_eq!(s.wait(), ["stop 1", "ask 2.0"]);
+    assert!(s.history()[1].contains("waiting for a free slot; nothing was run"));
+}
+
+#[test]
+fn the_last_round_has_no_choice_and_a_note() {
+    let mut s = Scene::begun(limited(|l| l.rounds = 2));
+    for (round, next) in [(1, "ask 2.0"), (2, "ask 3.0 none")] {
+        s.call(0, "write", "{}");
+        s.end("tool_calls");
+        assert_eq!(s.ok(round), [next]);
+    }
+    assert!(
+        s.history()[3]
+            .contains("the limit of 2 rounds of tool calls is reached. Answer from the results you have.]")
+    );
+    s.text("so");
+    assert_eq!(s.end("stop"), ["finish stop"]);
+    assert_eq!(s.turn.record().limits, [Limit::Rounds]);
+}
+
+#[test]
+fn a_model_that_still_calls_in_the_last_round_is_not_obeyed_and_the_answer_says_why() {
+    let mut s = Scene::begun(limited(|l| l.rounds = 1));
+    s.call(0, "write", "{}");
+    s.end("tool_calls");
+    s.ok(1);
+    s.call(0, "write", "{}");
+    let told = s.end("tool_calls");
+    assert_eq!(told.len(), 2, "{told:?}");
+    assert!(told[0].contains("The answer ends here: the limit of 1 rounds"), "{told:?}");
+    assert_eq!(told[1], "finish length");
+}
+
+#[test]
+fn the_last_round_is_never_an_empty_answer() {
+    let mut s = Scene::begun(limited(|l| l.rounds = 1));
+    s.call(0, "write", "{}");
+    s.end("tool_calls");
+    s.ok(1);
+    let told = s.end("stop");
+    assert!(told[0].contains("The answer ends here"), "{told:?}");
+}
+
+#[test]
+fn an_upstream_that_ignores_the_choice_gets_no_tools_in_the_last_round() {
+    let mut plan = limited(|l| l.rounds = 1);
+    plan.habits.honours_tool_choice = false;
+    plan.decision.send = Some(false);
+    let mut s = Scene::begun(plan);
+    s.call(0, "write", "{}");
+    s.end("tool_calls");
+    assert_eq!(s.ok(1), ["ask 2.0 drop without tools"]);
+}
+
+#[test]
+fn calls_beyond_the_limit_are_not_run() {
+    let mut s = Scene::begun(limited(|l| l.calls_per_turn = 2));
+    for i in 0..3 {
+        s.call(i, "write", &format!("{{\"i\":{i}}}"));
+    }
+    assert_eq!(s.end("tool_calls").len(), 2);
+    s.ok(1);
+    assert_eq!(s.ok(2), ["ask 2.0 none"]);
+    assert!(s.history()[3].contains("not run: the limit of 2 tool calls in one turn is reached"));
+}
+
+#[test]
+fn the_same_error_of_the_same_call_three_times_in_a_row_ends_the_tool_rounds() {
+    let mut s = Scene::begun(plan());
+    for (run, next) in [(1, "ask 2.0"), (2, "ask 3.0"), (3, "ask 4.0 none")] {
+        s.call(0, "write", "{}");
+        s.end("tool_calls");
+        assert_eq!(s.step(Input::Outcome(run, Outcome::failed(OutcomeKind::Error, "no"))), [next]);
+    }
+    assert_eq!(s.turn.record().limits, [Limit::IdenticalErrors]);
+}
+
+#[test]
+fn foreign_calls_are_shown_renumbered_and_ours_are_parked_with_their_results() {
+    let mut s = Scene::begun(plan());
+    assert_eq!(s.call(0, "read", "{}"), Vec::<String>::new());
+    assert_eq!(s.call(1, "theirs", ""), ["show call0 c1:theirs \"\"", "run 1 read {}"]);
+    let more = r#"{"choices":[{"delta":{"tool_calls":[{"index":1,"function":{"arguments":"{}"}}]}}]}"#;
+    assert_eq!(s.hear(more), ["show call0  \"{}\""]);
+    assert_eq!(s.end("tool_calls"), Vec::<String>::new());
+    assert_eq!(s.ok(1), ["park [\"c1\"]", "finish tool_calls"]);
+    assert!(s.turn.record().mixed);
+}
+
+#[test]
+fn foreign_calls_alone_end_the_turn() {
+    let mut s = Scene::begun(plan());
+    s.call(0, "theirs", "{}");
+    assert_eq!(s.end("stop"), ["finish tool_calls"]);
+}
+
+#[test]
+fn a_blank_line_stands_between_the_texts_of_two_rounds() {
+    let mut s = Scene::begun(plan());
+    s.text("let me see");
+    s.call(0, "write", "{}");
+    s.end("tool_calls");
+    s.ok(1);
+    assert_eq!(s.text("so"), ["show blank \"so\""]);
+    assert_eq!(s.text("!"), ["show \"!\""]);
+}
+
+#[test]
+fn interim_text_is_held_until_the_round_is_known_to_be_the_last() {
+    let mut plan = plan();
+    plan.rules.interim_text = InterimText::Hold;
+    let mut s = Scene::begun(plan);
+    assert_eq!(s.text("let me see"), Vec::<String>::new());
+    s.call(0, "write", "{}");
+    s.end("tool_calls");
+    s.ok(1);
+    s.text("so");
+    assert_eq!(s.end("stop"), ["show \"so\"", "finish stop"]);
+}
+
+#[test]
+fn a_forcing_choice_is_for_the_first_round_only() {
+    let mut plan = plan();
+    plan.forcing = true;
+    let mut s = Scene::begun(plan);
+    s.call(0, "write", "{}");
+    s.end("tool_calls");
+    assert_eq!(s.ok(1), ["ask 2.0 auto"]);
+}
+
+#[test]
+fn a_failed_ask_is_asked_again_while_nothing_was_shown() {
+    let mut s = Scene::begun(plan());
+    assert_eq!(s.fail(FailureKind::Unreachable), Vec::<String>::new());
+    assert_eq!(s.wait(), ["ask 1.1"]);
+    s.fail(FailureKind::Unreachable);
+    assert_eq!(s.wait(), ["ask 1.2"]);
+    assert_eq!(s.fail(FailureKind::Unreachable), ["failed 502 upstream_unreachable"]);
+    let mut s = Scene::begun(plan());
+    s.text("x");
+    assert_eq!(s.fail(FailureKind::Reset), ["failed 502 upstream_reset"]);
+}
+
+#[test]
+fn early_runs_of_a_failed_ask_are_stopped_and_their_results_ignored() {
+    let mut s = Scene::begun(plan());
+    s.call(0, "read", "{}");
+    s.call(1, "read", "{\"x\":1}");
+    assert_eq!(s.fail(FailureKind::Reset), ["stop 1"]);
+    assert_eq!(s.wait(), ["ask 1.1"]);
+    assert_eq!(s.ok(1), Vec::<String>::new());
+    s.call(0, "read", "{}");
+    assert_eq!(s.end("tool_calls"), ["run 2 read {}"]);
+}
+
+#[test]
+fn after_an_effect_no_failure_invites_a_repetition() {
+    let mut s = Scene::begun(plan());
+    s.call(0, "write", "{}");
+    s.end("tool_calls");
+    s.ok(1);
+    assert_eq!(s.fail(FailureKind::Refused), ["failed 424 turn_failed_after_tools"]);
+    let mut s = Scene::begun(plan());
+    s.call(0, "read", "{}");
+    s.end("tool_calls");
+    s.ok(1);
+    assert_eq!(s.fail(FailureKind::Refused), ["failed 400 upstream_refused"]);
+}
+
+#[test]
+fn a_refused_parameter_is_left_out_and_learned() {
+    let mut plan = plan();
+    plan.decision.send = Some(false);
+    let mut s = Scene::new(plan);
+    let mut actions = Vec::new();
+    s.turn.step(Input::Begin, ms(0), &mut actions);
+    assert!(matches!(actions[0], Action::Ask(Ask { parallel: Some(false), .. })));
+    actions.clear();
+    let failure = Box::new(Failure::new(FailureKind::ParallelRefused, ""));
+    s.turn.step(Input::Failed(1, failure), ms(1), &mut actions);
+    assert!(
+        matches!(actions[..], [Action::LearnNoParallel, Action::Ask(Ask { parallel: None, id: 2, .. })]),
+        "{actions:?}"
+    );
+    s.ask = 2;
+    assert_eq!(s.fail(FailureKind::ParallelRefused), ["failed 400 unsupported_parameter"]);
+}
+
+#[test]
+fn an_end_without_a_finish_is_truncated_unless_the_upstream_said_done() {
+    let mut s = Scene::begun(plan());
+    s.text("x");
+    assert_eq!(s.step(Input::Ended { ask: 1, done: false }), ["failed 502 upstream_truncated"]);
+    let mut s = Scene::begun(plan());
+    s.text("x");
+    assert_eq!(s.step(Input::Ended { ask: 1, done: true }), ["finish stop"]);
+}
+
+#[test]
+fn a_client_that_leaves_stops_what_may_be_stopped_and_nothing_new_starts() {
+    let mut s = Scene::begun(limited(|l| l.calls_at_once = 2));
+    s.call(0, "read", "{}");
+    s.call(1, "write", "{}");
+    s.call(2, "write", "{\"x\":1}");
+    assert_eq!(s.end("tool_calls"), ["run 2 write {}"]);
+    assert_eq!(s.step(Input::ClientGone), ["stop 1"]);
+    assert_eq!(s.step(Input::ClientGone), Vec::<String>::new());
+    assert_eq!(s.ok(2), ["gone"]);
+    let mut s = Scene::begun(plan());
+    assert_eq!(s.step(Input::ClientGone), ["cancel", "gone"]);
+}
+
+#[test]
+fn the_whole_turn_has_a_deadline() {
+    let mut s = Scene::begun(plan());
+    s.call(0, "read", "{}");
+    s.call(1, "read", "{\"x\":1}");
+    s.now = ms(300_000);
+    assert_eq!(s.step(Input::Tick), ["cancel", "stop 1", "failed 504 turn_timeout"]);
+    assert_eq!(s.turn.record().limits, [Limit::TurnTimeout]);
+}
+
+#[test]
+fn the_head_goes_out_after_ten_silent_seconds() {
+    let mut s = Scene::begun(plan());
+    s.step(Input::Accepted(1));
+    assert_eq!(s.turn.deadline(), Some(ms(10_000)));
+    s.now = ms(10_000);
+    let mut actions = Vec::new();
+    s.turn.step(Input::Tick, s.now, &mut actions);
+    assert_eq!(actions, [Action::Show(Show::Begin(crate::wire::reply::Head::default()))]);
+    assert_eq!(s.turn.deadline(), Some(ms(300_000)));
+}
+
+#[test]
+fn a_shutdown_ends_the_turn_with_an_error() {
+    let mut s = Scene::begun(plan());
+    assert_eq!(s.step(Input::Shutdown), ["cancel", "failed 503 shutting_down"]);
+    assert_eq!(s.step(Input::Shutdown), Vec::<String>::new());
+}
