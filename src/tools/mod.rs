@@ -21,6 +21,8 @@ mod place;
 mod secret;
 pub mod settings;
 pub mod strict;
+#[cfg(test)]
+mod testing;
 pub mod text;
 
 use std::collections::BTreeMap;
