@@ -263,12 +263,43 @@ async fn a_stopped_or_dropped_call_leaves_no_process_and_no_directory() {
 }
 
 #[tokio::test]
-async fn a_call_stopped_before_it_began_ends_at_once() {
-    let script = Script::new("sleep 1000", json!({}));
+async fn a_call_that_is_over_before_it_began_runs_nothing() {
+    let script = Script::new("echo x >$D/ran", json!({}));
     let stop = CancellationToken::new();
     stop.cancel();
     assert_eq!(script.tool.run(&call(&json!({})), &stop).await.kind, OutcomeKind::Stopped);
+    assert_eq!(script.until(0).await.kind, OutcomeKind::Timeout);
     assert_eq!(script.catalog.children(), 0);
+    assert!(!script.dir.path().join("ran").exists());
+}
+
+#[tokio::test]
+async fn who_closed_its_output_can_still_be_ended() {
+    let script = Script::new("echo $$ >$D/pid; exec >&- 2>&-; exec sleep 1000", json!({}));
+    assert_eq!(script.until(300).await.kind, OutcomeKind::Timeout);
+    assert!(!exists(script.pid("pid").await));
+}
+
+#[test]
+fn a_runtime_that_goes_down_takes_its_processes_along() {
+    let script = Script::new("sleep 1000 & echo $! >$D/child; echo $$ >$D/pid; wait", json!({}));
+    let runtime =
+        || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let first = runtime();
+    let pids = first.block_on(async {
+        let (call, stop) = (call(&json!({})), CancellationToken::new());
+        let mut running = Box::pin(script.tool.run(&call, &stop));
+        tokio::select! {
+            outcome = &mut running => panic!("{outcome:?}"),
+            pid = script.pid("pid") => [pid, script.pid("child").await],
+        }
+    });
+    first.shutdown_background();
+    runtime().block_on(async {
+        for pid in pids {
+            ends(pid).await;
+        }
+    });
 }
 
 #[tokio::test]

@@ -322,27 +322,6 @@ async fn redirects_without_an_end_are_cut_off() {
     assert_eq!(server.seen().len(), 4);
 }
 
-#[test]
-fn only_the_same_scheme_host_and_port_is_the_own_origin() {
-    let from: Uri = "https://h.example:8443/a/b".parse().unwrap();
-    for (to, expected) in [
-        ("/c", Some("https://h.example:8443/c")),
-        ("c?d", Some("https://h.example:8443/a/c?d")),
-        ("https://h.example:8443/x", Some("https://h.example:8443/x")),
-        ("http://h.example:8443/x", None),
-        ("https://h.example/x", None),
-        ("https://h.example:8444/x", None),
-        ("//evil.example/x", None),
-        ("\\\\evil.example\\x", None),
-        ("https://u@h.example:8443/x", None),
-        ("https://h.example:8443@evil.example/", None),
-        ("file:///etc/passwd", None),
-        ("javascript:1", None),
-    ] {
-        assert_eq!(own_origin(&from, to).map(|uri| uri.to_string()).as_deref(), expected, "{to}");
-    }
-}
-
 #[tokio::test]
 async fn a_huge_body_is_cut_and_its_size_told_when_known() {
     let head = b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\n";
