@@ -1,0 +1,25 @@
+//! Where log lines go: standard error, readable on a terminal, JSON otherwise.
+
+use std::io::IsTerminal;
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::util::SubscriberInitExt;
+
+/// Starts logging. `level` is a filter as of `RUST_LOG`, which overrides it when set. A second call
+/// changes nothing.
+pub fn start(level: &str, json: Option<bool>) {
+    let terminal = std::io::stderr().is_terminal();
+    let filter = EnvFilter::try_from_default_env()
+        .or_else(|_| EnvFilter::try_new(level))
+        .unwrap_or_else(|_| EnvFilter::new("info"));
+    let colours = terminal && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours);
+    let started = if json.unwrap_or(!terminal) {
+        builder.json().flatten_event(true).with_current_span(false).finish().try_init()
+    } else {
+        builder.with_target(false).finish().try_init()
+    };
+    // A logger that is there already stays: tests and embedders may have their own.
+    drop(started);
+}

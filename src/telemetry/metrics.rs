@@ -1,0 +1,232 @@
+//! Every metric: its name, kind, help and labels, in one table; and the handles that write them.
+//!
+//! Label values come from closed sets: configured teams, routes, upstreams and tools, and words of
+//! this program.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use metrics::{
+    Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, Recorder, SharedString, Unit,
+};
+use metrics_exporter_prometheus::{
+    BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
+};
+
+/// What kind of metric it is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[expect(missing_docs, reason = "the names are Prometheus's")]
+pub enum Kind {
+    Counter,
+    Gauge,
+    Histogram(&'static [f64]),
+}
+
+/// One row of the table.
+#[derive(Debug)]
+pub struct Row {
+    /// The name.
+    pub name: &'static str,
+    /// The kind, and a histogram's buckets.
+    pub kind: Kind,
+    /// The labels, separated by spaces.
+    pub labels: &'static str,
+    /// What it counts.
+    pub help: &'static str,
+}
+
+const SECONDS: &[f64] =
+    &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0];
+const SHORT: &[f64] =
+    &[0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0];
+const WAITS: &[f64] = &[0.000_1, 0.001, 0.01, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0];
+const COUNTS: &[f64] = &[0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 16.0, 32.0, 64.0];
+
+macro_rules! table {
+    ($($const:ident $name:literal $kind:expr, $labels:literal, $help:literal;)*) => {
+        $(#[doc = $help] pub const $const: &str = $name;)*
+        /// Every metric there is.
+        pub const TABLE: &[Row] = &[$(Row { name: $name, kind: $kind, labels: $labels, help: $help }),*];
+    };
+}
+
+table! {
+    REQUEST_SECONDS "gen_ai_server_request_duration_seconds" Kind::Histogram(SECONDS), "team model outcome", "Duration of a client request until its answer was complete.";
+    FIRST_TOKEN_SECONDS "gen_ai_server_time_to_first_token_seconds" Kind::Histogram(SECONDS), "team model outcome", "Time from a client request to the first content of its answer.";
+    OPERATION_SECONDS "gen_ai_client_operation_duration_seconds" Kind::Histogram(SECONDS), "upstream model outcome", "Duration of one round: a question to the upstream until its reply was complete.";
+    TOKENS "gen_ai_client_token_usage_total" Kind::Counter, "team model token_type", "Tokens that upstreams reported.";
+    INFERENCE_CALLS "gen_ai_invoke_agent_inference_calls" Kind::Histogram(COUNTS), "team", "Rounds per turn.";
+    AGENT_TOOL_CALLS "gen_ai_invoke_agent_tool_calls" Kind::Histogram(COUNTS), "team", "Owned tool calls per turn.";
+    TOOL_SECONDS "gen_ai_execute_tool_duration_seconds" Kind::Histogram(SECONDS), "tool outcome", "Duration of one tool call, waiting for a slot left out.";
+    TOOL_WAIT_SECONDS "fanfold_tool_wait_seconds" Kind::Histogram(WAITS), "tool", "Time a tool call waited for a slot.";
+    DECISIONS "fanfold_parallel_decisions_total" Kind::Counter, "decision reason", "Decisions of the strict-versus-parallel rule.";
+    SECONDS_SAVED "fanfold_tool_seconds_saved_total" Kind::Counter, "team", "Sum of tool call times minus the wall time of their batches.";
+    OVERHEAD_SECONDS "fanfold_overhead_seconds" Kind::Histogram(SHORT), "", "Time of a turn in which neither the upstream nor a tool was at work.";
+    TURNS_IN_FLIGHT "fanfold_turns_in_flight" Kind::Gauge, "", "Turns that are running.";
+    CALLS_IN_FLIGHT "fanfold_tool_calls_in_flight" Kind::Gauge, "", "Tool calls that are running.";
+    CONNECTIONS "fanfold_connections" Kind::Gauge, "", "Open client connections.";
+    TURNS "fanfold_turns_total" Kind::Counter, "team outcome", "Turns that ended.";
+    MIXED_REPLIES "fanfold_mixed_replies_total" Kind::Counter, "", "Replies with owned and foreign calls.";
+    PARKED "fanfold_parked_entries" Kind::Gauge, "", "Parked results of mixed replies.";
+    LIMIT_HITS "fanfold_limit_hits_total" Kind::Counter, "limit", "Limits that were reached.";
+    DISCONNECTS "fanfold_client_disconnects_total" Kind::Counter, "", "Clients that left before their answer was complete.";
+    CLIENT_RETRIES "fanfold_client_retries_total" Kind::Counter, "", "Requests that an SDK marked as its own repetition.";
+    UPSTREAM_RETRIES "fanfold_upstream_retries_total" Kind::Counter, "reason", "Questions that were asked again.";
+    PARALLEL_LEARNED "fanfold_parallel_refused_total" Kind::Counter, "upstream", "Refusals of parallel_tool_calls that fanfold learned from.";
+    CREDENTIALS_REFUSED "fanfold_upstream_credentials_refused_total" Kind::Counter, "upstream", "Refusals of fanfold's own credentials.";
+    RELOAD_SUCCESS "fanfold_config_reload_success" Kind::Gauge, "", "Whether the last reading of the configuration succeeded (1) or not (0).";
+    BUILD_INFO "fanfold_build_info" Kind::Gauge, "version", "Always 1; the label tells the version.";
+}
+
+/// The label value of everything that is not configured.
+pub const OTHER: &str = "other";
+
+/// Writes metrics, and gives them as text.
+#[derive(Clone)]
+pub struct Telemetry {
+    recorder: Arc<PrometheusRecorder>,
+    handle: PrometheusHandle,
+    /// `fanfold_turns_in_flight`.
+    pub turns_in_flight: Gauge,
+    /// `fanfold_tool_calls_in_flight`.
+    pub calls_in_flight: Gauge,
+    /// `fanfold_connections`.
+    pub connections: Gauge,
+    /// `fanfold_parked_entries`.
+    pub parked: Gauge,
+}
+
+impl std::fmt::Debug for Telemetry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Telemetry")
+    }
+}
+
+const METADATA: Metadata<'static> = Metadata::new("fanfold", Level::INFO, None);
+
+impl Telemetry {
+    /// All metrics, described and at zero.
+    ///
+    /// # Errors
+    /// The exporter refuses the buckets of the table.
+    pub fn new() -> Result<Self, BuildError> {
+        let mut builder = PrometheusBuilder::new();
+        for row in TABLE {
+            if let Kind::Histogram(buckets) = row.kind {
+                builder = builder.set_buckets_for_metric(Matcher::Full(row.name.into()), buckets)?;
+            }
+        }
+        let recorder = builder.build_recorder();
+        for row in TABLE {
+            describe(&recorder, row);
+        }
+        let handle = recorder.handle();
+        let gauge = |name| recorder.register_gauge(&Key::from_name(name), &METADATA);
+        let telemetry = Self {
+            turns_in_flight: gauge(TURNS_IN_FLIGHT),
+            calls_in_flight: gauge(CALLS_IN_FLIGHT),
+            connections: gauge(CONNECTIONS),
+            parked: gauge(PARKED),
+            recorder: Arc::new(recorder),
+            handle,
+        };
+        telemetry.gauge(BUILD_INFO, &[("version", env!("CARGO_PKG_VERSION").into())]).set(1.0);
+        telemetry.gauge(RELOAD_SUCCESS, &[]).set(1.0);
+        for name in [MIXED_REPLIES, DISCONNECTS, CLIENT_RETRIES] {
+            telemetry.counter(name, &[]).absolute(0);
+        }
+        for gauge in [
+            &telemetry.turns_in_flight,
+            &telemetry.calls_in_flight,
+            &telemetry.connections,
+            &telemetry.parked,
+        ] {
+            gauge.set(0.0);
+        }
+        Ok(telemetry)
+    }
+
+    /// A counter with these labels.
+    #[must_use]
+    pub fn counter(&self, name: &'static str, labels: &[(&'static str, SharedString)]) -> Counter {
+        self.recorder.register_counter(&key(name, labels), &METADATA)
+    }
+
+    /// A gauge with these labels.
+    #[must_use]
+    pub fn gauge(&self, name: &'static str, labels: &[(&'static str, SharedString)]) -> Gauge {
+        self.recorder.register_gauge(&key(name, labels), &METADATA)
+    }
+
+    /// A histogram with these labels.
+    #[must_use]
+    pub fn histogram(&self, name: &'static str, labels: &[(&'static str, SharedString)]) -> Histogram {
+        self.recorder.register_histogram(&key(name, labels), &METADATA)
+    }
+
+    /// Records a duration, in seconds.
+    pub fn seconds(&self, name: &'static str, labels: &[(&'static str, SharedString)], took: Duration) {
+        self.histogram(name, labels).record(took.as_secs_f64());
+    }
+
+    /// All metrics in Prometheus's text format.
+    #[must_use]
+    pub fn render(&self) -> String {
+        self.handle.render()
+    }
+
+    /// Has to be called every few seconds, or histograms grow without end.
+    pub fn upkeep(&self) {
+        self.handle.run_upkeep();
+    }
+}
+
+fn key(name: &'static str, labels: &[(&'static str, SharedString)]) -> Key {
+    let labels: Vec<Label> = labels.iter().map(|(name, value)| Label::new(*name, value.clone())).collect();
+    Key::from_parts(name, labels)
+}
+
+fn describe(recorder: &PrometheusRecorder, row: &Row) {
+    let (name, help) = (KeyName::from(row.name), SharedString::from(row.help));
+    match row.kind {
+        Kind::Counter => recorder.describe_counter(name, None::<Unit>, help),
+        Kind::Gauge => recorder.describe_gauge(name, None, help),
+        Kind::Histogram(_) => recorder.describe_histogram(name, None, help),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_histogram_has_the_buckets_of_the_table_and_its_help() {
+        let telemetry = Telemetry::new().unwrap();
+        telemetry.seconds(
+            TOOL_SECONDS,
+            &[("tool", "t".into()), ("outcome", "ok".into())],
+            Duration::from_millis(30),
+        );
+        let text = telemetry.render();
+        assert!(
+            text.contains(
+                r#"gen_ai_execute_tool_duration_seconds_bucket{tool="t",outcome="ok",le="0.05"} 1"#
+            ),
+            "{text}"
+        );
+        assert!(
+            text.contains("# HELP gen_ai_execute_tool_duration_seconds Duration of one tool call"),
+            "{text}"
+        );
+        assert!(text.contains("# TYPE fanfold_turns_in_flight gauge"), "{text}");
+    }
+
+    #[test]
+    fn names_are_unique_and_follow_prometheus_rules() {
+        for (i, row) in TABLE.iter().enumerate() {
+            assert!(TABLE[..i].iter().all(|other| other.name != row.name), "{}", row.name);
+            assert_eq!(row.name.ends_with("_total"), row.kind == Kind::Counter, "{}", row.name);
+            assert!(!row.help.is_empty());
+        }
+    }
+}
