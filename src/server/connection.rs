@@ -48,6 +48,9 @@ const HEAD_BYTES: usize = 64 * 1024;
 const HEADERS: usize = 100;
 /// Requests at once on one HTTP/2 connection.
 const STREAMS: u32 = 128;
+/// Body bytes a client may send ahead of their reading, on one stream and on all.
+const STREAM_WINDOW: u32 = 256 * 1024;
+const WINDOW: u32 = 1024 * 1024;
 /// Streams the client may reset before we took them, and we because of its mistakes.
 const RESETS: usize = 64;
 /// HTTP/2 pings that find a client that vanished without a word.
@@ -153,6 +156,8 @@ where
             let connection = http2::Builder::new(executor)
                 .timer(TokioTimer::new())
                 .max_concurrent_streams(STREAMS)
+                .initial_stream_window_size(STREAM_WINDOW)
+                .initial_connection_window_size(WINDOW)
                 .max_header_list_size(u32::try_from(HEAD_BYTES).unwrap_or(u32::MAX))
                 .max_pending_accept_reset_streams(RESETS)
                 .max_local_error_reset_streams(RESETS)

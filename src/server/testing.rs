@@ -108,12 +108,13 @@ pub(crate) struct Setup {
     pub(crate) tls: Option<Tls>,
     pub(crate) connections: usize,
     pub(crate) bounds: Bounds,
+    pub(crate) open: Gauge,
 }
 
 impl Default for Setup {
     fn default() -> Self {
         let bounds = Bounds { limit: 100_000, deadline: SOON * 3, rate: 0 };
-        Self { settings: Settings::default(), tls: None, connections: 1000, bounds }
+        Self { settings: Settings::default(), tls: None, connections: 1000, bounds, open: Gauge::noop() }
     }
 }
 
@@ -143,7 +144,7 @@ impl Running {
             settings: setup.settings,
             tls: setup.tls,
             connections: setup.connections,
-            open: Gauge::noop(),
+            open: setup.open,
         };
         let listener = Listener::bind("127.0.0.1:0", options).await.unwrap();
         let (address, drain, serving) = (listener.local_addr(), Drain::new(), TaskTracker::new());
