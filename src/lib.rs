@@ -1,5 +1,6 @@
 //! fanfold: an OpenAI-compatible reverse proxy that executes tools, in parallel.
 
+pub mod admin;
 pub mod config;
 pub mod engine;
 pub mod policy;

@@ -1,0 +1,311 @@
+//! One client connection, from its first byte to its close.
+//!
+//! ```text
+//! handshake ─▶ serve ──┬─ hyper is done ────────────────▶ end
+//!  TLS, sniff          ├─ client left: gone, a moment ──▶ end
+//!                      ├─ head too slow ────────────────▶ end
+//!                      └─ idle, draining: goodbye ──────▶ (hyper is done, or a moment)
+//! ```
+
+use std::io;
+use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use http::{Request, Response, StatusCode};
+use hyper::body::Incoming;
+use hyper::rt::Executor;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::time::{self, Instant};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, error};
+
+use super::activity::{Activity, Expired, Patience};
+use super::drain::{Drain, Stage};
+use super::exchange::{Answer, Exchange, PROGRESS, Progress};
+use super::frames::FrameGuard;
+use super::gate;
+use super::io::{Leaving, Observed, Observer, Protocol, Socket};
+use super::settings::Settings;
+use super::{Handler, Peer};
+
+/// After the client left, or was told goodbye: how long hyper may take to end by itself.
+const MOMENT: Duration = Duration::from_millis(50);
+const GOODBYE: Duration = Duration::from_secs(1);
+/// A request's head.
+const HEAD_BYTES: usize = 64 * 1024;
+const HEADERS: usize = 100;
+/// Requests at once on one HTTP/2 connection.
+const STREAMS: u32 = 128;
+/// Body bytes a client may send ahead of their reading, on one stream and on all.
+const STREAM_WINDOW: u32 = 256 * 1024;
+const WINDOW: u32 = 1024 * 1024;
+/// Streams the client may reset before we took them, and we because of its mistakes.
+const RESETS: usize = 64;
+/// HTTP/2 pings that find a client that vanished without a word.
+const PING_EVERY: Duration = Duration::from_secs(20);
+
+/// What every connection of a listener shares.
+#[derive(Debug)]
+pub(crate) struct Shared<H> {
+    pub(crate) handler: Arc<H>,
+    pub(crate) bounds: Bounds,
+    pub(crate) tls: Option<Arc<ServerConfig>>,
+    pub(crate) drain: Drain,
+    /// Owns the tasks of HTTP/2 streams.
+    pub(crate) tasks: TaskTracker,
+}
+
+/// What one connection may take.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bounds {
+    patience: Patience,
+    stall: Duration,
+    buffer: usize,
+}
+
+impl Bounds {
+    /// As the settings say.
+    pub(crate) fn new(settings: &Settings) -> Self {
+        Self {
+            patience: Patience { head: settings.header_timeout.0, idle: settings.idle_timeout.0 },
+            stall: settings.stall_timeout.0,
+            buffer: quarter(settings),
+        }
+    }
+}
+
+/// Bytes for a slow reader wait in three places: the pipe of the answer, hyper, and the kernel,
+/// which takes twice what it is asked for. Each place gets a quarter of the setting.
+pub(crate) fn quarter(settings: &Settings) -> usize {
+    (settings.write_buffer.0 / 4).clamp(16 * 1024, 1024 * 1024)
+}
+
+/// Serves one connection until it ends.
+pub(crate) async fn run<H: Handler>(shared: Arc<Shared<H>>, stream: TcpStream, address: SocketAddr) {
+    let head = shared.bounds.patience.head;
+    let mut socket = Socket::new(stream, shared.bounds.stall);
+    let leaving = socket.leaving();
+    let served: io::Result<()> = async {
+        let Some(config) = &shared.tls else {
+            let activity = Activity::new();
+            let protocol = time::timeout(head, socket.sniff()).await??;
+            serve(&shared, socket, protocol, Watch::new(&shared, activity, leaving), address).await;
+            return Ok(());
+        };
+        let handshake = TlsAcceptor::from(Arc::clone(config)).accept(socket);
+        let stream = Box::new(time::timeout(head, handshake).await??);
+        let protocol = match stream.get_ref().1.alpn_protocol() {
+            Some(b"h2") => Protocol::Http2,
+            Some(_) | None => Protocol::Http1,
+        };
+        serve(&shared, stream, protocol, Watch::new(&shared, Activity::new(), leaving), address).await;
+        Ok(())
+    }
+    .await;
+    if let Err(error) = served {
+        debug!(peer = %address, %error, "a connection ended before its first request");
+    }
+}
+
+async fn serve<H, S>(shared: &Shared<H>, transport: S, protocol: Protocol, watch: Watch, address: SocketAddr)
+where
+    H: Handler,
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (activity, gone) = (Arc::clone(&watch.activity), watch.gone.clone());
+    let tls = shared.tls.is_some();
+    let bounds = shared.bounds;
+    let service = {
+        let (activity, handler) = (Arc::clone(&activity), Arc::clone(&shared.handler));
+        service_fn(move |request| {
+            let exchange = Exchange::begin(&activity, gone.child_token());
+            let peer = Peer { address, tls, gone: exchange.gone() };
+            answer(Arc::clone(&handler), request, peer, exchange)
+        })
+    };
+    let result = match protocol {
+        Protocol::Http1 => {
+            let io = TokioIo::new(Observed::new(transport, Observer::Bytes(activity)));
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                // One timer for idle connections and slow heads would be hyper's; ours are two.
+                .header_read_timeout(None)
+                .max_headers(HEADERS)
+                .max_header_size(HEAD_BYTES)
+                .max_buf_size(bounds.buffer.max(HEAD_BYTES))
+                .serve_connection(io, service);
+            watch.drive(connection).await
+        }
+        Protocol::Http2 => {
+            let io = TokioIo::new(Observed::new(transport, Observer::Frames(FrameGuard::new())));
+            let cut = CancellationToken::new();
+            let _cut_streams = cut.clone().drop_guard();
+            let executor = Streams { tasks: shared.tasks.clone(), cut, stall: bounds.stall };
+            let connection = http2::Builder::new(executor)
+                .timer(TokioTimer::new())
+                .max_concurrent_streams(STREAMS)
+                .initial_stream_window_size(STREAM_WINDOW)
+                .initial_connection_window_size(WINDOW)
+                .max_header_list_size(u32::try_from(HEAD_BYTES).unwrap_or(u32::MAX))
+                .max_pending_accept_reset_streams(RESETS)
+                .max_local_error_reset_streams(RESETS)
+                .max_send_buf_size(bounds.buffer)
+                .keep_alive_interval(PING_EVERY)
+                .keep_alive_timeout(PING_EVERY)
+                .serve_connection(io, service);
+            watch.drive(connection).await
+        }
+    };
+    if let Err(error) = result {
+        debug!(peer = %address, %error, "a connection broke off");
+    }
+}
+
+type NoError = std::convert::Infallible;
+
+/// Answers one request: the gate, then the handler, whose panic costs only this request.
+async fn answer<H: Handler>(
+    handler: Arc<H>,
+    request: Request<Incoming>,
+    peer: Peer,
+    exchange: Exchange,
+) -> Result<Response<Answer<H::Body>>, NoError> {
+    let (head, body) = request.into_parts();
+    let own = |response: Response<Bytes>, exchange| Ok(response.map(|bytes| Answer::own(bytes, exchange)));
+    if let Err(refusal) = gate::check(&head) {
+        return own(refusal.answer(), exchange);
+    }
+    let handled =
+        AssertUnwindSafe(handler.handle(Request::from_parts(head, body), peer)).catch_unwind().await;
+    match handled {
+        Ok(response) => Ok(response.map(|body| Answer::of_handler(body, exchange))),
+        Err(_) => {
+            error!("a request's handler panicked");
+            let message = "the proxy failed while answering this request; its log says more";
+            own(gate::error(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", message), exchange)
+        }
+    }
+}
+
+/// Runs the streams of one HTTP/2 connection; they end with it, or when their client stalls.
+#[derive(Debug, Clone)]
+struct Streams {
+    tasks: TaskTracker,
+    cut: CancellationToken,
+    stall: Duration,
+}
+
+impl<F> Executor<F> for Streams
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    fn execute(&self, stream: F) {
+        let (cut, stall) = (self.cut.clone(), self.stall);
+        self.tasks.spawn(async move {
+            let progress = Arc::new(Progress::default());
+            tokio::select! {
+                () = PROGRESS.scope(Arc::clone(&progress), stream) => {}
+                () = progress.stalled(stall) => debug!("an HTTP/2 stream whose client takes nothing was reset"),
+                () = cut.cancelled() => {}
+            }
+        });
+    }
+}
+
+/// A hyper connection of either kind.
+trait Connection: Future<Output = hyper::Result<()>> {
+    /// Ends after what is in flight.
+    fn goodbye(self: Pin<&mut Self>);
+}
+
+impl<I, S, B> Connection for http1::Connection<I, S>
+where
+    I: hyper::rt::Read + hyper::rt::Write + Unpin,
+    S: hyper::service::HttpService<Incoming, ResBody = B>,
+    S::Error: Into<super::reply::BoxError>,
+    B: http_body::Body<Error: Into<super::reply::BoxError>> + 'static,
+{
+    fn goodbye(self: Pin<&mut Self>) {
+        self.graceful_shutdown();
+    }
+}
+
+impl<I, S, B, E> Connection for http2::Connection<I, S, E>
+where
+    I: hyper::rt::Read + hyper::rt::Write + Unpin,
+    S: hyper::service::HttpService<Incoming, ResBody = B>,
+    S::Error: Into<super::reply::BoxError>,
+    B: http_body::Body<Error: Into<super::reply::BoxError>> + 'static,
+    E: hyper::rt::bounds::Http2ServerConnExec<S::Future, B>,
+{
+    fn goodbye(self: Pin<&mut Self>) {
+        self.graceful_shutdown();
+    }
+}
+
+/// What a connection is ended by, beside itself.
+struct Watch {
+    activity: Arc<Activity>,
+    leaving: Leaving,
+    gone: CancellationToken,
+    patience: Patience,
+    drain: Drain,
+}
+
+impl Watch {
+    fn new<H>(shared: &Shared<H>, activity: Arc<Activity>, leaving: Leaving) -> Self {
+        let (patience, drain) = (shared.bounds.patience, shared.drain.clone());
+        Self { activity, leaving, gone: CancellationToken::new(), patience, drain }
+    }
+
+    async fn drive(self, connection: impl Connection) -> hyper::Result<()> {
+        let mut connection = pin!(connection);
+        let mut timer = pin!(time::sleep(Duration::ZERO));
+        let (mut draining, mut end) = (false, None);
+        loop {
+            tokio::select! {
+                biased;
+                result = &mut connection => return result,
+                () = self.leaving.closed(), if !self.gone.is_cancelled() => {
+                    self.gone.cancel();
+                    end = Some(Instant::now() + MOMENT);
+                }
+                () = self.drain.reached(Stage::Refusing), if !draining => {
+                    connection.as_mut().goodbye();
+                    draining = true;
+                }
+                cause = expired(&self.activity, self.patience, timer.as_mut()), if end.is_none() => match cause {
+                    Expired::Head => return Ok(()),
+                    Expired::Idle => {
+                        connection.as_mut().goodbye();
+                        end = Some(Instant::now() + GOODBYE);
+                    }
+                },
+                () = moment(end), if end.is_some() => return Ok(()),
+            }
+        }
+    }
+}
+
+async fn expired(activity: &Activity, patience: Patience, mut timer: Pin<&mut time::Sleep>) -> Expired {
+    std::future::poll_fn(|cx| activity.poll_expired(patience, timer.as_mut(), cx)).await
+}
+
+async fn moment(end: Option<Instant>) {
+    match end {
+        Some(end) => time::sleep_until(end).await,
+        None => std::future::pending().await,
+    }
+}

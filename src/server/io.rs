@@ -1,0 +1,366 @@
+//! The connection's bytes: a socket that gives up on a client that takes nothing, and a view of
+//! the plain bytes that tells what is going on.
+//!
+//! ```text
+//! hyper ─ Observed ─ [ TLS ] ─ Socket ─ kernel
+//! ```
+
+use std::io::{self, IoSlice};
+use std::net::Shutdown;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{self, Sleep};
+
+use super::activity::Activity;
+use super::frames::{Flood, FrameGuard, PREFACE};
+
+/// After our last byte: how long a client may take to stop sending, so that its system does not
+/// throw our answer away.
+const LINGER: Duration = Duration::from_secs(2);
+/// The most that is read and thrown away meanwhile.
+const LINGER_BYTES: usize = 32 * 1024 * 1024;
+
+/// Which HTTP a connection speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Protocol {
+    /// HTTP/1.0 and 1.1.
+    Http1,
+    /// HTTP/2.
+    Http2,
+}
+
+/// A connected TCP socket.
+///
+/// A write that makes no progress for the stall time fails. Shutting down ends our side, then
+/// reads and drops what the client still sends, for a bounded time.
+#[derive(Debug)]
+pub(crate) struct Socket {
+    stream: Arc<TcpStream>,
+    replay: Bytes,
+    stall: Duration,
+    stalled: Option<Pin<Box<Sleep>>>,
+    lingering: Option<Linger>,
+}
+
+#[derive(Debug)]
+struct Linger {
+    until: Pin<Box<Sleep>>,
+    left: usize,
+}
+
+/// Sees the client close its side, beside whoever reads and writes the socket.
+///
+/// The runtime remembers that a socket's reading side was closed, and only that: nothing has to be
+/// read for it, and bytes that were not asked for (a pipelined request) do not hide it.
+#[derive(Debug)]
+pub(crate) struct Leaving(Arc<TcpStream>);
+
+impl Leaving {
+    /// Returns once the client closed its side, or the connection broke.
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    pub(crate) async fn closed(&self) {
+        // Interest in priority data also wakes for a closed reading side and, unlike interest in
+        // readable data, not for data. An error means the runtime is going away: that is leaving too.
+        loop {
+            match self.0.ready(tokio::io::Interest::PRIORITY).await {
+                Ok(ready) if !ready.is_read_closed() => time::sleep(Duration::from_millis(10)).await,
+                Ok(_) | Err(_) => return,
+            }
+        }
+    }
+
+    /// Elsewhere only hyper's own detection remains, which an unread byte switches off.
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    pub(crate) async fn closed(&self) {
+        let _ = &self.0;
+        std::future::pending::<()>().await;
+    }
+}
+
+impl Socket {
+    /// Wraps an accepted connection.
+    pub(crate) fn new(stream: TcpStream, stall: Duration) -> Self {
+        Self { stream: Arc::new(stream), replay: Bytes::new(), stall, stalled: None, lingering: None }
+    }
+
+    /// A watcher for the client's leaving.
+    pub(crate) fn leaving(&self) -> Leaving {
+        Leaving(Arc::clone(&self.stream))
+    }
+
+    /// Reads just enough to tell the protocol, and keeps it for the next reader.
+    pub(crate) async fn sniff(&mut self) -> io::Result<Protocol> {
+        let mut start = [0; PREFACE.len()];
+        let mut filled = 0;
+        let protocol = loop {
+            let read = self.read(&mut start[filled..]).await?;
+            filled += read;
+            match protocol_of(&start[..filled]) {
+                Some(protocol) => break protocol,
+                None if read == 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                None => {}
+            }
+        };
+        self.replay = Bytes::copy_from_slice(&start[..filled]);
+        Ok(protocol)
+    }
+
+    /// Settles one attempt to write: progress disarms the stall timer, waiting arms it.
+    fn after_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        result: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        if result.is_ready() {
+            self.stalled = None;
+            return result;
+        }
+        let stall = self.stall;
+        let timer = self.stalled.get_or_insert_with(|| Box::pin(time::sleep(stall)));
+        ready!(timer.as_mut().poll(cx));
+        let message = "the client took nothing of what was written to it";
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, message)))
+    }
+
+    fn poll_try_write(
+        &self,
+        cx: &mut Context<'_>,
+        mut attempt: impl FnMut(&TcpStream) -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.stream.poll_write_ready(cx))?;
+            match attempt(&self.stream) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                result => return Poll::Ready(result),
+            }
+        }
+    }
+}
+
+/// The protocol, as soon as the first bytes tell it.
+fn protocol_of(start: &[u8]) -> Option<Protocol> {
+    match start {
+        _ if start == PREFACE => Some(Protocol::Http2),
+        _ if PREFACE.starts_with(start) => None,
+        _ => Some(Protocol::Http1),
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let me = self.get_mut();
+        if !me.replay.is_empty() {
+            let taken = me.replay.len().min(into.remaining());
+            into.put_slice(&me.replay[..taken]);
+            me.replay.advance(taken);
+            return Poll::Ready(Ok(()));
+        }
+        loop {
+            ready!(me.stream.poll_read_ready(cx))?;
+            match me.stream.try_read_buf(into) {
+                Ok(_) => return Poll::Ready(Ok(())),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                Err(e) => return Poll::Ready(Err(e)),
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let me = self.get_mut();
+        let result = me.poll_try_write(cx, |stream| stream.try_write(bytes));
+        me.after_write(cx, result)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let me = self.get_mut();
+        let result = me.poll_try_write(cx, |stream| stream.try_write_vectored(pieces));
+        me.after_write(cx, result)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut linger = match self.lingering.take() {
+            Some(linger) => linger,
+            None => {
+                if SockRef::from(&*self.stream).shutdown(Shutdown::Write).is_err() {
+                    return Poll::Ready(Ok(()));
+                }
+                Linger { until: Box::pin(time::sleep(LINGER)), left: LINGER_BYTES }
+            }
+        };
+        let mut waste = [0; 8192];
+        loop {
+            let mut waste = ReadBuf::new(&mut waste);
+            match self.as_mut().poll_read(cx, &mut waste) {
+                Poll::Ready(Ok(())) if !waste.filled().is_empty() && linger.left > 0 => {
+                    linger.left = linger.left.saturating_sub(waste.filled().len());
+                }
+                Poll::Ready(_) => return Poll::Ready(Ok(())),
+                Poll::Pending => break,
+            }
+        }
+        if linger.until.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        self.lingering = Some(linger);
+        Poll::Pending
+    }
+}
+
+/// The plain bytes between hyper and the transport, seen as they pass.
+#[derive(Debug)]
+pub(crate) struct Observed<S> {
+    transport: S,
+    observer: Observer,
+}
+
+/// Who looks at the bytes that come in.
+#[derive(Debug)]
+pub(crate) enum Observer {
+    /// HTTP/1: a byte may begin a head.
+    Bytes(Arc<Activity>),
+    /// HTTP/2: control frames are counted.
+    Frames(FrameGuard),
+}
+
+impl<S> Observed<S> {
+    /// Lets `observer` see what `transport` reads.
+    pub(crate) fn new(transport: S, observer: Observer) -> Self {
+        Self { transport, observer }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Observed<S> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let me = self.get_mut();
+        let before = into.filled().len();
+        ready!(pin!(&mut me.transport).poll_read(cx, into))?;
+        let new = &into.filled()[before..];
+        match &mut me.observer {
+            Observer::Bytes(activity) if !new.is_empty() => activity.byte(),
+            Observer::Bytes(_) => {}
+            Observer::Frames(guard) => guard.seen(new).map_err(|Flood| {
+                io::Error::new(io::ErrorKind::InvalidData, "too many HTTP/2 control frames")
+            })?,
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Observed<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.transport).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.transport).poll_write_vectored(cx, pieces)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.transport.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.transport).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.transport).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_bytes_tell_the_protocol_as_soon_as_they_can() {
+        assert_eq!(protocol_of(b"G"), Some(Protocol::Http1));
+        assert_eq!(protocol_of(b"PRIME / HTTP/1.1\r\n"), Some(Protocol::Http1));
+        for cut in 0..PREFACE.len() {
+            assert_eq!(protocol_of(&PREFACE[..cut]), None);
+        }
+        assert_eq!(protocol_of(PREFACE), Some(Protocol::Http2));
+    }
+
+    async fn pair(stall: Duration) -> (Socket, TcpStream) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        (Socket::new(listener.accept().await.unwrap().0, stall), client)
+    }
+
+    #[tokio::test]
+    async fn what_was_sniffed_is_read_again() {
+        let (mut socket, client) = pair(Duration::from_secs(30)).await;
+        client.try_write(b"PRI * HT").unwrap();
+        let write = async {
+            tokio::task::yield_now().await;
+            client.try_write(b"TP/1.1\r\n").unwrap();
+        };
+        let (protocol, ()) = tokio::join!(socket.sniff(), write);
+        assert_eq!(protocol.unwrap(), Protocol::Http1);
+        let mut all = [0; 16];
+        socket.read_exact(&mut all).await.unwrap();
+        assert_eq!(&all, b"PRI * HTTP/1.1\r\n");
+    }
+
+    #[tokio::test]
+    async fn leaving_is_seen_behind_unread_bytes() {
+        let (socket, client) = pair(Duration::from_secs(30)).await;
+        let leaving = socket.leaving();
+        client.try_write(b"unread").unwrap();
+        socket.stream.readable().await.unwrap();
+        tokio::select! {
+            biased;
+            () = leaving.closed() => panic!("bytes are no leaving"),
+            () = time::sleep(Duration::from_millis(20)) => {}
+        }
+        drop(client);
+        time::timeout(Duration::from_secs(5), leaving.closed()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_client_that_takes_nothing_is_given_up() {
+        use tokio::io::AsyncWriteExt;
+        let (mut socket, _client) = pair(Duration::from_millis(50)).await;
+        let more_than_fits = vec![0; 64 << 20];
+        let written = time::timeout(Duration::from_secs(10), socket.write_all(&more_than_fits)).await;
+        assert_eq!(written.unwrap().unwrap_err().kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[tokio::test]
+    async fn lingering_ends_when_the_client_closes() {
+        use tokio::io::AsyncWriteExt;
+        let (mut socket, mut client) = pair(Duration::from_secs(30)).await;
+        let (ended, ()) = tokio::join!(socket.shutdown(), async {
+            client.write_all(&vec![7; 100_000]).await.unwrap();
+            assert_eq!(client.read(&mut [0; 1]).await.unwrap(), 0);
+            drop(client);
+        });
+        ended.unwrap();
+    }
+}

@@ -1,0 +1,485 @@
+//! Bodies of answers, and the bounded pipe behind those that are written bit by bit.
+//!
+//! ```text
+//! Sender ── try_send ─▶ [ pending bytes ≤ capacity ] ── one frame ─▶ hyper
+//!    ▲                            │
+//!    └──────── room, closed ──────┘
+//! ```
+//!
+//! The pipe counts bytes, not messages. What was written while hyper was busy leaves as one frame,
+//! so pieces that arrive together leave together. A full pipe slows down whoever writes; it never
+//! grows. A sender that is dropped without [`Sender::finish`] has failed: the body ends with an
+//! error and the connection is cut, because a clean end would look like a whole answer. (hyper
+//! throws away what it still holds then; to tell the client what happened, write that and finish.)
+
+use std::error::Error;
+use std::fmt;
+use std::mem;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use bytes::{Bytes, BytesMut};
+use http_body::{Frame, SizeHint};
+use http_body_util::BodyExt;
+use http_body_util::combinators::UnsyncBoxBody;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+/// Any error of a body.
+pub type BoxError = Box<dyn Error + Send + Sync>;
+
+/// The body of an answer.
+#[derive(Debug, Default)]
+pub enum Body {
+    /// Nothing.
+    #[default]
+    Empty,
+    /// Everything at once.
+    Full(Bytes),
+    /// What a [`Sender`] writes.
+    Stream(Receiver),
+    /// A body that is handed through.
+    Boxed(UnsyncBoxBody<Bytes, BoxError>),
+}
+
+impl Body {
+    /// Hands a body through, an upstream's for example.
+    pub fn boxed<B>(body: B) -> Self
+    where
+        B: http_body::Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+    {
+        Self::Boxed(body.map_err(Into::into).boxed_unsync())
+    }
+}
+
+impl<B: Into<Bytes>> From<B> for Body {
+    fn from(bytes: B) -> Self {
+        Self::Full(bytes.into())
+    }
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        match &mut *self {
+            Self::Empty => Poll::Ready(None),
+            Self::Full(bytes) => {
+                let bytes = mem::take(bytes);
+                *self = Self::Empty;
+                Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))))
+            }
+            Self::Stream(receiver) => receiver.poll(cx).map(|next| match next {
+                Some(Ok(bytes)) => Some(Ok(Frame::data(bytes))),
+                Some(Err(aborted)) => Some(Err(aborted.into())),
+                None => None,
+            }),
+            Self::Boxed(body) => Pin::new(body).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Full(bytes) => bytes.is_empty(),
+            Self::Stream(receiver) => receiver.rest() == Some(0),
+            Self::Boxed(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Self::Stream(receiver) => {
+                receiver.rest().map_or_else(SizeHint::default, |rest| SizeHint::with_exact(rest as u64))
+            }
+            Self::Boxed(body) => body.size_hint(),
+        }
+    }
+}
+
+/// A pipe that holds at most `capacity` bytes, or one larger piece.
+#[must_use]
+pub fn channel(capacity: usize) -> (Sender, Receiver) {
+    let shared = Arc::new(Shared {
+        capacity,
+        state: Mutex::new(State { pending: Pending::Empty, end: End::Open, reader: None }),
+        room: Notify::new(),
+        closed: CancellationToken::new(),
+    });
+    (Sender { shared: Arc::clone(&shared) }, Receiver { shared })
+}
+
+#[derive(Debug)]
+struct Shared {
+    capacity: usize,
+    state: Mutex<State>,
+    /// Told whenever the reader took something.
+    room: Notify,
+    /// Cancelled when the reader is gone.
+    closed: CancellationToken,
+}
+
+#[derive(Debug)]
+struct State {
+    pending: Pending,
+    end: End,
+    reader: Option<Waker>,
+}
+
+/// A piece that is taken before the next one comes is never copied.
+#[derive(Debug)]
+enum Pending {
+    Empty,
+    One(Bytes),
+    Joined(BytesMut),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Open,
+    Finished,
+    Aborted,
+}
+
+impl Pending {
+    fn len(&self) -> usize {
+        match self {
+            Self::Empty => 0,
+            Self::One(bytes) => bytes.len(),
+            Self::Joined(bytes) => bytes.len(),
+        }
+    }
+
+    fn push(self, piece: Bytes) -> Self {
+        let joined = |mut all: BytesMut| {
+            all.extend_from_slice(&piece);
+            Self::Joined(all)
+        };
+        match self {
+            Self::Empty => Self::One(piece),
+            Self::Joined(all) => joined(all),
+            Self::One(first) => joined(first.try_into_mut().unwrap_or_else(|first| BytesMut::from(&*first))),
+        }
+    }
+
+    fn take(&mut self) -> Option<Bytes> {
+        match mem::replace(self, Self::Empty) {
+            Self::Empty => None,
+            Self::One(bytes) => Some(bytes),
+            Self::Joined(bytes) => Some(bytes.freeze()),
+        }
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn fits(&self, state: &State, len: usize) -> bool {
+        let held = state.pending.len();
+        held == 0 || held.saturating_add(len) <= self.capacity
+    }
+
+    fn end(&self, end: End) {
+        let mut state = self.state();
+        if state.end == End::Open {
+            state.end = end;
+        }
+        let reader = state.reader.take();
+        drop(state);
+        if let Some(reader) = reader {
+            reader.wake();
+        }
+    }
+}
+
+/// The pipe's writing end. Dropping it without [`finish`](Self::finish) cuts the answer.
+#[derive(Debug)]
+pub struct Sender {
+    shared: Arc<Shared>,
+}
+
+/// Why a piece was not taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SendError {
+    /// The pipe is full; here is the piece. See [`Sender::ready`].
+    Full(Bytes),
+    /// Nobody reads any more: the client is gone.
+    Closed,
+}
+
+/// Nobody reads any more: the client is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Closed;
+
+impl fmt::Display for SendError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Full(_) => f.write_str("the client reads more slowly than the answer is written"),
+            Self::Closed => Closed.fmt(f),
+        }
+    }
+}
+
+impl fmt::Display for Closed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the client is gone")
+    }
+}
+
+impl Error for SendError {}
+impl Error for Closed {}
+
+impl Sender {
+    /// Writes a piece, whole or not at all. An empty pipe takes a piece of any size.
+    pub fn try_send(&self, piece: impl Into<Bytes>) -> Result<(), SendError> {
+        let piece = piece.into();
+        if self.is_closed() {
+            return Err(SendError::Closed);
+        }
+        if piece.is_empty() {
+            return Ok(());
+        }
+        let mut state = self.shared.state();
+        if !self.shared.fits(&state, piece.len()) {
+            return Err(SendError::Full(piece));
+        }
+        state.pending = mem::replace(&mut state.pending, Pending::Empty).push(piece);
+        let reader = state.reader.take();
+        drop(state);
+        if let Some(reader) = reader {
+            reader.wake();
+        }
+        Ok(())
+    }
+
+    /// Writes a piece as soon as there is room for it.
+    pub async fn send(&self, piece: impl Into<Bytes> + Send) -> Result<(), Closed> {
+        let mut piece = piece.into();
+        loop {
+            match self.try_send(piece) {
+                Ok(()) => return Ok(()),
+                Err(SendError::Closed) => return Err(Closed),
+                Err(SendError::Full(back)) => piece = back,
+            }
+            self.ready(piece.len()).await?;
+        }
+    }
+
+    /// Returns once a piece of `len` bytes would be taken. May be dropped and asked again.
+    pub async fn ready(&self, len: usize) -> Result<(), Closed> {
+        loop {
+            // Made before looking, so a reader that takes something in between is not missed.
+            let room = self.shared.room.notified();
+            if self.is_closed() {
+                return Err(Closed);
+            }
+            if self.shared.fits(&self.shared.state(), len) {
+                return Ok(());
+            }
+            tokio::select! {
+                () = room => {}
+                () = self.closed() => {}
+            }
+        }
+    }
+
+    /// Returns once nobody reads any more.
+    pub async fn closed(&self) {
+        self.shared.closed.cancelled().await;
+    }
+
+    /// Nobody reads any more.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.shared.closed.is_cancelled()
+    }
+
+    /// Bytes that hyper has not taken yet.
+    #[must_use]
+    pub fn pending(&self) -> usize {
+        self.shared.state().pending.len()
+    }
+
+    /// The answer is whole: what is pending still leaves, then the body ends cleanly.
+    pub fn finish(self) {
+        self.shared.end(End::Finished);
+    }
+
+    /// The answer cannot be completed: the connection is cut (an HTTP/2 stream is reset).
+    pub fn abort(self) {
+        self.shared.end(End::Aborted);
+    }
+}
+
+impl Drop for Sender {
+    fn drop(&mut self) {
+        self.shared.end(End::Aborted);
+    }
+}
+
+/// The pipe's reading end, for [`Body::Stream`].
+#[derive(Debug)]
+pub struct Receiver {
+    shared: Arc<Shared>,
+}
+
+/// The writer gave up before the answer was whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Aborted;
+
+impl fmt::Display for Aborted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the answer broke off")
+    }
+}
+
+impl Error for Aborted {}
+
+impl Receiver {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Aborted>>> {
+        let mut state = self.shared.state();
+        if let Some(bytes) = state.pending.take() {
+            drop(state);
+            self.shared.room.notify_waiters();
+            return Poll::Ready(Some(Ok(bytes)));
+        }
+        match state.end {
+            End::Open => {
+                state.reader = Some(cx.waker().clone());
+                Poll::Pending
+            }
+            End::Finished => Poll::Ready(None),
+            End::Aborted => Poll::Ready(Some(Err(Aborted))),
+        }
+    }
+
+    /// The bytes that are still to come, once that is known.
+    fn rest(&self) -> Option<usize> {
+        let state = self.shared.state();
+        (state.end == End::Finished).then(|| state.pending.len())
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        self.shared.closed.cancel();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::FutureExt;
+    use http_body::Body as _;
+
+    async fn next(receiver: &mut Receiver) -> Option<Result<Bytes, Aborted>> {
+        std::future::poll_fn(|cx| receiver.poll(cx)).await
+    }
+
+    #[tokio::test]
+    async fn pieces_leave_in_order_and_together() {
+        let (sender, mut receiver) = channel(100);
+        sender.try_send("one ").unwrap();
+        assert_eq!(next(&mut receiver).await.unwrap().unwrap(), "one ");
+        for piece in ["two ", "three ", "", "four"] {
+            sender.try_send(piece).unwrap();
+        }
+        sender.finish();
+        assert_eq!(next(&mut receiver).await.unwrap().unwrap(), "two three four");
+        assert_eq!(next(&mut receiver).await, None);
+    }
+
+    #[tokio::test]
+    async fn a_lone_piece_is_not_copied() {
+        let (sender, mut receiver) = channel(100);
+        let piece = Bytes::from(vec![7; 50]);
+        sender.try_send(piece.clone()).unwrap();
+        assert_eq!(next(&mut receiver).await.unwrap().unwrap().as_ptr(), piece.as_ptr());
+    }
+
+    #[tokio::test]
+    async fn a_full_pipe_gives_the_piece_back_and_says_when_there_is_room() {
+        let (sender, mut receiver) = channel(10);
+        sender.try_send("12345678").unwrap();
+        assert_eq!(sender.try_send("9ab"), Err(SendError::Full("9ab".into())));
+        assert_eq!(sender.ready(2).now_or_never(), Some(Ok(())));
+        let mut waiting = Box::pin(sender.send("9ab"));
+        assert_eq!(waiting.as_mut().now_or_never(), None);
+        assert_eq!(next(&mut receiver).await.unwrap().unwrap(), "12345678");
+        assert_eq!(waiting.as_mut().now_or_never(), Some(Ok(())));
+        drop(waiting);
+        assert_eq!(sender.pending(), 3);
+    }
+
+    #[tokio::test]
+    async fn an_empty_pipe_takes_a_piece_larger_than_itself() {
+        let (sender, mut receiver) = channel(2);
+        assert_eq!(sender.send("larger").await, Ok(()));
+        assert!(matches!(sender.try_send("x"), Err(SendError::Full(_))));
+        assert_eq!(next(&mut receiver).await.unwrap().unwrap(), "larger");
+    }
+
+    #[tokio::test]
+    async fn the_writer_learns_that_nobody_reads() {
+        let (sender, receiver) = channel(4);
+        sender.try_send("full").unwrap();
+        let (mut ready, mut closed) = (Box::pin(sender.ready(1)), Box::pin(sender.closed()));
+        assert_eq!(ready.as_mut().now_or_never(), None);
+        assert_eq!(closed.as_mut().now_or_never(), None);
+        drop(Body::Stream(receiver));
+        assert_eq!(ready.await, Err(Closed));
+        closed.await;
+        assert_eq!(sender.try_send("x"), Err(SendError::Closed));
+    }
+
+    #[tokio::test]
+    async fn a_dropped_or_aborted_writer_ends_in_an_error_after_what_was_written() {
+        for abort in [Sender::abort, drop] {
+            let (sender, mut receiver) = channel(100);
+            sender.try_send("half").unwrap();
+            abort(sender);
+            assert_eq!(next(&mut receiver).await, Some(Ok("half".into())));
+            assert_eq!(next(&mut receiver).await, Some(Err(Aborted)));
+            assert!(!Body::Stream(receiver).is_end_stream());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_waiting_reader_is_woken_by_a_piece_and_by_the_end() {
+        let (sender, receiver) = channel(100);
+        let writer = async {
+            tokio::task::yield_now().await;
+            sender.try_send("late").unwrap();
+            tokio::task::yield_now().await;
+            sender.finish();
+        };
+        let (whole, ()) = tokio::join!(Body::Stream(receiver).collect(), writer);
+        assert_eq!(whole.unwrap().to_bytes(), "late");
+    }
+
+    #[tokio::test]
+    async fn sizes_are_told_as_soon_as_they_are_known() {
+        assert!(Body::Empty.is_end_stream());
+        assert_eq!(Body::from("four").size_hint().exact(), Some(4));
+        assert!(Body::from("").is_end_stream());
+        let (sender, receiver) = channel(100);
+        let body = Body::Stream(receiver);
+        sender.try_send("four").unwrap();
+        assert_eq!(body.size_hint().exact(), None);
+        sender.finish();
+        assert_eq!(body.size_hint().exact(), Some(4));
+        assert!(!body.is_end_stream());
+        let boxed = Body::boxed(http_body_util::Full::new(Bytes::from("boxed")));
+        assert_eq!(boxed.size_hint().exact(), Some(5));
+        assert_eq!(boxed.collect().await.unwrap().to_bytes(), "boxed");
+    }
+}
