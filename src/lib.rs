@@ -1,5 +1,6 @@
 //! fanfold: an OpenAI-compatible reverse proxy that executes tools, in parallel.
 
+pub mod cli;
 pub mod config;
 pub mod policy;
 pub mod server;

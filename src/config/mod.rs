@@ -25,6 +25,7 @@ pub mod watch;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -73,7 +74,7 @@ pub struct Flags {
 }
 
 /// A configuration without a mistake.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Loaded {
     /// What it says, with the command line's flags laid over.
     pub file: File,
@@ -88,6 +89,18 @@ pub struct Loaded {
 }
 
 impl Loaded {
+    /// How people call where it came from: the path of the file, or that it is the environment.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.source.name
+    }
+
+    /// A text with dots in place of every value that came from a secret variable.
+    #[must_use]
+    pub fn hide(&self, text: &str) -> String {
+        print::hidden(text, &self.hidden)
+    }
+
     /// Every warning, as sentences.
     pub fn warnings(&self) -> impl Iterator<Item = &str> {
         self.warnings.iter().map(Problem::message)
@@ -127,7 +140,6 @@ pub fn load(path: Option<&Path>, env: Env<'_>, flags: &Flags) -> Result<Loaded, 
 }
 
 /// A configuration that was read, and what is known to be wrong with it.
-#[derive(Debug)]
 pub struct Reading {
     source: Source,
     tree: Node,
@@ -150,6 +162,18 @@ pub fn read(path: Option<&Path>, env: Env<'_>, flags: &Flags) -> Result<Reading,
     Ok(Reading::new(Source { path, name, shown: text.clone() }, &text, env, flags))
 }
 
+/// Whether there is anything to read: a file, or enough in the environment.
+#[must_use]
+pub fn is_there(path: Option<&Path>, env: Env<'_>) -> bool {
+    path.is_some() || Path::new(DEFAULT_PATH).symlink_metadata().is_ok() || enough(env) != (false, false)
+}
+
+/// Whether the environment names a base URL, and whether it has a key.
+fn enough(env: Env<'_>) -> (bool, bool) {
+    let set = |name: &str| env(name).is_some_and(|value| !value.is_empty());
+    (set("OPENAI_BASE_URL"), set("OPENAI_API_KEY"))
+}
+
 /// The file and its text.
 fn find(path: Option<&Path>, env: Env<'_>) -> Result<(Option<PathBuf>, String), Problem> {
     if let Some(path) = path {
@@ -159,8 +183,7 @@ fn find(path: Option<&Path>, env: Env<'_>) -> Result<(Option<PathBuf>, String), 
     if default.symlink_metadata().is_ok() {
         return Ok((Some(default.into()), text_of(default)?));
     }
-    let set = |name: &str| env(name).is_some_and(|value| !value.is_empty());
-    match (set("OPENAI_BASE_URL"), set("OPENAI_API_KEY")) {
+    match enough(env) {
         (false, false) => Err(Problem::new(format!("there is no configuration: no {DEFAULT_PATH} here, and neither OPENAI_API_KEY nor OPENAI_BASE_URL is set"))
             .fix("set OPENAI_API_KEY (and OPENAI_BASE_URL for another server than OpenAI's), write a file with `fanfold config init`, or name one with --config")),
         (_, true) => Ok((None, [FROM_ENVIRONMENT, KEY_FROM_ENVIRONMENT].concat())),
@@ -304,6 +327,26 @@ impl Reading {
             }),
             _ => Err(Problems { source, list: sorted(self.problems) }),
         }
+    }
+}
+
+/// Only what is free of secrets.
+impl fmt::Debug for Loaded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Loaded")
+            .field("source", &self.source)
+            .field("file", &self.file)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Only what is free of secrets.
+impl fmt::Debug for Reading {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reading")
+            .field("source", &self.source)
+            .field("file", &self.file)
+            .finish_non_exhaustive()
     }
 }
 

@@ -71,19 +71,21 @@ fn only(all: &Value, written: &Value) -> Value {
 }
 
 /// Puts dots wherever the value of a secret variable was filled in.
-fn hide(value: &mut Value, hidden: &[String]) {
+fn hide(value: &mut Value, secrets: &[String]) {
     match value {
-        Value::String(text) => {
-            for secret in hidden.iter().filter(|secret| !secret.is_empty()) {
-                if text.contains(secret.as_str()) {
-                    *text = text.replace(secret.as_str(), DOTS);
-                }
-            }
-        }
-        Value::Array(list) => list.iter_mut().for_each(|v| hide(v, hidden)),
-        Value::Object(map) => map.values_mut().for_each(|v| hide(v, hidden)),
+        Value::String(text) => *text = hidden(text, secrets),
+        Value::Array(list) => list.iter_mut().for_each(|v| hide(v, secrets)),
+        Value::Object(map) => map.values_mut().for_each(|v| hide(v, secrets)),
         Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
+}
+
+/// A text with dots in place of these.
+pub(super) fn hidden(text: &str, secrets: &[String]) -> String {
+    secrets
+        .iter()
+        .filter(|s| !s.is_empty())
+        .fold(text.to_owned(), |text, secret| text.replace(secret.as_str(), DOTS))
 }
 
 fn yaml(value: &Value) -> Result<String, Problem> {

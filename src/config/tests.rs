@@ -602,9 +602,10 @@ fn flags_lie_over_the_file() {
 fn no_secret_is_ever_shown() {
     let shown = |text: &str| {
         let reading = reading_with(text, &Flags::default());
-        let debug = format!("{:?}", reading.file());
+        let mut debug = format!("{reading:?}");
         match reading.finish() {
             Ok(loaded) => {
+                debug.push_str(&format!("{loaded:?}"));
                 let all = loaded.print(Detail::Everything).expect("YAML");
                 let written = loaded.print(Detail::Written).expect("YAML");
                 [all, written, loaded.render_warnings(false), debug].concat()
