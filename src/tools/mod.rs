@@ -1,3 +1,319 @@
 //! Knows which tools exist and runs one call within its limits.
+//!
+//! ```text
+//!  settings ─▶ Catalog::build ─▶ Catalog (immutable) ─▶ Tool::run ─▶ http · command ─▶ Outcome
+//!               all mistakes                              │
+//!                                                         └─ arguments: JSON, schema
+//! ```
+//!
+//! Promises: the arguments of a call are hostile input and never become more than the values the settings left
+//! open; a call holds bounded memory; whether its future is dropped or its `stop` is cancelled, nothing of it
+//! stays behind. A failure is an [`Outcome`] for the model, never an error of ours.
+//!
+//! Not here: slots, who may use a tool, and the journal of calls; they belong to whoever runs a turn.
 
+mod address;
+mod arguments;
+mod command;
+mod http;
+mod load;
+mod place;
+mod secret;
 pub mod settings;
+pub mod strict;
+#[cfg(test)]
+mod testing;
+pub mod text;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use self::arguments::MAX_ARGUMENTS;
+use self::arguments::{Arguments, Schema};
+pub use self::load::LoadError;
+use self::load::Mistakes;
+use self::settings::Settings;
+use crate::wire::tool::{Effect, OnDisconnect, Outcome, OutcomeKind, OwnedTool};
+
+/// The longest name a tool may have.
+const MAX_NAME: usize = 64;
+
+/// What applies to a tool whose settings do not say otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Defaults {
+    /// How long one call may take.
+    pub call_timeout: Duration,
+    /// How many bytes of a result the model gets.
+    pub tool_result: usize,
+}
+
+/// Every tool fanfold runs. Immutable; a reload builds a new one while turns in flight keep theirs.
+#[derive(Debug)]
+pub struct Catalog {
+    tools: BTreeMap<Arc<str>, Arc<Tool>>,
+    children: TaskTracker,
+}
+
+/// A tool fanfold runs.
+#[derive(Debug)]
+pub struct Tool {
+    spec: Arc<OwnedTool>,
+    schema: Schema,
+    at_once: Option<u32>,
+    result: usize,
+    kind: Kind,
+}
+
+/// How a tool runs its calls. Tools of MCP servers and of OpenAPI documents take their place here.
+#[derive(Debug)]
+enum Kind {
+    Http(Box<http::Http>),
+    Command(Box<command::Command>),
+}
+
+/// One call of a tool.
+#[derive(Debug, Clone)]
+pub struct Call {
+    /// The arguments as the model wrote them: JSON text, or nothing.
+    pub arguments: String,
+    /// The same for every attempt of this call; sent as `idempotency-key`.
+    pub idempotency_key: String,
+    /// Sent as `x-request-id`.
+    pub request_id: String,
+    /// Sent as `traceparent`.
+    pub traceparent: Option<String>,
+    /// How many bytes of the result the model gets. See [`Tool::result_limit`].
+    pub result_limit: usize,
+    /// When the call's time is over. The call ends itself then, with [`OutcomeKind::Timeout`].
+    pub deadline: tokio::time::Instant,
+}
+
+impl Catalog {
+    /// Builds every tool: compiles schemas, opens secrets, looks for programs. Returns all mistakes at once.
+    pub fn build(settings: &BTreeMap<String, Settings>, defaults: &Defaults) -> Result<Self, Vec<LoadError>> {
+        let children = TaskTracker::new();
+        let roots = http::SystemRoots::default();
+        let mut tools = BTreeMap::new();
+        let mut errors = Vec::new();
+        for (name, settings) in settings {
+            let mut mistakes = Mistakes::of(name);
+            if let Some(tool) = Tool::load(name, settings, defaults, &roots, &children, &mut mistakes) {
+                tools.insert(Arc::clone(&tool.spec.name), Arc::new(tool));
+            }
+            errors.extend(mistakes.into_inner());
+        }
+        if errors.is_empty() { Ok(Self { tools, children }) } else { Err(errors) }
+    }
+
+    /// The tool of this name.
+    #[must_use]
+    pub fn tool(&self, name: &str) -> Option<&Arc<Tool>> {
+        self.tools.get(name)
+    }
+
+    /// Every tool, by name.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Tool>> {
+        self.tools.values()
+    }
+
+    /// How many processes of command tools are still being ended or reaped, dropped calls included.
+    #[must_use]
+    pub fn children(&self) -> usize {
+        self.children.len()
+    }
+
+    /// Waits until no process of a command tool is left. Calls may still be made meanwhile; it is meant for
+    /// the end, when every call was stopped.
+    pub async fn settled(&self) {
+        self.children.close();
+        self.children.wait().await;
+    }
+}
+
+impl Tool {
+    /// What policy and engine see of it.
+    #[must_use]
+    pub fn spec(&self) -> &Arc<OwnedTool> {
+        &self.spec
+    }
+
+    /// `http` or `command`.
+    #[must_use]
+    pub fn kind_name(&self) -> &'static str {
+        match &self.kind {
+            Kind::Http(_) => "http",
+            Kind::Command(_) => "command",
+        }
+    }
+
+    /// How many calls of it may run at once, all turns together.
+    #[must_use]
+    pub fn at_once(&self) -> Option<u32> {
+        self.at_once
+    }
+
+    /// How many bytes of a result the model gets: the tool's own setting, or the default. A turn with a lower
+    /// limit puts that into [`Call::result_limit`] instead.
+    #[must_use]
+    pub fn result_limit(&self) -> usize {
+        self.result
+    }
+
+    /// Whether these arguments could be run: they are a JSON object, fit the schema and fit their places.
+    pub fn check_arguments(&self, arguments: &str) -> Result<(), Outcome> {
+        let arguments = self.read(arguments)?;
+        match &self.kind {
+            Kind::Http(http) => http.check(&arguments, &self.schema),
+            Kind::Command(command) => command.check(&arguments),
+        }
+        .map_err(|what| invalid(&what))
+    }
+
+    /// Checks the arguments, then runs the call until it has ended, `stop` is cancelled or its deadline is
+    /// reached; in the latter two cases a process gets two seconds to end before it is killed. Dropping the
+    /// future stops the call as well.
+    pub async fn run(&self, call: &Call, stop: &CancellationToken) -> Outcome {
+        let arguments = match self.read(&call.arguments) {
+            Ok(arguments) => arguments,
+            Err(outcome) => return outcome,
+        };
+        match &self.kind {
+            Kind::Http(http) => Box::pin(http.run(&arguments, &self.schema, call, stop)).await,
+            Kind::Command(command) => Box::pin(command.run(&arguments, call, stop)).await,
+        }
+    }
+
+    fn read(&self, arguments: &str) -> Result<Arguments, Outcome> {
+        let (arguments, value) = Arguments::parse(arguments).map_err(|what| invalid(&what))?;
+        self.schema.check(&value).map_err(|what| invalid(&what))?;
+        Ok(arguments)
+    }
+
+    fn load(
+        name: &str,
+        settings: &Settings,
+        defaults: &Defaults,
+        roots: &http::SystemRoots,
+        children: &TaskTracker,
+        mistakes: &mut Mistakes,
+    ) -> Option<Self> {
+        if !legal(name) {
+            mistakes.add::<&str>(
+                &[],
+                format!("`{name}` is not a legal tool name: ^[a-zA-Z0-9_-]{{1,{MAX_NAME}}}$ (letters, digits, _ and -, at most {MAX_NAME})"),
+            );
+        }
+        let parameters = parameters(settings);
+        if settings.strict {
+            for fault in strict::check(&parameters) {
+                mistakes
+                    .add(&below("parameters", fault.path), format!("does not fit strict: {}", fault.message));
+            }
+        }
+        if settings.at_once == Some(0) {
+            mistakes.add(&["at_once"], "with 0 the tool could never run");
+        }
+        let effect = settings.effect.unwrap_or_default();
+        let schema = Schema::compile(&parameters)
+            .map_err(|broken| mistakes.add(&below("parameters", broken.path), broken.message))
+            .ok();
+        // Without a schema nobody knows the places; the other mistakes of the tool are shown once it has one.
+        let schema = schema?;
+        let kind = match (&settings.http, &settings.command) {
+            (Some(http), None) => {
+                Kind::Http(Box::new(http::Http::load(http, effect, &schema, roots, mistakes)?))
+            }
+            (None, Some(command)) => {
+                Kind::Command(Box::new(command::Command::load(command, effect, &schema, children, mistakes)?))
+            }
+            (None, None) => {
+                mistakes.add_with_fix::<&str>(&[], "nothing says how to run it", "add `http:` or `command:`");
+                return None;
+            }
+            (Some(_), Some(_)) => {
+                mistakes.add_with_fix(
+                    &["command"],
+                    "a tool has either `http` or `command`",
+                    "remove one of them",
+                );
+                return None;
+            }
+        };
+        mistakes.is_empty().then(|| Self {
+            spec: Arc::new(OwnedTool {
+                name: name.into(),
+                definition: definition(name, settings, parameters).into(),
+                strict: settings.strict,
+                effect,
+                on_disconnect: settings.on_disconnect.unwrap_or_else(|| on_disconnect(effect)),
+                timeout: settings.timeout.map_or(defaults.call_timeout, |timeout| timeout.0),
+            }),
+            schema,
+            at_once: settings.at_once,
+            result: settings.result.map_or(defaults.tool_result, |size| size.0),
+            kind,
+        })
+    }
+}
+
+fn invalid(what: &str) -> Outcome {
+    Outcome::failed(OutcomeKind::InvalidArguments, what)
+}
+
+fn legal(name: &str) -> bool {
+    (1..=MAX_NAME).contains(&name.len())
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
+}
+
+fn below(key: &str, path: Vec<String>) -> Vec<String> {
+    std::iter::once(key.to_owned()).chain(path).collect()
+}
+
+fn parameters(settings: &Settings) -> Value {
+    settings
+        .parameters
+        .clone()
+        .unwrap_or_else(|| json!({ "type": "object", "properties": {}, "additionalProperties": false }))
+}
+
+/// The tool as an element of a request's `tools`.
+fn definition(name: &str, settings: &Settings, parameters: Value) -> String {
+    let mut function = serde_json::Map::new();
+    function.insert("name".into(), name.into());
+    if let Some(description) = &settings.description {
+        function.insert("description".into(), description.as_str().into());
+    }
+    function.insert("parameters".into(), parameters);
+    if settings.strict {
+        function.insert("strict".into(), true.into());
+    }
+    json!({ "type": "function", "function": function }).to_string()
+}
+
+fn on_disconnect(effect: Effect) -> OnDisconnect {
+    match effect {
+        Effect::Read => OnDisconnect::Stop,
+        Effect::Idempotent | Effect::Write => OnDisconnect::Finish,
+    }
+}
+
+/// The time a call had, in words: to a tenth of a second once it is a second or more.
+fn took(time: Duration) -> String {
+    let millis = time.as_millis();
+    match millis {
+        0..1000 => format!("{millis}ms"),
+        _ => {
+            let tenths = (millis + 50) / 100;
+            let (seconds, rest) = (tenths / 10, tenths % 10);
+            if rest == 0 { format!("{seconds}s") } else { format!("{seconds}.{rest}s") }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,258 @@
+use serde_json::{Value, json};
+
+use super::*;
+use crate::tools::load::LoadError;
+use crate::tools::testing::{HOSTILE, build};
+
+fn schema() -> Value {
+    json!({
+        "type": "object",
+        "properties": { "v": {}, "w": {}, "list": { "type": "array" } },
+        "additionalProperties": false
+    })
+}
+
+fn form(method: &str, url: &str, headers: Value) -> (Form, Schema) {
+    let schema = Schema::compile(&schema()).unwrap();
+    let settings =
+        serde_json::from_value(json!({ "method": method, "url": url, "headers": headers })).unwrap();
+    let mut mistakes = Mistakes::of("t");
+    let form = Form::load(&settings, &schema, &mut mistakes);
+    assert!(mistakes.is_empty(), "{:?}", mistakes.into_inner());
+    (form.unwrap(), schema)
+}
+
+fn fill(form: &(Form, Schema), arguments: &Value) -> Result<Filled, String> {
+    form.0.fill(&Arguments::parse(&arguments.to_string()).unwrap().0, &form.1)
+}
+
+#[test]
+fn arguments_find_their_places_and_the_rest_goes_into_query_or_body() {
+    let cases = [
+        ("GET", "http://h/a/{v}?q={w}", json!({ "v": "x y", "w": "1&2" }), "http://h/a/x%20y?q=1%262", None),
+        (
+            "GET",
+            "http://h?k=1",
+            json!({ "v": "x", "list": [1, "b", 1.10] }),
+            "http://h/?k=1&v=x&list=1&list=b&list=1.1",
+            None,
+        ),
+        ("GET", "http://h/?q={v}", json!({}), "http://h/", None),
+        ("GET", "http://h/?q={v}", json!({ "v": null, "w": null }), "http://h/", None),
+        ("GET", "http://h/?q=a{v}b&flag", json!({ "v": "/" }), "http://h/?q=a%2Fb&flag", None),
+        ("GET", "http://h/?q={list}", json!({ "list": ["a", "b"] }), "http://h/?q=a&q=b", None),
+        (
+            "POST",
+            "https://h:8443/{v}.json",
+            json!({ "v": 7, "w": { "a": [null] } }),
+            "https://h:8443/7.json",
+            Some(r#"{"w":{"a":[null]}}"#),
+        ),
+        ("POST", "http://h/", json!({}), "http://h/", Some("{}")),
+        ("DELETE", "http://h/{v}", json!({ "v": "a" }), "http://h/a", None),
+        ("DELETE", "http://h/{v}", json!({ "v": "a", "w": 1 }), "http://h/a", Some(r#"{"w":1}"#)),
+    ];
+    for (method, url, arguments, uri, body) in cases {
+        let filled = fill(&form(method, url, json!({})), &arguments).unwrap();
+        assert_eq!(filled.uri.to_string(), uri, "{url} {arguments}");
+        assert_eq!(filled.body.as_deref(), body.map(str::as_bytes), "{url} {arguments}");
+    }
+}
+
+#[test]
+fn numbers_in_a_body_keep_their_text() {
+    let (form, schema) = form("POST", "http://h/", json!({}));
+    let text = r#"{"v":123456789012345678901234567890,"w":1.10}"#;
+    let filled = form.fill(&Arguments::parse(text).unwrap().0, &schema).unwrap();
+    assert_eq!(filled.body.unwrap(), text);
+}
+
+#[test]
+fn a_hostile_value_stays_one_segment_one_query_value_or_one_header_value() {
+    let in_path = form("GET", "http://h:1/a/{v}/z", json!({}));
+    let in_query = form("GET", "http://h:1/a?q={v}&z=1", json!({}));
+    let in_header = form("GET", "http://h:1/a", json!({ "x-v": "a {v}" }));
+    let in_body = form("POST", "http://h:1/a", json!({}));
+    let (mut taken, mut refused) = (0, 0);
+    assert!(HOSTILE.len() >= 130);
+    for value in HOSTILE {
+        let arguments = json!({ "v": value });
+        match fill(&in_path, &arguments) {
+            Ok(filled) => {
+                taken += 1;
+                let url = url::Url::parse(&filled.uri.to_string()).unwrap();
+                assert_eq!(
+                    (url.host_str(), url.port(), url.query()),
+                    (Some("h"), Some(1), None),
+                    "{value:?}"
+                );
+                let segments: Vec<&str> = url.path_segments().unwrap().collect();
+                assert_eq!(segments.len(), 3, "{value:?}");
+                assert_eq!(percent_decode_str(segments[1]).decode_utf8().unwrap(), *value);
+            }
+            Err(_) => refused += 1,
+        }
+        let url = url::Url::parse(&fill(&in_query, &arguments).unwrap().uri.to_string()).unwrap();
+        let pairs: Vec<(String, String)> = url.query_pairs().into_owned().collect();
+        assert_eq!(pairs, [("q".into(), (*value).to_owned()), ("z".into(), "1".into())]);
+        assert_eq!((url.path(), url.fragment()), ("/a", None));
+        if let Ok(filled) = fill(&in_header, &arguments) {
+            let got = filled.headers.get("x-v").unwrap().to_str().unwrap();
+            assert_eq!(got, format!("a {value}"));
+            assert!(got.bytes().all(|byte| (0x20..0x7f).contains(&byte)));
+            assert_eq!(filled.headers.len(), 1);
+        } else {
+            assert!(!value.bytes().all(|byte| (0x20..0x7f).contains(&byte)), "{value:?}");
+        }
+        let body = fill(&in_body, &arguments).unwrap().body.unwrap();
+        assert_eq!(serde_json::from_slice::<Value>(&body).unwrap(), arguments);
+    }
+    assert!(taken > 60 && refused > 25, "{taken} {refused}");
+}
+
+#[test]
+fn a_path_argument_that_could_decode_to_something_else_is_refused() {
+    let form_ = form("GET", "http://h/a/{v}", json!({}));
+    for value in [
+        "",
+        ".",
+        "..",
+        "/",
+        "a/b",
+        "a\\b",
+        "%2e%2e",
+        "%2E",
+        "%252e%252e",
+        "..%2f",
+        "a%5cb",
+        "%00",
+        "a\0b",
+        "a\nb",
+        "\u{7f}",
+        "\u{85}",
+        "%c0%ae",
+        "%e0%80%ae",
+        "%2525252525252525252525252e%2e",
+    ] {
+        assert!(fill(&form_, &json!({ "v": value })).is_err(), "{value:?}");
+    }
+    assert!(fill(&form_, &json!({})).unwrap_err().contains("\"v\" is missing"));
+    assert!(fill(&form_, &json!({ "v": null })).is_err());
+    // What is harmless alone may complete what stands beside it.
+    assert!(fill(&form("GET", "http://h/a/.{v}", json!({})), &json!({ "v": "." })).is_err());
+    assert!(fill(&form("GET", "http://h/a/%2e{v}", json!({})), &json!({ "v": "." })).is_err());
+    assert!(fill(&form("GET", "http://h/a/%2{v}", json!({})), &json!({ "v": "fx" })).is_err());
+    assert!(fill(&form("GET", "http://h/a/.{v}", json!({})), &json!({ "v": "git" })).is_ok());
+}
+
+#[test]
+fn a_query_member_of_the_operator_cannot_be_given_again() {
+    let schema = Schema::compile(&json!({ "type": "object", "additionalProperties": true })).unwrap();
+    let settings = serde_json::from_value(json!({ "url": "http://h/?key=1&%6bind=2" })).unwrap();
+    let form = (Form::load(&settings, &schema, &mut Mistakes::of("t")).unwrap(), schema);
+    for name in ["key", "kind"] {
+        assert!(fill(&form, &json!({ name: "x" })).unwrap_err().contains("is fixed by this tool"));
+    }
+    assert_eq!(fill(&form, &json!({ "a b&": 1 })).unwrap().uri.query(), Some("key=1&%6bind=2&a%20b%26=1"));
+}
+
+#[test]
+fn a_name_the_schema_does_not_have_never_reaches_the_request() {
+    let schema = Schema::compile(&json!({ "type": "object", "properties": { "v": {} } })).unwrap();
+    for method in ["GET", "POST"] {
+        let settings = serde_json::from_value(json!({ "method": method, "url": "http://h/" })).unwrap();
+        let form = Form::load(&settings, &schema, &mut Mistakes::of("t")).unwrap();
+        let (arguments, _) = Arguments::parse(r#"{"v":1,"admin":true}"#).unwrap();
+        assert!(form.fill(&arguments, &schema).unwrap_err().contains("\"admin\" is not an argument"));
+    }
+}
+
+#[test]
+fn a_header_without_its_argument_is_not_sent() {
+    let form = form("GET", "http://h/", json!({ "x-v": "a{v}", "x-fixed": "b" }));
+    let headers = fill(&form, &json!({})).unwrap().headers;
+    assert!(headers.get("x-v").is_none() && headers.get("x-fixed").is_some());
+}
+
+#[test]
+fn arguments_too_long_for_a_url_are_refused() {
+    let form = form("GET", "http://h/{v}", json!({}));
+    assert!(fill(&form, &json!({ "v": "x".repeat(70_000) })).unwrap_err().contains("too long"));
+}
+
+fn errors(http: Value) -> Vec<LoadError> {
+    build(json!({ "t": { "parameters": schema(), "http": http } })).unwrap_err()
+}
+
+#[test]
+fn a_url_that_cannot_be_a_form_is_an_error_of_the_settings() {
+    for (url, says) in [
+        ("{v}://h/", "not in the scheme"),
+        ("ftp://h/", "neither http nor https"),
+        ("h/path", "no scheme"),
+        ("http://{v}/", "not in the host"),
+        ("http://a.{v}.b/", "not in the host"),
+        ("http://h:{v}/", "not in the host"),
+        ("http://{v}@h/", "not in the host"),
+        ("http://u:p@h/", "user or a password"),
+        ("http:///x", "host"),
+        ("http://h:0/", "port"),
+        ("http://h:99999/", "port"),
+        ("http://h/#{v}", "fragment"),
+        ("http://h/a\\b", "backslash"),
+        ("http://h/{v", "no `}`"),
+        ("http://h/v}", "no `{`"),
+        ("http://h/{}", "names no argument"),
+        ("http://h/{nobody}", "`{nobody}` is not an argument"),
+        ("http://h/?a={nobody}", "`{nobody}` is not an argument"),
+        ("http://h/?{v}=1", "not for the name"),
+        ("http://h/?{v}", "not for the name"),
+        ("http://h/ž", "visible ASCII"),
+        ("http://h/a b", "visible ASCII"),
+        ("http://0x7f.1/", "unusual spelling"),
+        ("http://2130706433/", "unusual spelling"),
+        ("http://127.1/", "unusual spelling"),
+        ("http://0177.0.0.1/", "unusual spelling"),
+        ("http://169.254.169.254/", "not an address a tool may reach"),
+        ("http://[::ffff:127.0.0.1]/", "not an address a tool may reach"),
+        ("http://[fe80::1%25lo]/", "host"),
+    ] {
+        let errors = errors(json!({ "url": url }));
+        let error = errors.iter().find(|error| error.message.contains(says));
+        assert_eq!(error.unwrap_or_else(|| panic!("{url}: {errors:?}")).path, ["http", "url"], "{url}");
+    }
+}
+
+#[test]
+fn a_header_that_cannot_be_sent_is_an_error_of_the_settings_that_shows_no_secret() {
+    for (name, value, says) in [
+        ("bad name", json!("x"), "not a header name"),
+        ("Host", json!("evil"), "set by fanfold"),
+        ("Transfer-Encoding", json!("chunked"), "set by fanfold"),
+        ("Idempotency-Key", json!("x"), "set by fanfold"),
+        ("x-a", json!("s3cr3t\nx"), "visible ASCII"),
+        ("x-a", json!("s3cr3t ž"), "visible ASCII"),
+        ("x-a", json!("s3cr3t ž {v}"), "visible ASCII"),
+        ("x-a", json!("s3cr3t {"), "no `}`"),
+        ("x-a", json!("s3cr3t {nobody}"), "is not an argument"),
+        ("x-a", json!({ "env": "FANFOLD_TEST_NO_SUCH_VARIABLE" }), "FANFOLD_TEST_NO_SUCH_VARIABLE"),
+        ("x-a", json!({ "file": "/nonexistent" }), "/nonexistent"),
+    ] {
+        let errors = errors(json!({ "url": "http://h/", "headers": { name: value } }));
+        let [error] = errors.as_slice() else { panic!("{errors:?}") };
+        assert!(error.message.contains(says), "{error:?}");
+        assert_eq!(error.path, ["http", "headers", name]);
+        assert!(!format!("{error:?}").contains("s3cr3t"));
+    }
+}
+
+#[test]
+fn a_secret_from_a_file_has_no_places_and_prints_as_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("token");
+    std::fs::write(&path, "{v}\n").unwrap();
+    let form = form("GET", "http://h/", json!({ "authorization": { "file": path } }));
+    let headers = fill(&form, &json!({})).unwrap().headers;
+    assert_eq!(headers.get("authorization").unwrap(), "{v}");
+    assert!(!format!("{headers:?}").contains("{v}"));
+}

@@ -1,0 +1,296 @@
+//! An HTTP tool: one call is one request to a fixed origin.
+//!
+//! ```text
+//!  arguments ─▶ form (pure) ─▶ attempt ─▶ connect (resolve, judge, open) ─▶ answer ─▶ outcome
+//!                                 ▲                                            │
+//!                                 └── fault (pure): once more, or never ───────┘
+//! ```
+//!
+//! Every attempt of a call carries the same idempotency key. A tool with side effects opens a connection per
+//! request, so that a server closing an idle one cannot leave its outcome in doubt.
+
+mod answer;
+mod connect;
+mod fault;
+mod form;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, header};
+use http_body_util::Full;
+use hyper_util::client::legacy::connect::capture_connection;
+use hyper_util::client::legacy::{self, Client};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use self::answer::Answer;
+pub(super) use self::connect::SystemRoots;
+use self::connect::{ConnectError, Connector};
+use self::fault::Fault;
+pub(super) use self::fault::UNKNOWN;
+use self::form::{Filled, Form, Origin};
+use super::address::Reach;
+use super::arguments::{Arguments, Schema};
+use super::load::Mistakes;
+use super::{Call, settings, took};
+use crate::wire::tool::{Effect, Outcome, OutcomeKind};
+
+/// Redirects followed in one call, when the tool follows any.
+const MAX_REDIRECTS: usize = 3;
+/// The most bytes of a response's head.
+const MAX_HEAD: usize = 64 * 1024;
+/// Idle connections kept to a tool's server, and for how long.
+const MAX_IDLE: usize = 8;
+const IDLE: Duration = Duration::from_secs(15);
+/// The shortest and longest pause before a second attempt, in milliseconds.
+const PAUSE: std::ops::RangeInclusive<u64> = 50..=150;
+
+/// What a call of an HTTP tool needs.
+#[derive(Debug)]
+pub(super) struct Http {
+    form: Form,
+    client: Client<Connector, Full<Bytes>>,
+    effect: Effect,
+    follow_own_origin: bool,
+}
+
+impl Http {
+    /// Reads the settings; opens secrets and certificate files.
+    pub(super) fn load(
+        settings: &settings::Http,
+        effect: Effect,
+        schema: &Schema,
+        roots: &SystemRoots,
+        mistakes: &mut Mistakes,
+    ) -> Option<Self> {
+        let mut reach = networks(&settings.allow_cidrs, mistakes);
+        let form = Form::load(settings, schema, mistakes);
+        if let Some(form) = &form {
+            name_host(&form.origin, &mut reach, mistakes);
+        }
+        let secure = form.as_ref().is_some_and(|form| form.origin.secure);
+        let tls = match connect::tls(settings.ca.as_deref(), roots, secure) {
+            Ok(tls) => Some(tls),
+            Err(message) => {
+                mistakes.add(&["http", "ca"], message);
+                None
+            }
+        };
+        let (form, tls) = (form?, tls?);
+        if !mistakes.is_empty() {
+            return None;
+        }
+        let client = client(Connector::new(reach, tls), effect);
+        Some(Self { form, client, effect, follow_own_origin: settings.follow_own_origin })
+    }
+
+    /// Whether these arguments make a request. The error is for the model.
+    pub(super) fn check(&self, arguments: &Arguments, schema: &Schema) -> Result<(), String> {
+        self.form.fill(arguments, schema).map(|_| ())
+    }
+
+    /// Runs one call.
+    pub(super) async fn run(
+        &self,
+        arguments: &Arguments,
+        schema: &Schema,
+        call: &Call,
+        stop: &CancellationToken,
+    ) -> Outcome {
+        let started = Instant::now();
+        let mut filled = match self.form.fill(arguments, schema) {
+            Ok(filled) => filled,
+            Err(what) => return Outcome::failed(OutcomeKind::InvalidArguments, &what),
+        };
+        add_ours(&mut filled, call);
+        for _ in 0..=MAX_REDIRECTS {
+            let answer = match self.ask(&filled, call, stop).await {
+                Ok(answer) => answer,
+                Err(fault) => return fault::outcome(fault, self.effect, &took(call.deadline - started)),
+            };
+            match self.next(&filled.uri, &answer) {
+                Some(uri) => filled.uri = uri,
+                None => return answer.outcome(),
+            }
+        }
+        Outcome::failed(OutcomeKind::Error, &format!("more than {MAX_REDIRECTS} redirects"))
+    }
+
+    /// Asks until there is an answer, or no reason to ask again.
+    async fn ask(&self, filled: &Filled, call: &Call, stop: &CancellationToken) -> Result<Answer, Fault> {
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            let ended = self.attempt(filled, call, stop).await;
+            let brief = ended.as_ref().map(|answer| answer.status).map_err(|fault| *fault);
+            let pause = Duration::from_millis(fastrand::u64(PAUSE));
+            let time_left = Instant::now() + pause < call.deadline;
+            if !time_left || !fault::again(brief, self.effect, attempts) {
+                return ended;
+            }
+            tracing::debug!(request_id = call.request_id, ended = ?brief, "a tool's request is sent once more");
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                // The answer at hand, if there is one, is still the best there is.
+                () = stop.cancelled() => return ended,
+            }
+        }
+    }
+
+    async fn attempt(&self, filled: &Filled, call: &Call, stop: &CancellationToken) -> Result<Answer, Fault> {
+        let mut request = Request::new(Full::new(filled.body.clone().unwrap_or_default()));
+        *request.method_mut() = self.form.method.clone();
+        *request.uri_mut() = filled.uri.clone();
+        *request.headers_mut() = filled.headers.clone();
+        let connection = capture_connection(&mut request);
+        let sent = || connection.connection_metadata().is_some();
+        let whole = async {
+            let response = self.client.request(request).await.map_err(|error| fault_of(&error))?;
+            Answer::read(response, call.result_limit).await
+        };
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => Err(Fault::Stopped { sent: sent() }),
+            ended = whole => ended,
+            () = tokio::time::sleep_until(call.deadline) => Err(Fault::Late { sent: sent() }),
+        }
+    }
+
+    /// Where a redirect leads, when this tool follows it there: the same origin, the same method.
+    fn next(&self, from: &Uri, answer: &Answer) -> Option<Uri> {
+        if !self.follow_own_origin {
+            return None;
+        }
+        let safe = self.form.method == Method::GET || self.form.method == Method::HEAD;
+        let follows = match answer.status {
+            StatusCode::MOVED_PERMANENTLY | StatusCode::FOUND | StatusCode::SEE_OTHER => safe,
+            StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT => {
+                safe || self.effect != Effect::Write
+            }
+            _ => false,
+        };
+        let target = answer.location.as_deref().filter(|_| follows)?;
+        own_origin(from, target)
+    }
+}
+
+/// The target of a redirect that stays on scheme, host and port.
+fn own_origin(from: &Uri, target: &str) -> Option<Uri> {
+    let from = url::Url::parse(&from.to_string()).ok()?;
+    let mut to = from.join(target).ok()?;
+    let bare = to.username().is_empty() && to.password().is_none();
+    if !bare || to.origin() != from.origin() {
+        return None;
+    }
+    to.set_fragment(None);
+    to.as_str().parse().ok()
+}
+
+fn fault_of(error: &legacy::Error) -> Fault {
+    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = source {
+        if let Some(ours) = error.downcast_ref::<ConnectError>() {
+            return Fault::NotSent(*ours);
+        }
+        if let Some(hyper) = error.downcast_ref::<hyper::Error>()
+            && hyper.is_parse()
+        {
+            return Fault::NoAnswer("the answer was not HTTP");
+        }
+        source = error.source();
+    }
+    Fault::NoAnswer("the connection was closed before an answer")
+}
+
+fn client(connector: Connector, effect: Effect) -> Client<Connector, Full<Bytes>> {
+    let idle = match effect {
+        Effect::Read | Effect::Idempotent => MAX_IDLE,
+        Effect::Write => 0,
+    };
+    Client::builder(TokioExecutor::new())
+        .pool_timer(TokioTimer::new())
+        .timer(TokioTimer::new())
+        .pool_idle_timeout(IDLE)
+        .pool_max_idle_per_host(idle)
+        .http1_max_buf_size(MAX_HEAD)
+        // A request the pool could not even begin is handed back to `fault::again`, the only one to decide.
+        .retry_canceled_requests(effect != Effect::Write)
+        .build(connector)
+}
+
+/// The headers fanfold adds to those of the settings.
+fn add_ours(filled: &mut Filled, call: &Call) {
+    let headers = &mut filled.headers;
+    let mut ours = HeaderMap::new();
+    ours.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    let texts = [
+        ("idempotency-key", Some(&call.idempotency_key)),
+        ("x-request-id", Some(&call.request_id)),
+        ("traceparent", call.traceparent.as_ref()),
+    ];
+    for (name, text) in texts {
+        if let Some(value) = text.and_then(|text| HeaderValue::from_str(text).ok()) {
+            ours.insert(name, value);
+        }
+    }
+    headers.extend(ours);
+    headers
+        .entry(header::USER_AGENT)
+        .or_insert(HeaderValue::from_static(concat!("fanfold/", env!("CARGO_PKG_VERSION"))));
+    headers
+        .entry(header::ACCEPT)
+        .or_insert(HeaderValue::from_static("application/json, text/*;q=0.9, */*;q=0.1"));
+    if filled.body.is_some() {
+        headers.entry(header::CONTENT_TYPE).or_insert(HeaderValue::from_static("application/json"));
+    }
+}
+
+fn networks(written: &[String], mistakes: &mut Mistakes) -> Reach {
+    let mut opened = Vec::new();
+    for (at, text) in written.iter().enumerate() {
+        let read = text.parse::<ipnet::IpNet>().or_else(|_| text.parse::<std::net::IpAddr>().map(Into::into));
+        match read {
+            Ok(net) => opened.push(net),
+            Err(_) => mistakes.add_with_fix(
+                &["http".to_owned(), "allow_cidrs".to_owned(), at.to_string()],
+                format!("`{text}` is not a network"),
+                "write an address and a prefix, such as 10.1.0.0/16",
+            ),
+        }
+    }
+    Reach::with(opened)
+}
+
+/// An address or `localhost` in the URL opens itself; any other spelling of an address is refused, because two
+/// readers could read it differently.
+fn name_host(origin: &Origin, reach: &mut Reach, mistakes: &mut Mistakes) {
+    let at = ["http", "url"];
+    let host = origin.authority.host();
+    if host.eq_ignore_ascii_case("localhost") {
+        return reach.name_localhost();
+    }
+    let address = match url::Host::parse(host) {
+        Ok(url::Host::Domain(_)) => return,
+        Ok(url::Host::Ipv4(address)) if host == address.to_string() => address.into(),
+        Ok(url::Host::Ipv4(address)) => {
+            let fix = format!("write {address}");
+            return mistakes.add_with_fix(&at, format!("`{host}` is an unusual spelling of an address"), fix);
+        }
+        Ok(url::Host::Ipv6(address)) => std::net::IpAddr::V6(address),
+        Err(_) => return mistakes.add(&at, format!("`{host}` is not a host")),
+    };
+    reach.name_literal(address);
+    if !reach.allows(address) {
+        let net = ipnet::IpNet::from(address);
+        mistakes.add_with_fix(
+            &at,
+            format!("`{host}` is not an address a tool may reach"),
+            format!("open it with allow_cidrs: [\"{net}\"]"),
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests;
