@@ -131,7 +131,7 @@ macro_rules! written_as_text {
 written_as_text!(Span, SPAN_PATTERN, "a duration: a number and a unit, such as 250ms, 30s, 5m or 1h");
 written_as_text!(Size, SIZE_PATTERN, "a size: a whole number and a unit, such as 512B, 64KiB or 16MiB");
 
-/// A secret, or where to find it. It prints as dots and never serialises its text.
+/// A secret: text, `{ env: NAME }` or `{ file: PATH }`. It prints as dots and never shows its text.
 #[derive(Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(untagged, deny_unknown_fields)]
 pub enum Secret {

@@ -24,7 +24,7 @@ pub struct File {
     #[serde(default)]
     pub server: server::settings::Settings,
     /// Model servers, by a name of your choice.
-    #[schemars(length(min = 1))]
+    #[schemars(extend("minProperties" = 1))]
     pub upstreams: BTreeMap<String, upstream::settings::Settings>,
     /// How a model name finds its upstream. None: every model goes to the only upstream.
     #[serde(default)]

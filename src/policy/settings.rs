@@ -34,6 +34,7 @@ pub enum InterimText {
 /// `policy:` of the file.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
+#[schemars(rename = "Policy")]
 pub struct Settings {
     /// The strict-versus-parallel rule.
     pub strict_parallel: StrictParallel,
@@ -70,20 +71,26 @@ pub struct Overrides {
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
     /// Questions to the upstream inside one turn.
+    #[schemars(range(min = 1))]
     pub rounds: u32,
     /// Tool calls inside one turn.
+    #[schemars(range(min = 1))]
     pub calls_per_turn: u32,
     /// Calls running at once in one turn.
+    #[schemars(range(min = 1))]
     pub calls_at_once: u32,
     /// Calls running at once for one team.
+    #[schemars(range(min = 1))]
     pub calls_at_once_per_team: u32,
     /// Calls running at once in the process.
+    #[schemars(range(min = 1))]
     pub calls_at_once_in_process: u32,
     /// One call, unless the tool says otherwise.
     pub call_timeout: Span,
     /// One whole turn.
     pub turn_timeout: Span,
     /// An identical call with an identical error, so many times in a row, ends the tool rounds.
+    #[schemars(range(min = 1))]
     pub identical_errors: u32,
     /// A tool's result as handed to the model.
     pub tool_result: Size,
@@ -94,6 +101,7 @@ pub struct Limits {
     /// One event of a streamed reply.
     pub event: Size,
     /// Tools in one request after fanfold added its own (providers refuse more than 128).
+    #[schemars(range(min = 1))]
     pub tools_per_request: u32,
     /// Parked results of mixed replies: how many.
     pub parked_entries: u32,
@@ -102,8 +110,10 @@ pub struct Limits {
     /// Parked results of mixed replies: for how long.
     pub parked_for: Span,
     /// Turns in flight in the process.
+    #[schemars(range(min = 1))]
     pub turns_at_once: u32,
     /// Open client connections.
+    #[schemars(range(min = 1))]
     pub connections: u32,
     /// Bytes of request bodies held at once in the process.
     pub bodies_in_flight: Size,
@@ -141,12 +151,15 @@ impl Default for Limits {
 pub struct LowerLimits {
     /// Questions to the upstream inside one turn.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
     pub rounds: Option<u32>,
     /// Tool calls inside one turn.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
     pub calls_per_turn: Option<u32>,
     /// Calls running at once in one turn.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
     pub calls_at_once: Option<u32>,
     /// One call.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -34,6 +34,7 @@ impl Default for Admin {
 /// `server:`: what a client connection may take.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
+#[schemars(rename = "Server")]
 pub struct Settings {
     /// The whole head of a request; also the TLS handshake.
     pub header_timeout: Span,

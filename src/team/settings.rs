@@ -4,6 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::policy::settings::{LowerLimits, Overrides};
+use crate::units::{Size, Span};
 
 /// A key of a team, stored as a hash only.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
@@ -17,6 +18,7 @@ pub struct Key {
 /// One of `teams:`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
+#[schemars(rename = "Team")]
 pub struct Settings {
     /// The keys that prove a client belongs to this team.
     pub keys: Vec<Key>,
@@ -34,15 +36,52 @@ pub struct Settings {
 
 /// `limits:` of a team: those of a turn, which may only be lowered, and the team's own.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(rename = "TeamLimits")]
 pub struct Limits {
-    /// The limits of one turn.
-    #[serde(flatten)]
-    pub turn: LowerLimits,
+    /// Questions to the upstream inside one turn.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub rounds: Option<u32>,
+    /// Tool calls inside one turn.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub calls_per_turn: Option<u32>,
+    /// Calls running at once in one turn.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub calls_at_once: Option<u32>,
+    /// One call.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub call_timeout: Option<Span>,
+    /// One whole turn.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub turn_timeout: Option<Span>,
+    /// A tool's result as handed to the model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tool_result: Option<Size>,
     /// Turns in flight at once.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
     pub turns_at_once: Option<u32>,
     /// Calls running at once, all turns of the team together.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
     pub calls_at_once_per_team: Option<u32>,
+}
+
+impl Limits {
+    /// The limits of one turn. (Written out above, because serde cannot refuse unknown keys in a
+    /// flattened struct.)
+    #[must_use]
+    pub fn turn(&self) -> LowerLimits {
+        LowerLimits {
+            rounds: self.rounds,
+            calls_per_turn: self.calls_per_turn,
+            calls_at_once: self.calls_at_once,
+            call_timeout: self.call_timeout,
+            turn_timeout: self.turn_timeout,
+            tool_result: self.tool_result,
+        }
+    }
 }

@@ -49,6 +49,7 @@ pub enum Mode {
 /// One of `upstreams:`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "Upstream")]
 pub struct Settings {
     /// The URL an OpenAI SDK would be given, with its `/v1`.
     pub base_url: String,

@@ -1,0 +1,108 @@
+//! `fanfold check`: everything that is wrong with the configuration, or what it amounts to.
+
+use std::path::Path;
+
+use clap::Args;
+
+use super::{Exit, Overrides, finish, online, out, reading};
+use crate::config::Loaded;
+use crate::units::Secret;
+
+/// What `check` takes.
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    overrides: Overrides,
+    /// Ask every upstream for its models: is it there, and does it take the key?
+    #[arg(long)]
+    online: bool,
+}
+
+/// 0 when nothing is wrong, 64 when something is, 1 when an upstream does not answer as it should.
+pub(super) fn run(path: Option<&Path>, arguments: &Arguments) -> Exit {
+    match checked(path, &arguments.overrides) {
+        Err(exit) => exit,
+        Ok(loaded) => {
+            out::report(&loaded.render_warnings(out::coloured()));
+            out::answer(&summary(&loaded));
+            if arguments.online { online::run(&loaded) } else { Exit::Fine }
+        }
+    }
+}
+
+fn checked(path: Option<&Path>, overrides: &Overrides) -> Result<Loaded, Exit> {
+    finish(reading(path, &overrides.flags())?)
+}
+
+/// What the configuration amounts to.
+fn summary(loaded: &Loaded) -> String {
+    let file = &loaded.file;
+    let mut text = format!("{} is fine\n", loaded.name());
+    let mut part = |title: &str, rows: Vec<Vec<String>>| {
+        if !rows.is_empty() {
+            text.push_str(&format!("\n{title}\n{}", loaded.hide(&out::table(&rows))));
+        }
+    };
+    let scheme = if file.tls.is_some() { "https" } else { "http" };
+    part(
+        "listen",
+        vec![
+            vec!["proxy".into(), format!("{scheme}://{}/v1", file.listen)],
+            vec!["admin".into(), format!("http://{}", file.admin.listen)],
+        ],
+    );
+    part("upstreams", upstreams(loaded));
+    let route =
+        |model: &str, upstreams: &[String]| vec![model.to_owned(), format!("-> {}", upstreams.join(", "))];
+    part("routes", file.routes.iter().map(|r| route(&r.model, &r.upstreams)).collect());
+    part("teams", teams(loaded));
+    part("tools", tools(loaded));
+    text
+}
+
+fn upstreams(loaded: &Loaded) -> Vec<Vec<String>> {
+    let key = |secret: &Option<Secret>| match secret {
+        None => "no key".to_owned(),
+        Some(Secret::Text(_)) => "key from the configuration".into(),
+        Some(Secret::Env { env }) => format!("key from ${env}"),
+        Some(Secret::File { file }) => format!("key from {file}"),
+    };
+    let row = |(name, upstream): (&String, &crate::upstream::settings::Settings)| {
+        vec![name.clone(), upstream.base_url.clone(), word(&upstream.kind), key(&upstream.api_key)]
+    };
+    loaded.file.upstreams.iter().map(row).collect()
+}
+
+fn teams(loaded: &Loaded) -> Vec<Vec<String>> {
+    let some = |what: &str, patterns: &Option<Vec<String>>| match patterns {
+        None => format!("every {what}"),
+        Some(patterns) if patterns.is_empty() => format!("no {what}"),
+        Some(patterns) => format!("{what}s {}", patterns.join(", ")),
+    };
+    let row = |(name, team): (&String, &crate::team::settings::Settings)| {
+        let keys = match team.keys.len() {
+            1 => "1 key".into(),
+            n => format!("{n} keys"),
+        };
+        vec![name.clone(), keys, some("model", &team.models), some("tool", &team.tools)]
+    };
+    loaded.file.teams.iter().map(row).collect()
+}
+
+fn tools(loaded: &Loaded) -> Vec<Vec<String>> {
+    let row = |(name, tool): (&String, &crate::tools::settings::Settings)| {
+        let kind = if tool.http.is_some() { "http" } else { "command" };
+        let timeout = tool.timeout.unwrap_or(loaded.file.limits.call_timeout);
+        vec![name.clone(), kind.into(), word(&tool.effect.unwrap_or_default()), timeout.to_string()]
+    };
+    loaded.file.tools.iter().map(row).collect()
+}
+
+/// A value of a closed set, as the file writes it.
+pub(super) fn word<T: serde::Serialize>(value: &T) -> String {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(word)) => word,
+        Ok(other) => other.to_string(),
+        Err(_) => String::new(),
+    }
+}

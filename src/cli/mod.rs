@@ -1,0 +1,139 @@
+//! The command line: one file per command, each with one `run`.
+//!
+//! Exit codes: 0 fine, 1 failure, 2 wrong usage, 64 a configuration with mistakes in it.
+
+mod check;
+mod completions;
+mod config;
+mod healthcheck;
+mod keys;
+mod online;
+mod out;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{Flags, Loaded, Problems, Reading, process_env, read};
+
+/// An OpenAI-compatible reverse proxy that executes tools, in parallel.
+#[derive(Debug, Parser)]
+#[command(name = "fanfold", version, max_term_width = 100)]
+pub struct Cli {
+    /// The configuration file. Without it `fanfold.yaml` in the working directory; without that
+    /// OPENAI_API_KEY and OPENAI_BASE_URL are enough.
+    #[arg(long, global = true, value_name = "PATH")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Look the configuration over: everything that is wrong with it, or what it amounts to.
+    Check(check::Arguments),
+    /// Write, print or describe the configuration.
+    #[command(subcommand)]
+    Config(config::Command),
+    /// Make keys for teams.
+    #[command(subcommand)]
+    Keys(keys::Command),
+    /// Ask a running fanfold whether it is ready; for container platforms.
+    Healthcheck(healthcheck::Arguments),
+    /// Print completions for a shell.
+    Completions(completions::Arguments),
+}
+
+/// What may be said on the command line instead of in the file.
+#[derive(Debug, Clone, Default, Args)]
+struct Overrides {
+    /// Address and port of the proxy, instead of `listen`.
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<String>,
+    /// Address and port of the admin side, instead of `admin.listen`.
+    #[arg(long, value_name = "ADDRESS")]
+    admin_listen: Option<String>,
+    /// Serve on a public address although there are no teams with keys.
+    #[arg(long)]
+    insecure_no_auth: bool,
+}
+
+impl Overrides {
+    fn flags(&self) -> Flags {
+        Flags {
+            listen: self.listen.clone(),
+            admin_listen: self.admin_listen.clone(),
+            insecure_no_auth: self.insecure_no_auth,
+        }
+    }
+}
+
+/// How a command ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Exit {
+    Fine,
+    Failure,
+    Usage,
+    BadConfig,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(match exit {
+            Exit::Fine => 0,
+            Exit::Failure => 1,
+            Exit::Usage => 2,
+            Exit::BadConfig => 64,
+        })
+    }
+}
+
+/// Parses the command line and does what it says. Wrong usage ends the process with 2, as do
+/// `--help` and `--version` with 0.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let path = cli.config.as_deref();
+    let exit = match cli.command {
+        Command::Check(arguments) => check::run(path, &arguments),
+        Command::Config(command) => config::run(path, &command),
+        Command::Keys(command) => keys::run(&command),
+        Command::Healthcheck(arguments) => healthcheck::run(path, &arguments),
+        Command::Completions(arguments) => completions::run(&arguments),
+    };
+    exit.into()
+}
+
+/// Reads the configuration. `None`: it cannot be read, and that has been said.
+fn reading(path: Option<&std::path::Path>, flags: &Flags) -> Result<Reading, Exit> {
+    read(path, &process_env, flags).map_err(|problems| refuse(&problems))
+}
+
+/// The configuration, if nothing is wrong with it; otherwise everything has been said.
+fn finish(reading: Reading) -> Result<Loaded, Exit> {
+    reading.finish().map_err(|problems| refuse(&problems))
+}
+
+fn refuse(problems: &Problems) -> Exit {
+    out::report(&problems.render(out::coloured()));
+    Exit::BadConfig
+}
+
+/// A runtime for a command that asks one thing over the network.
+fn runtime() -> Result<tokio::runtime::Runtime, Exit> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|why| {
+        out::report(&format!("fanfold cannot start: {why}\n"));
+        Exit::Failure
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}

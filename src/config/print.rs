@@ -1,0 +1,94 @@
+//! Prints a configuration as it takes effect, secrets as dots; and the example for a new one.
+
+use serde_json::Value;
+
+use super::file::File;
+use super::{Loaded, Problem};
+use crate::wire::tool::{Effect, OnDisconnect};
+
+/// What stands for a secret.
+const DOTS: &str = "••••";
+
+/// What to print.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Detail {
+    /// What the file says, with its variables filled in.
+    Written,
+    /// Every key, also those that have their default.
+    Everything,
+}
+
+/// The example `fanfold config init` writes.
+pub const EXAMPLE: &str = include_str!("example.yaml");
+
+impl Loaded {
+    /// The configuration as YAML.
+    pub fn print(&self, detail: Detail) -> Result<String, Problem> {
+        let mut value = all_of(&self.file)?;
+        if detail == Detail::Written {
+            value = only(&value, &self.written);
+        }
+        hide(&mut value, &self.hidden);
+        yaml(&value)
+    }
+}
+
+/// Every default as YAML, without any file.
+pub fn defaults() -> Result<String, Problem> {
+    let file: File = serde_json::from_value(serde_json::json!({
+        "upstreams": { "main": { "base_url": "https://api.openai.com/v1" } }
+    }))
+    .map_err(|why| Problem::new(why.to_string()))?;
+    yaml(&all_of(&file)?)
+}
+
+/// The file with what its defaults are taken from elsewhere filled in.
+fn all_of(file: &File) -> Result<Value, Problem> {
+    let mut file = file.clone();
+    for tool in file.tools.values_mut() {
+        let effect = *tool.effect.get_or_insert_with(Effect::default);
+        tool.on_disconnect.get_or_insert(match effect {
+            Effect::Read => OnDisconnect::Stop,
+            Effect::Idempotent | Effect::Write => OnDisconnect::Finish,
+        });
+        tool.timeout.get_or_insert(file.limits.call_timeout);
+        tool.result.get_or_insert(file.limits.tool_result);
+    }
+    serde_json::to_value(&file).map_err(|why| Problem::new(why.to_string()))
+}
+
+/// Of `all`, what `written` has too, in its order.
+fn only(all: &Value, written: &Value) -> Value {
+    match (all, written) {
+        (Value::Object(all), Value::Object(written)) => Value::Object(
+            written.iter().filter_map(|(key, w)| all.get(key).map(|a| (key.clone(), only(a, w)))).collect(),
+        ),
+        (Value::Array(all), Value::Array(written)) if all.len() == written.len() => {
+            Value::Array(all.iter().zip(written).map(|(a, w)| only(a, w)).collect())
+        }
+        _ => all.clone(),
+    }
+}
+
+/// Puts dots wherever the value of a secret variable was filled in.
+fn hide(value: &mut Value, secrets: &[String]) {
+    match value {
+        Value::String(text) => *text = hidden(text, secrets),
+        Value::Array(list) => list.iter_mut().for_each(|v| hide(v, secrets)),
+        Value::Object(map) => map.values_mut().for_each(|v| hide(v, secrets)),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
+}
+
+/// A text with dots in place of these.
+pub(super) fn hidden(text: &str, secrets: &[String]) -> String {
+    secrets
+        .iter()
+        .filter(|s| !s.is_empty())
+        .fold(text.to_owned(), |text, secret| text.replace(secret.as_str(), DOTS))
+}
+
+fn yaml(value: &Value) -> Result<String, Problem> {
+    serde_saphyr::to_string(value)
+        .map_err(|why| Problem::new(format!("this cannot be written as YAML: {why}")))
+}

@@ -1,0 +1,763 @@
+//! The whole way of a file: read, and reported on.
+
+use serde_json::json;
+
+use super::print::{Detail, EXAMPLE};
+use super::*;
+use crate::units::{Secret, Size, Span};
+
+fn env(name: &str) -> Option<String> {
+    match name {
+        "OPENAI_API_KEY" => Some("sk-test-1234567890".into()),
+        "ROUNDS" => Some("7".into()),
+        "EMPTY" => Some(String::new()),
+        "TWO_LINES" => Some("a\nb".into()),
+        _ => None,
+    }
+}
+
+fn reading_with(text: &str, flags: &Flags) -> Reading {
+    let source = Source { path: None, name: "fanfold.yaml".into(), shown: text.to_owned() };
+    Reading::new(source, text, &env, flags)
+}
+
+fn loaded(text: &str) -> Loaded {
+    reading_with(text, &Flags::default()).finish().unwrap_or_else(|problems| panic!("{problems}"))
+}
+
+/// The report on a file that has to be refused.
+fn report(text: &str) -> String {
+    match reading_with(text, &Flags::default()).finish() {
+        Ok(_) => panic!("this should have been refused:\n{text}"),
+        Err(problems) => problems.to_string(),
+    }
+}
+
+/// A file with a sound upstream and this in addition.
+fn with(rest: &str) -> String {
+    format!("upstreams: {{ main: {{ base_url: https://a.example/v1 }} }}\n{rest}\n")
+}
+
+/// The messages of a refused file, in the order of the file.
+fn messages(text: &str) -> Vec<String> {
+    match reading_with(text, &Flags::default()).finish() {
+        Ok(_) => panic!("this should have been refused:\n{text}"),
+        Err(problems) => problems.list().iter().map(|p| p.message().to_owned()).collect(),
+    }
+}
+
+fn warnings(text: &str) -> Vec<String> {
+    loaded(text).warnings().map(str::to_owned).collect()
+}
+
+const FULL: &str = r#"
+listen: 127.0.0.1:4100
+admin: { listen: 127.0.0.1:4101 }
+upstreams:
+  main:
+    base_url: ${OPENAI_BASE_URL:-https://api.openai.com/v1}
+    api_key: { env: OPENAI_API_KEY }
+    kind: openai
+    mode: stream
+routes:
+  - { model: "gpt-*", upstreams: [main] }
+tools:
+  get_weather:
+    description: Current weather of a city
+    parameters: { type: object, properties: { city: { type: string } }, required: [city], additionalProperties: false }
+    http: { method: GET, url: "https://weather.example/v1/now?city={city}" }
+    effect: read
+    timeout: 10s
+  words:
+    description: Count words
+    parameters: { type: object, properties: { text: { type: string } }, required: [text] }
+    command: { argv: [/usr/bin/wc, -w], stdin: "{text}" }
+policy: { strict_parallel: serialize }
+limits: { rounds: 10, calls_per_turn: 64, calls_at_once: 8, call_timeout: 30s, turn_timeout: 300s, tool_result: 64KiB, body: 16MiB }
+teams:
+  blue:
+    keys: [{ sha256: "2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae" }]
+    models: ["gpt-*"]
+    tools: [get_weather, "w*"]
+    limits: { turns_at_once: 50 }
+store: memory
+"#;
+
+#[test]
+fn the_whole_shape_of_a_file_loads() {
+    let loaded = loaded(FULL);
+    let file = &loaded.file;
+    assert_eq!(file.upstreams["main"].base_url, "https://api.openai.com/v1");
+    assert_eq!(file.upstreams["main"].api_key, Some(Secret::Env { env: "OPENAI_API_KEY".into() }));
+    assert_eq!(file.tools["get_weather"].timeout, Some(Span::seconds(10)));
+    assert_eq!(file.limits.tool_result, Size::kib(64));
+    assert_eq!(file.teams["blue"].limits.turns_at_once, Some(50));
+    assert_eq!(loaded.warnings().count(), 0);
+}
+
+#[test]
+fn parameters_keep_their_order_and_their_numbers() {
+    let file = loaded(&with("tools: { t: { command: { argv: [/bin/x] }, parameters: { type: object, properties: { z: { type: integer, maximum: 10, multipleOf: 0.5 }, a: { const: 9007199254740993 } } } } }")).file;
+    let parameters = file.tools["t"].parameters.clone().unwrap_or_default();
+    assert_eq!(
+        parameters.to_string(),
+        r#"{"type":"object","properties":{"z":{"type":"integer","maximum":10,"multipleOf":0.5},"a":{"const":9007199254740993}}}"#
+    );
+}
+
+#[test]
+fn every_default_is_as_documented() {
+    let file = loaded(&with("")).file;
+    let mut value = serde_json::to_value(&file).expect("JSON");
+    value.as_object_mut().expect("a map").remove("upstreams");
+    assert_eq!(
+        value,
+        json!({
+            "listen": "127.0.0.1:4100",
+            "admin": { "listen": "127.0.0.1:4101", "hosts": [] },
+            "server": {
+                "header_timeout": "10s", "body_timeout": "30s", "body_rate": "1KiB", "idle_timeout": "120s",
+                "stall_timeout": "30s", "write_buffer": "256KiB", "keep_alive": "10s", "drain_accept": "5s",
+                "drain": "120s"
+            },
+            "routes": [],
+            "tools": {},
+            "policy": { "strict_parallel": "serialize", "strict_parallel_models": ["ft:*"], "interim_text": "stream" },
+            "limits": {
+                "rounds": 10, "calls_per_turn": 64, "calls_at_once": 8, "calls_at_once_per_team": 64,
+                "calls_at_once_in_process": 512, "call_timeout": "30s", "turn_timeout": "300s",
+                "identical_errors": 3, "tool_result": "64KiB", "body": "16MiB", "reply": "64MiB", "event": "4MiB",
+                "tools_per_request": 128, "parked_entries": 10000, "parked_bytes": "64MiB", "parked_for": "1h",
+                "turns_at_once": 4096, "connections": 16384, "bodies_in_flight": "512MiB"
+            },
+            "teams": {},
+            "store": "memory",
+            "log": { "level": "info", "content": false }
+        })
+    );
+}
+
+#[test]
+fn what_is_refused_says_where_why_and_what_to_do() {
+    let cases = [
+        (
+            "upstream: {}\nupstreams: { main: { base_url: https://a.example/v1 } }\n",
+            "\
+error: unknown key `upstream`
+ --> fanfold.yaml:1:1
+  |
+1 | upstream: {}
+  | ^^^^^^^^ did you mean `upstreams`?
+
+1 mistake in fanfold.yaml
+",
+        ),
+        (
+            "upstreams: {}\n",
+            "\
+error: `upstreams` has no entry
+ --> fanfold.yaml:1:1
+  |
+1 | upstreams: {}
+  | ^^^^^^^^^
+  |
+  = help: add at least one
+
+1 mistake in fanfold.yaml
+",
+        ),
+        (
+            "listen: 127.0.0.1:1\n",
+            "\
+error: this file has no `upstreams`
+ --> fanfold.yaml:1:1
+  |
+1 | listen: 127.0.0.1:1
+  | ^^^^^^
+  |
+  = help: add `upstreams:` Model servers, by a name of your choice.
+
+1 mistake in fanfold.yaml
+",
+        ),
+        (
+            "upstreams:\n  main:\n    base_url: https://a.example/v1\n    head_timeout: 30\n",
+            "\
+error: `head_timeout` must be a duration: a number and a unit, such as 250ms, 30s, 5m or 1h, not the number 30
+ --> fanfold.yaml:4:19
+  |
+4 |     head_timeout: 30
+  |                   ^^
+  |
+  = help: write `30s` if you mean seconds
+
+1 mistake in fanfold.yaml
+",
+        ),
+        (
+            "upstreams:\n  main:\n    base_url: https://a.example/v1\n    mode: stream\n    mode: whole\n",
+            "\
+error: the key `mode` stands here twice
+ --> fanfold.yaml:5:5
+  |
+4 |     mode: stream
+  |     ---- first here
+5 |     mode: whole
+  |     ^^^^
+  |
+  = help: keep one of the two, or give one another name
+
+1 mistake in fanfold.yaml
+",
+        ),
+        (
+            "upstreams:\n  main:\n    base_url: https://${HOST}/v1\n",
+            "\
+error: the environment variable `HOST` is not set
+ --> fanfold.yaml:3:23
+  |
+3 |     base_url: https://${HOST}/v1
+  |                       ^^^^^^^
+  |
+  = help: set HOST, or write a default: `${HOST:-…}`
+
+1 mistake in fanfold.yaml
+",
+        ),
+        (
+            "upstreams:\n  main:\n    base_url: https://a.example/v1\n    api_key: { env: NOT_THERE }\n",
+            "\
+error: the environment variable `NOT_THERE` is not set
+ --> fanfold.yaml:4:21
+  |
+4 |     api_key: { env: NOT_THERE }
+  |                     ^^^^^^^^^
+  |
+  = help: set NOT_THERE before the start, or leave `api_key` out if this upstream needs none
+
+1 mistake in fanfold.yaml
+",
+        ),
+        (
+            "upstreams: { main: { base_url: https://a.example/v1 } }\nroutes:\n  - model: \"*\"\n    upstreams: [mian]\n",
+            "\
+error: there is no upstream `mian`
+ --> fanfold.yaml:4:17
+  |
+4 |     upstreams: [mian]
+  |                 ^^^^ did you mean `main`?
+
+1 mistake in fanfold.yaml
+",
+        ),
+        (
+            "upstreams:\n  main: { base_url: https://a.example/v1\nroutes: []\n",
+            "\
+error: this is not YAML: while parsing a flow mapping, did not find expected ',' or '}'
+ --> fanfold.yaml:3:7
+  |
+3 | routes: []
+  |       ^
+  |
+  = help: check the indentation, the quotes and the brackets around this place
+
+1 mistake in fanfold.yaml
+",
+        ),
+    ];
+    for (text, wanted) in cases {
+        assert_eq!(report(text), wanted, "{text}");
+    }
+}
+
+#[test]
+fn ten_mistakes_are_one_report() {
+    let text = r#"listen: localhost:4100
+upstreams:
+  main:
+    base_url: https://api.openai.com/v1/chat/completions
+    api_key: { env: NOT_THERE }
+    kind: opnai
+routes:
+  - { model: "gpt-*", upstreams: [mian] }
+tools:
+  clock: { command: { argv: [/bin/date] }, timeout: 10 }
+  nothing: {}
+limits: { rounds: 0, tool_result: 64kb }
+teams:
+  blue:
+    tools: [clok]
+"#;
+    assert_eq!(
+        report(text),
+        "\
+error: `localhost:4100` is not an address to listen on
+ --> fanfold.yaml:1:9
+  |
+1 | listen: localhost:4100
+  |         ^^^^^^^^^^^^^^
+  |
+  = help: write an IP address and a port, such as 127.0.0.1:4100
+
+error: `base_url` goes too far: `/chat/completions` is added by fanfold
+ --> fanfold.yaml:4:15
+  |
+4 |     base_url: https://api.openai.com/v1/chat/completions
+  |               ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^
+  |
+  = help: write https://api.openai.com/v1
+
+error: the environment variable `NOT_THERE` is not set
+ --> fanfold.yaml:5:21
+  |
+5 |     api_key: { env: NOT_THERE }
+  |                     ^^^^^^^^^
+  |
+  = help: set NOT_THERE before the start, or leave `api_key` out if this upstream needs none
+
+error: `kind` must be `openai`, `azure`, `vllm`, `ollama`, `sglang`, `mistral`, `gemini`, `anthropic` or `groq`, not `opnai`
+ --> fanfold.yaml:6:11
+  |
+6 |     kind: opnai
+  |           ^^^^^ did you mean `openai`?
+
+error: there is no upstream `mian`
+ --> fanfold.yaml:8:35
+  |
+8 |   - { model: \"gpt-*\", upstreams: [mian] }
+  |                                   ^^^^ did you mean `main`?
+
+error: `timeout` must be a duration: a number and a unit, such as 250ms, 30s, 5m or 1h, not the number 10
+  --> fanfold.yaml:10:53
+   |
+10 |   clock: { command: { argv: [/bin/date] }, timeout: 10 }
+   |                                                     ^^
+   |
+   = help: write `10s` if you mean seconds
+
+error: the tool `nothing` does not say how it is run
+  --> fanfold.yaml:11:3
+   |
+11 |   nothing: {}
+   |   ^^^^^^^
+   |
+   = help: add `http:` for a request or `command:` for a process
+
+error: `rounds` must be at least 1, not 0
+  --> fanfold.yaml:12:19
+   |
+12 | limits: { rounds: 0, tool_result: 64kb }
+   |                   ^
+
+error: `tool_result` must be a size: a whole number and a unit, such as 512B, 64KiB or 16MiB, not `64kb`
+  --> fanfold.yaml:12:35
+   |
+12 | limits: { rounds: 0, tool_result: 64kb }
+   |                                   ^^^^
+   |
+   = help: write `64KiB`
+
+error: there is no tool `clok`
+  --> fanfold.yaml:15:13
+   |
+15 |     tools: [clok]
+   |             ^^^^ did you mean `clock`?
+
+10 mistakes in fanfold.yaml
+"
+    );
+}
+
+#[test]
+fn each_rule_has_its_sentence() {
+    let key = |n: u8| format!("{{ sha256: \"{}\" }}", format!("{n:02x}").repeat(32));
+    let cases: Vec<(String, &str)> = vec![
+        (
+            with("listen: 0.0.0.0:4100"),
+            "without teams and keys, everybody who reaches 0.0.0.0:4100 could use your upstream's key",
+        ),
+        (
+            with("admin: { listen: 127.0.0.1:4100 }"),
+            "the proxy and the admin side cannot both listen on 127.0.0.1:4100",
+        ),
+        (with("admin: { listen: nowhere }"), "`nowhere` is not an address to listen on"),
+        (
+            with("tls: { cert: /nonexistent/a.pem, key: /dev/null }"),
+            "the file `/nonexistent/a.pem` cannot be read: No such file or directory (os error 2)",
+        ),
+        (with("log: { level: \"a=b=c\" }"), "`a=b=c` is not a log filter"),
+        (with("store: redis"), "`store` must be `memory`, not `redis`"),
+        (with("nonsense: 1"), "unknown key `nonsense`"),
+        (with("routes: [{ model: x, upstreams: [] }]"), "`upstreams` is an empty list"),
+        (with("routes: [{ model: x, upstreams: [main, main] }]"), "`main` stands twice in this route"),
+        (with("routes: [{ model: \"\", upstreams: [main] }]"), "`model` is empty"),
+        (with("routes: [{ upstreams: [main] }]"), "an entry of `routes` has no `model`"),
+        (with("routes: { model: x }"), "`routes` must be a list, not a map"),
+        (
+            with("routes: [{ model: x, upstreams: [main], limits: { call_timeout: 40s } }]"),
+            "`call_timeout` may only be lowered here: 40s is more than the global 30s",
+        ),
+        (with("limits: { turn_timeout: 0s }"), "`turn_timeout` cannot be zero"),
+        (with("limits: { body: 0B }"), "`body` cannot be zero"),
+        (with("limits: { rounds: -1 }"), "`rounds` must be at least 1, not -1"),
+        (with("limits: { rounds: 4294967296 }"), "`rounds` must be at most 4294967295, not 4294967296"),
+        (with("limits: { rounds: 1.5 }"), "`rounds` must be a whole number, not the number 1.5"),
+        (with("limits: { rounds: \"ten\" }"), "`rounds` must be a whole number, not `ten`"),
+        (with("limits: { rounds: }"), "`rounds` must be a whole number, not empty"),
+        (
+            with("limits: { body: 99999999999999GiB }"),
+            "`body` must be a size: a whole number and a unit, such as 512B, 64KiB or 16MiB, not `99999999999999GiB`",
+        ),
+        (
+            with("limits: { bodies_in_flight: 1MiB }"),
+            "a body of 16MiB would never fit into `bodies_in_flight`, which is 1MiB",
+        ),
+        (with("limits: { event: 65MiB }"), "one event may be larger (65MiB) than a whole reply (64MiB)"),
+        (with("log: { content: yes }"), "`content` must be true or false, not `yes`"),
+        (
+            with("teams: { a: { keys: [{ sha256: abc }] } }"),
+            "`sha256` must be the SHA-256 of the key, as 64 hexadecimal digits (`fanfold keys hash`), not this text",
+        ),
+        (
+            with(&format!("teams: {{ a: {{ keys: [{0}] }}, b: {{ keys: [{0}] }} }}", key(1))),
+            "this key already belongs to the team `a`",
+        ),
+        (with(&format!("teams: {{ a: {{ keys: [{0}, {0}] }} }}", key(1))), "`a` has this key twice"),
+        (
+            with(
+                "teams: { a: { keys: [{ sha256: e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855 }] } }",
+            ),
+            "this is the hash of an empty text",
+        ),
+        (
+            with(&format!("teams: {{ a: {{ keys: [{}], limits: {{ turns_at_once: 5000 }} }} }}", key(1))),
+            "`turns_at_once` may only be lowered here: 5000 is more than the global 4096",
+        ),
+        (with("teams: { a: { limits: { requests_per_minute: 5 } } }"), "unknown key `requests_per_minute`"),
+        (with("teams: { a: { models: [\"\"] } }"), "an empty pattern matches no model"),
+        (
+            with("tools: { t: { http: { url: \"https://a\" }, command: { argv: [/x] } } }"),
+            "the tool `t` has both `http` and `command`",
+        ),
+        (
+            with("tools: { t: { http: { url: \"https://a\" }, at_once: 0 } }"),
+            "`at_once` must be at least 1, not 0",
+        ),
+        (
+            with("tools: { t: { http: { url: \"https://a\", headers: { x: { env: NOPE } } } } }"),
+            "the environment variable `NOPE` is not set",
+        ),
+        (
+            with("tools: { t: { http: { url: \"https://a\" }, effect: reed } }"),
+            "`effect` must be `read`, `idempotent` or `write`, not `reed`",
+        ),
+        ("upstreams: { a: { base_url: ftp://x } }".into(), "`base_url` must begin with http:// or https://"),
+        (
+            "upstreams: { a: { base_url: api.openai.com } }".into(),
+            "`base_url` is not a URL: relative URL without a base",
+        ),
+        (
+            "upstreams: { a: { base_url: \"https://u:p@x/v1\" } }".into(),
+            "`base_url` must not contain a user or a password",
+        ),
+        (
+            "upstreams: { a: { base_url: \"https://x/v1?a=b\" } }".into(),
+            "`base_url` must not have a `?` or `#` part",
+        ),
+        ("upstreams: { a: { base_url: 5 } }".into(), "`base_url` must be text, not the number 5"),
+        ("upstreams: { a: {} }".into(), "`a` has no `base_url`"),
+        (
+            "upstreams: { a: { base_url: https://x/v1, headers: { \"a b\": c } } }".into(),
+            "`a b` is not a legal header name",
+        ),
+        (
+            "upstreams: { a: { base_url: https://x/v1, headers: { x-a: \"ä\\n\" } } }".into(),
+            "this value has a character that cannot stand in a header (a line end?)",
+        ),
+        (
+            "upstreams: { a: { base_url: https://x/v1, headers: { Host: b } } }".into(),
+            "the header `Host` is written by fanfold itself",
+        ),
+        (
+            "upstreams: { a: { base_url: https://x/v1, api_key: a, headers: { Authorization: b } } }".into(),
+            "both `api_key` and `headers` would send `authorization`",
+        ),
+        (
+            "upstreams: { a: { base_url: https://x/v1, api_key: { env: EMPTY } } }".into(),
+            "`api_key` is empty",
+        ),
+        (
+            "upstreams: { a: { base_url: https://x/v1, api_key: { env: TWO_LINES } } }".into(),
+            "this value has a character that cannot stand in a header (a line end?)",
+        ),
+        (
+            "upstreams: { a: { base_url: https://x/v1, api_key: { file: /nonexistent } } }".into(),
+            "the file `/nonexistent` cannot be read: No such file or directory (os error 2)",
+        ),
+        (
+            "upstreams: { a: { base_url: https://x/v1, api_key: { env: OPENAI_API_KEY, file: b } } }".into(),
+            "`file` and `env` exclude each other",
+        ),
+        (
+            "upstreams: { a: { base_url: https://x/v1, api_key: 12 } }".into(),
+            "`api_key` must be text, `{ env: … }` or `{ file: … }`, not a number",
+        ),
+        (
+            "upstreams: { a: { base_url: https://x/v1, api_key: [a] } }".into(),
+            "`api_key` must be text, `{ env: … }` or `{ file: … }`, not a list",
+        ),
+        (
+            "upstreams: { a: { base_url: https://x/v1, ca: /nonexistent } }".into(),
+            "the file `/nonexistent` cannot be read: No such file or directory (os error 2)",
+        ),
+        (
+            "upstreams: { a: { base_url: https://x/v1 }, b: { base_url: https://y/v1 } }".into(),
+            "there are several upstreams, but no `routes:` that say which model goes where",
+        ),
+        ("- a".into(), "this file must be a map of keys and values, not a list"),
+        ("".into(), "fanfold.yaml says nothing"),
+    ];
+    let wrong: Vec<_> =
+        cases.iter().map(|(text, wanted)| (messages(text), *wanted)).filter(|(m, w)| m != &[*w]).collect();
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn what_is_probably_not_meant_is_warned_about() {
+    let cases: Vec<(String, &str)> = vec![
+        (with("admin: { listen: 0.0.0.0:4101 }"), "the admin listener at 0.0.0.0:4101 asks for no key: whoever reaches it sees metrics and runs"),
+        (with("routes: [{ model: \"*\", upstreams: [main] }, { model: x, upstreams: [main] }]"), "no model reaches this route: an earlier one takes every `x`"),
+        (with("teams: { a: {} }"), "the team `a` has no keys: nobody can use it"),
+        (with("limits: { call_timeout: 10m }"), "one call may take longer than a whole turn (300s)"),
+        (with("tools: { t: { http: { url: \"https://a\" }, timeout: 10m } }"), "`timeout` is longer than a whole turn (300s)"),
+        ("upstreams: { a: { base_url: https://x.example } }".into(), "`base_url` has no path"),
+        ("upstreams: { a: { base_url: http://x.example/v1, api_key: k } }".into(), "the API key travels unencrypted to this upstream"),
+        ("upstreams: { a: { base_url: https://x/v1 }, b: { base_url: https://y/v1 } }\nroutes: [{ model: x, upstreams: [a] }]".into(), "no route leads to `b`"),
+    ];
+    for (text, wanted) in cases {
+        assert_eq!(warnings(&text), [wanted], "{text}");
+    }
+    let tools: String = (0..130).map(|i| format!("t{i}: {{ http: {{ url: \"https://a\" }} }}, ")).collect();
+    let key = "ab".repeat(32);
+    let text = with(&format!(
+        "tools: {{ {tools} }}\nteams: {{ a: {{ keys: [{{ sha256: {key} }}], tools: [\"t*\", \"x*\"] }} }}"
+    ));
+    assert_eq!(
+        warnings(&text),
+        ["the team `a` may use 130 tools, but a request carries at most 128", "no tool matches `x*`"]
+    );
+}
+
+#[test]
+fn ordinary_private_setups_are_not_warned_about() {
+    for url in
+        ["http://127.0.0.1:8000/v1", "http://vllm:8000/v1", "http://10.0.0.7/v1", "http://m.default.svc/v1"]
+    {
+        assert_eq!(
+            warnings(&format!("upstreams: {{ a: {{ base_url: \"{url}\", api_key: k }} }}")),
+            [""; 0],
+            "{url}"
+        );
+    }
+}
+
+#[test]
+fn a_variable_may_stand_for_a_number() {
+    assert_eq!(
+        loaded(&with("limits: { rounds: \"${ROUNDS}\", calls_per_turn: \"${NONE:-9}\" }")).file.limits.rounds,
+        7
+    );
+    assert_eq!(
+        messages(&with("limits: { rounds: \"${NONE:-many}\" }")),
+        ["`rounds` must be a whole number, not `many`"]
+    );
+}
+
+#[test]
+fn a_key_without_a_value_is_as_good_as_no_key() {
+    let file = loaded(&with("tools:\nteams:\nroutes:\ntls:\nadmin:\n")).file;
+    assert!(file.tools.is_empty() && file.teams.is_empty() && file.tls.is_none());
+}
+
+#[test]
+fn flags_lie_over_the_file() {
+    let flags = |listen: &str, insecure_no_auth| Flags {
+        listen: Some(listen.into()),
+        admin_listen: Some("127.0.0.1:9".into()),
+        insecure_no_auth,
+    };
+    let loaded = reading_with(&with(""), &flags("0.0.0.0:1", true)).finish().expect("insecure is allowed");
+    assert_eq!(
+        (loaded.file.listen.as_str(), loaded.file.admin.listen.as_str()),
+        ("0.0.0.0:1", "127.0.0.1:9")
+    );
+    assert!(loaded.render_warnings(false).contains("--insecure-no-auth"));
+    assert!(reading_with(&with(""), &flags("0.0.0.0:1", false)).finish().is_err());
+    let report =
+        reading_with(&with(""), &flags("there", false)).finish().expect_err("no address").to_string();
+    assert!(report.starts_with("error: `--listen there` is not an address to listen on\n"), "{report}");
+}
+
+#[test]
+fn no_secret_is_ever_shown() {
+    let shown = |text: &str| {
+        let reading = reading_with(text, &Flags::default());
+        let mut debug = format!("{reading:?}");
+        match reading.finish() {
+            Ok(loaded) => {
+                debug.push_str(&format!("{loaded:?}"));
+                let all = loaded.print(Detail::Everything).expect("YAML");
+                let written = loaded.print(Detail::Written).expect("YAML");
+                [all, written, loaded.render_warnings(false), debug].concat()
+            }
+            Err(problems) => [problems.to_string(), debug].concat(),
+        }
+    };
+    for text in [
+        "upstreams: { a: { base_url: http://x.example/v1, api_key: GEHEIM, kind: x } }",
+        "upstreams: { a: { base_url: https://x.example/, api_key: GEHEIM } }",
+        "upstreams: { a: { base_url: http://x.example/v1, api_key: [GEHEIM] } }",
+        "upstreams: { a: { base_url: http://x.example/v1, api_key: { value: GEHEIM } } }",
+        "upstreams: { a: { base_url: http://x.example/v1, headers: { x-key: GEHEIM, y: 5 } } }",
+        "upstreams: { a: { base_url: http://x.example/v1, headers: { x-key: \"GEHEIM\\n\" } } }",
+        "upstreams:\n  a:\n    api_key: \"GEHEIM\n",
+        "upstreams: { a: { base_url: https://x/v1 } }\nteams: { b: { keys: [{ sha256: GEHEIM }] } }",
+        "upstreams: { a: { base_url: https://x/v1 } }\ntools: { t: { command: { argv: [/x], env: { A: GEHEIM } }, x: 1 } }",
+    ] {
+        assert!(!shown(text).contains("GEHEIM"), "{}", shown(text));
+    }
+    let from_variable = "upstreams: { a: { base_url: \"https://x/${OPENAI_API_KEY}/v1\" } }";
+    assert!(shown(from_variable).contains("https://x/••••/v1"), "{}", shown(from_variable));
+}
+
+#[test]
+fn later_mistakes_join_the_report_at_their_place() {
+    let mut reading =
+        reading_with(&with("tools: { t: { http: { url: \"ftp://a\" } }, u: {} }"), &Flags::default());
+    assert_eq!(reading.sound_tools().len(), 2);
+    reading.add(&["tools", "t", "http", "url"], "this URL must be http or https", "write https://");
+    reading.add(&["tools", "u"], "a second opinion about the same place", "");
+    let problems = reading.finish().expect_err("mistakes");
+    let messages: Vec<&str> = problems.list().iter().map(Problem::message).collect();
+    assert_eq!(messages, ["this URL must be http or https", "the tool `u` does not say how it is run"]);
+    assert!(problems.to_string().contains("--> fanfold.yaml:2:28\n"), "{problems}");
+}
+
+#[test]
+fn a_tool_with_a_mistake_is_not_sound() {
+    let reading =
+        reading_with(&with("tools: { t: { http: { url: \"https://a\" }, x: 1 } }"), &Flags::default());
+    assert!(reading.sound_tools().is_empty());
+}
+
+#[test]
+fn without_a_file_the_environment_is_enough() {
+    let read = |env: Env<'_>| load(None, env, &Flags::default());
+    let key = |name: &str| (name == "OPENAI_API_KEY").then(|| "sk-1".to_owned());
+    let file = read(&key).expect("a key is enough").file;
+    assert_eq!(file.upstreams["main"].base_url, "https://api.openai.com/v1");
+    assert_eq!(file.upstreams["main"].api_key, Some(Secret::Env { env: "OPENAI_API_KEY".into() }));
+    let url = |name: &str| (name == "OPENAI_BASE_URL").then(|| "http://127.0.0.1:8000/v1".to_owned());
+    let file = read(&url).expect("a URL is enough").file;
+    assert_eq!(file.upstreams["main"].base_url, "http://127.0.0.1:8000/v1");
+    assert_eq!(file.upstreams["main"].api_key, None);
+    let report = read(&|_| None).expect_err("nothing to go by").to_string();
+    assert!(report.contains("OPENAI_API_KEY") && report.contains("fanfold config init"), "{report}");
+}
+
+#[test]
+fn a_file_that_cannot_be_read_says_why() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("fanfold.yaml");
+    let report = || load(Some(&path), &env, &Flags::default()).expect_err("unreadable").to_string();
+    assert!(report().contains("No such file"), "{}", report());
+    std::fs::write(&path, b"a: 1\nb: \xff\n").unwrap();
+    assert!(report().contains("line 2 is not UTF-8"), "{}", report());
+    std::fs::write(&path, vec![b'#'; 1024 * 1024 + 1]).unwrap();
+    assert!(report().contains("larger than 1MiB"), "{}", report());
+}
+
+#[test]
+fn the_example_is_sound_and_the_schema_knows_it() {
+    let loaded = loaded(EXAMPLE);
+    assert_eq!(loaded.warnings().count(), 0);
+    let validator = jsonschema::validator_for(&schema()).expect("a schema");
+    for text in [EXAMPLE, FULL] {
+        let tree = Node::parse(text).expect("YAML");
+        assert!(validator.is_valid(&tree.to_json()), "{text}");
+    }
+    assert!(!validator.is_valid(&json!({ "upstreams": {} })));
+    assert!(
+        !validator.is_valid(&json!({ "upstreams": { "a": { "base_url": "x" } }, "limits": { "rounds": 0 } }))
+    );
+}
+
+#[test]
+fn what_is_printed_loads_again_as_the_same() {
+    let first = loaded(FULL);
+    for detail in [Detail::Everything, Detail::Written] {
+        let again = loaded(&first.print(detail).expect("YAML"));
+        assert_eq!(again.file.limits, first.file.limits);
+        assert_eq!(again.file.upstreams, first.file.upstreams);
+        assert_eq!(again.file.tools["words"].parameters, first.file.tools["words"].parameters);
+    }
+    let written = first.print(Detail::Written).expect("YAML");
+    assert!(!written.contains("identical_errors"), "{written}");
+    let defaults = print::defaults().expect("YAML");
+    assert!(defaults.contains("identical_errors: 3"), "{defaults}");
+}
+
+#[test]
+fn files_of_secrets_are_watched_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let key = folder.path().join("key");
+    std::fs::write(&key, "k").unwrap();
+    let config = folder.path().join("fanfold.yaml");
+    let text =
+        format!("upstreams: {{ a: {{ base_url: https://x/v1, api_key: {{ file: {} }} }} }}", key.display());
+    std::fs::write(&config, text).unwrap();
+    let loaded = load(Some(&config), &env, &Flags::default()).unwrap_or_else(|p| panic!("{p}"));
+    assert_eq!(loaded.watched(), [config, key]);
+}
+
+/// The walk over the schema is ours: it has to know every word the schema uses.
+#[test]
+fn the_schema_says_nothing_the_walk_does_not_know() {
+    const KNOWN: [&str; 20] = [
+        "$schema",
+        "title",
+        "description",
+        "type",
+        "properties",
+        "default",
+        "anyOf",
+        "oneOf",
+        "$ref",
+        "additionalProperties",
+        "items",
+        "required",
+        "$defs",
+        "pattern",
+        "const",
+        "enum",
+        "minItems",
+        "minProperties",
+        "format",
+        "minimum",
+    ];
+    fn look(schema: &Value, at: &str) {
+        let Value::Object(map) = schema else { return };
+        for (word, value) in map {
+            assert!(KNOWN.contains(&word.as_str()), "`{word}` at {at}");
+            match (word.as_str(), value) {
+                ("properties" | "$defs", Value::Object(named)) => {
+                    named.iter().for_each(|(name, s)| look(s, &format!("{at}/{name}")));
+                }
+                ("anyOf" | "oneOf", Value::Array(all)) => all.iter().for_each(|s| look(s, at)),
+                ("items" | "additionalProperties", s) => look(s, at),
+                _ => {}
+            }
+        }
+    }
+    look(&schema(), "");
+}
