@@ -1,6 +1,7 @@
 //! fanfold: an OpenAI-compatible reverse proxy that executes tools, in parallel.
 
 pub mod config;
+pub mod demo;
 pub mod policy;
 pub mod server;
 pub mod team;
