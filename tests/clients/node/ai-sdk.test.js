@@ -1,0 +1,101 @@
+// The proxy seen through the AI SDK.
+import assert from 'node:assert/strict';
+import { beforeEach, describe, test } from 'node:test';
+import { createOpenAICompatible } from '@ai-sdk/openai-compatible';
+import { generateText, isStepCount, streamText, tool } from 'ai';
+import { z } from 'zod';
+import { baseURL, BEGUN, call, lab, OUCH, says, status } from './lab.js';
+
+const provider = createOpenAICompatible({ name: 'fanfold', baseURL, apiKey: 'client-key', includeUsage: true });
+beforeEach(() => lab.clear());
+
+// One question; the answer has the same shape either way.
+async function ask(stream, model, more = {}) {
+  const request = { model: provider.chatModel(model), prompt: 'hi', maxRetries: 0, ...more };
+  if (!stream) return generateText(request);
+  const errors = [];
+  const result = streamText({ ...request, onError: ({ error }) => errors.push(error) });
+  let text = '';
+  for await (const delta of result.textStream) text += delta;
+  if (errors.length) throw errors[0];
+  const [finishReason, toolCalls, steps, totalUsage] = await Promise.all([
+    result.finishReason, result.toolCalls, result.steps, result.totalUsage,
+  ]);
+  return { text: steps.at(-1).text, seen: text, finishReason, toolCalls, steps, totalUsage };
+}
+
+for (const stream of [true, false]) {
+  describe(stream ? 'streamText' : 'generateText', () => {
+    const tag = (name) => `ai-${name}-${stream}`;
+
+    test('direct: plain text', async () => {
+      const model = await lab.script(tag('plain'), [says('It is sunny, I think.', [], { usage: [3, 4] })]);
+      const answer = await ask(stream, model);
+      assert.deepEqual([answer.text, answer.finishReason], ['It is sunny, I think.', 'stop']);
+      assert.equal(answer.totalUsage.totalTokens, 7);
+    });
+
+    test('owned calls are run and never seen', async () => {
+      const model = await lab.script(tag('owned'), [
+        says(null, [call('get_weather', { city: 'Paris' }), call('get_weather', { city: 'Lima' })]),
+        says('both fine'),
+      ]);
+      const answer = await ask(stream, model);
+      assert.deepEqual([answer.text, answer.finishReason, answer.toolCalls], ['both fine', 'stop', []]);
+      assert.equal(answer.steps.length, 1);
+      assert.equal(answer.totalUsage.totalTokens, 30);
+      assert.equal(await lab.runs('get_weather'), 2);
+    });
+
+    test('direct: a tool of the client', async () => {
+      const model = await lab.script(tag('foreign'), [
+        says(null, [call('get_location', {}, 'call_l')]), says('Oslo it is'),
+      ]);
+      let ran = 0;
+      const tools = { get_location: tool({ inputSchema: z.object({}), execute: () => `Oslo ${++ran}` }) };
+      const answer = await ask(stream, model, { tools, stopWhen: isStepCount(3) });
+      assert.deepEqual([answer.text, answer.steps.length, ran], ['Oslo it is', 2, 1]);
+    });
+
+    test('a mixed reply runs each tool where it belongs', async () => {
+      const model = await lab.script(tag('mixed'), [
+        says(null, [call('get_weather', { city: 'Paris' }, 'call_w'), call('get_location', {}, 'call_l')]),
+        says('all known'),
+      ]);
+      let ran = 0;
+      const tools = { get_location: tool({ inputSchema: z.object({}), execute: () => `Oslo ${++ran}` }) };
+      const answer = await ask(stream, model, { tools, stopWhen: isStepCount(3) });
+      assert.deepEqual([answer.text, answer.steps.length, ran], ['all known', 2, 1]);
+      assert.equal(await lab.runs('get_weather'), 1);
+      const results = (await lab.bodies(model)).at(-1).messages.slice(-2);
+      assert.deepEqual(results.map((m) => m.tool_call_id), ['call_w', 'call_l']);
+    });
+
+    test('direct: an upstream refusal raises', async () => {
+      const model = await lab.script(tag('400'), [status(400)], { repeat: true });
+      await assert.rejects(ask(stream, model), (error) => {
+        assert.equal(error.statusCode, 400);
+        assert.match(error.message, /ouch/);
+        return true;
+      });
+    });
+
+    test('an upstream that stays broken raises', async () => {
+      const model = await lab.script(tag('500'), [status(500)], { repeat: true, advance: 'requests' });
+      await assert.rejects(ask(stream, model), (error) => error.statusCode === 502);
+    });
+  });
+}
+
+test('direct: an error in the middle of the stream raises', async () => {
+  const model = await lab.script('ai-mid', [{ steps: [{ events: [...BEGUN, OUCH] }] }], { repeat: true });
+  await assert.rejects(ask(true, model), /ouch|error/i);
+});
+
+for (const end of ['end', 'close', 'reset']) {
+  test(`a stream that breaks off raises: ${end}`, async () => {
+    const steps = [{ events: BEGUN }, { wait_ms: 50 }, end];
+    const model = await lab.script(`ai-cut-${end}`, [{ steps }], { repeat: true });
+    await assert.rejects(ask(true, model));
+  });
+}

@@ -1,0 +1,68 @@
+//! The lab's tools: `/tool/KIND`, or `/tool/KIND/LABEL` to be counted under a name of its own.
+//!
+//! | kind | answers |
+//! |---|---|
+//! | `echo` | `{"tool": LABEL, "query": {…}, "body": …}` |
+//! | `text?text=…` | that text, as plain text |
+//! | `sleep?ms=…` | as `echo`, after so long |
+//! | `fail?status=…` | that status, with a short text |
+//! | `hang` | never |
+//! | `reset` | resets the connection |
+//! | `bytes?n=…` | so many `x` |
+//! | `redirect?to=…` | 302 |
+//! | `count` | `{"run": N}`, the N-th start of its label |
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::http::Head;
+use super::script::{Answer, Step};
+
+/// The most bytes of `bytes`, and milliseconds of `sleep`.
+const MOST: u64 = 256 * 1024 * 1024;
+
+/// The label a path is counted under, if it is a tool's.
+pub(super) fn label(route: &str) -> Option<String> {
+    let mut parts = route.strip_prefix("/tool/")?.split('/');
+    let kind = parts.next()?;
+    Some(parts.next().unwrap_or(kind).to_owned())
+}
+
+/// What a tool does; `run` counts its starts.
+pub(super) fn steps(head: &Head, body: &Value, label: &str, run: u64) -> Vec<Step> {
+    let query = head.query();
+    let kind = head.route().trim_start_matches("/tool/").split('/').next().unwrap_or_default().to_owned();
+    let number = |name: &str, default: u64| {
+        query.get(name).and_then(|text| text.parse().ok()).unwrap_or(default).min(MOST)
+    };
+    let echo = || Step::Json(json!({ "tool": label, "query": query, "body": body }));
+    match kind.as_str() {
+        "echo" => vec![echo()],
+        "text" => vec![plain(200, query.get("text").map(String::as_str).unwrap_or_default())],
+        "sleep" => vec![Step::WaitMs(number("ms", 100)), echo()],
+        "fail" => {
+            let status = u16::try_from(number("status", 500)).unwrap_or(500);
+            vec![plain(status, &format!("the tool {label} failed as it was told to"))]
+        }
+        "hang" => vec![Step::WaitMs(Duration::from_secs(86_400).as_secs() * 1000)],
+        "reset" => vec![Step::Reset],
+        "bytes" => vec![plain(200, &"x".repeat(usize::try_from(number("n", 1024)).unwrap_or(0)))],
+        "redirect" => {
+            let to = query.get("to").cloned().unwrap_or_default();
+            vec![Step::Answer(Answer {
+                status: 302,
+                headers: BTreeMap::from([("location".into(), to)]),
+                body: Value::Null,
+            })]
+        }
+        "count" => vec![Step::Json(json!({ "run": run }))],
+        other => vec![plain(404, &format!("there is no tool kind {other}"))],
+    }
+}
+
+fn plain(status: u16, text: &str) -> Step {
+    let headers = BTreeMap::from([("content-type".into(), "text/plain; charset=utf-8".into())]);
+    Step::Answer(Answer { status, headers, body: Value::String(text.to_owned()) })
+}
