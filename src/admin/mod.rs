@@ -15,8 +15,8 @@ use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderValue, Method, Request, Response, StatusCode, request};
 use hyper::body::Incoming;
 
+use crate::relay::body::Body;
 use crate::server::drain::{Drain, Stage};
-use crate::server::reply::Body;
 use crate::server::{Handler, Peer};
 
 pub mod readiness;

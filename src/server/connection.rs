@@ -234,8 +234,8 @@ impl<I, S, B> Connection for http1::Connection<I, S>
 where
     I: hyper::rt::Read + hyper::rt::Write + Unpin,
     S: hyper::service::HttpService<Incoming, ResBody = B>,
-    S::Error: Into<super::reply::BoxError>,
-    B: http_body::Body<Error: Into<super::reply::BoxError>> + 'static,
+    S::Error: Into<crate::relay::body::BoxError>,
+    B: http_body::Body<Error: Into<crate::relay::body::BoxError>> + 'static,
 {
     fn goodbye(self: Pin<&mut Self>) {
         self.graceful_shutdown();
@@ -246,8 +246,8 @@ impl<I, S, B, E> Connection for http2::Connection<I, S, E>
 where
     I: hyper::rt::Read + hyper::rt::Write + Unpin,
     S: hyper::service::HttpService<Incoming, ResBody = B>,
-    S::Error: Into<super::reply::BoxError>,
-    B: http_body::Body<Error: Into<super::reply::BoxError>> + 'static,
+    S::Error: Into<crate::relay::body::BoxError>,
+    B: http_body::Body<Error: Into<crate::relay::body::BoxError>> + 'static,
     E: hyper::rt::bounds::Http2ServerConnExec<S::Future, B>,
 {
     fn goodbye(self: Pin<&mut Self>) {

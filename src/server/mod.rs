@@ -1,14 +1,14 @@
 //! Accepts, reads, answers, drains.
 //!
 //! ```text
-//! listener ─▶ connection ─▶ gate ─▶ Handler::handle ─▶ reply::Body
+//! listener ─▶ connection ─▶ gate ─▶ Handler::handle ─▶ relay::body
 //!  accept      TLS, sniff,   Host,     proxy, admin      bytes out, bounded
 //!  bound       deadlines,    CONNECT
 //!  drain       leaving
 //! ```
 //!
 //! Nothing here knows what a chat or a tool is: a [`Handler`] gets a request whose head is sound,
-//! reads its body through [`body`], and answers with a body of its own, mostly a [`reply::Body`].
+//! reads its body through [`body`], and answers with a body of its own, mostly a [`Body`](crate::relay::body::Body).
 
 use std::error::Error;
 use std::net::SocketAddr;
@@ -27,7 +27,7 @@ mod frames;
 mod gate;
 mod io;
 pub mod listener;
-pub mod reply;
+
 pub mod settings;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -23,9 +23,9 @@ use tokio_util::task::TaskTracker;
 use super::body::{self, Bounds, InFlightBudget};
 use super::drain::{Drain, Stage};
 use super::listener::{Listener, Options};
-use super::reply::{self, Body, Sender};
 use super::settings::{Settings, Tls};
 use super::{Handler, Peer};
+use crate::relay::body::{Body, Sender, channel};
 use crate::units::Span;
 
 /// What must happen happens within this time, or the test fails.
@@ -79,7 +79,7 @@ impl Handler for Probe {
             }
             "/stream" => {
                 self.watch(peer);
-                let (sender, receiver) = reply::channel(self.capacity);
+                let (sender, receiver) = channel(self.capacity);
                 self.events.send(Event::Streams(sender)).ok();
                 Response::new(Body::Stream(receiver))
             }

@@ -15,8 +15,8 @@ use tokio_util::task::TaskTracker;
 use super::body::Bounds;
 use super::drain::Stage;
 use super::frames::PREFACE;
-use super::reply::Closed;
 use super::testing::*;
+use crate::relay::body::Closed;
 
 mod requests {
     use super::*;

@@ -147,19 +147,16 @@ impl Telemetry {
     }
 
     /// A counter with these labels.
-    #[must_use]
     pub fn counter(&self, name: &'static str, labels: &[(&'static str, SharedString)]) -> Counter {
         self.recorder.register_counter(&key(name, labels), &METADATA)
     }
 
     /// A gauge with these labels.
-    #[must_use]
     pub fn gauge(&self, name: &'static str, labels: &[(&'static str, SharedString)]) -> Gauge {
         self.recorder.register_gauge(&key(name, labels), &METADATA)
     }
 
     /// A histogram with these labels.
-    #[must_use]
     pub fn histogram(&self, name: &'static str, labels: &[(&'static str, SharedString)]) -> Histogram {
         self.recorder.register_histogram(&key(name, labels), &METADATA)
     }

@@ -1,0 +1,3 @@
+//! Performs the engine's actions until the turn ends.
+
+pub mod body;

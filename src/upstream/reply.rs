@@ -1,0 +1,339 @@
+//! One reply, as it comes.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::header::CONTENT_TYPE;
+use http::{Response, StatusCode};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use tokio::time::Instant;
+
+use super::client::Pending;
+use super::fault;
+use crate::sse::{Decoder, Event};
+use crate::wire::error::Said;
+use crate::wire::failure::{Failure, FailureKind};
+use crate::wire::raw::depth;
+use crate::wire::reply::{Decoded, Piece, decode};
+
+/// The most of an error's body that is read, in bytes.
+const LARGEST_ERROR: usize = 1024 * 1024;
+
+/// What a reply is expected to be, and its bounds.
+#[derive(Debug, Clone, Copy)]
+pub struct Expect {
+    /// A stream was asked for.
+    pub stream: bool,
+    /// The client used `functions`.
+    pub legacy: bool,
+    /// The whole reply, in bytes.
+    pub reply: usize,
+    /// One event, in bytes.
+    pub event: usize,
+}
+
+/// What is heard next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Heard {
+    /// Status 200.
+    Accepted,
+    /// Pieces were added.
+    Pieces,
+    /// The reply ended cleanly; `done` if the upstream said that it was complete.
+    Ended {
+        /// `[DONE]`, or a whole completion.
+        done: bool,
+    },
+    /// The ask failed.
+    Failed(Box<Failure>),
+}
+
+/// A reply that is asked for.
+pub struct Reply {
+    stage: Stage,
+    expect: Expect,
+    stall: Duration,
+    deadline: Instant,
+    received: usize,
+}
+
+impl std::fmt::Debug for Reply {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reply").field("received", &self.received).finish_non_exhaustive()
+    }
+}
+
+enum Stage {
+    Asked(Box<Pending>),
+    /// An error's body is being read.
+    Refused {
+        status: StatusCode,
+        wait: Option<Duration>,
+        body: Incoming,
+        read: BytesMut,
+    },
+    Stream {
+        body: Incoming,
+        decoder: Box<Decoder>,
+        done: bool,
+    },
+    Whole {
+        body: Incoming,
+        read: BytesMut,
+    },
+    /// What is left to say.
+    Last(Option<Heard>),
+}
+
+impl Reply {
+    pub(super) fn new(asked: Pending, expect: Expect, head: Duration, stall: Duration) -> Self {
+        let deadline = Instant::now() + head;
+        Self { stage: Stage::Asked(Box::new(asked)), expect, stall, deadline, received: 0 }
+    }
+
+    pub(super) fn failed(failure: Failure) -> Self {
+        let expect = Expect { stream: false, legacy: false, reply: 0, event: 0 };
+        let last = Stage::Last(Some(Heard::Failed(Box::new(failure))));
+        Self { stage: last, expect, stall: Duration::ZERO, deadline: Instant::now(), received: 0 }
+    }
+
+    /// Waits for what comes next and adds pieces to `pieces`. May be dropped and asked again: nothing
+    /// is lost. After [`Heard::Ended`] or [`Heard::Failed`] it waits for ever.
+    pub async fn next(&mut self, pieces: &mut Vec<Piece>) -> Heard {
+        match tokio::time::timeout_at(self.deadline, self.heard(pieces)).await {
+            Ok(heard) => heard,
+            Err(_) => self.end(Failure::new(FailureKind::Timeout, "no progress in time")),
+        }
+    }
+
+    async fn heard(&mut self, pieces: &mut Vec<Piece>) -> Heard {
+        loop {
+            match &mut self.stage {
+                Stage::Last(last) => match last.take() {
+                    Some(heard) => return heard,
+                    None => std::future::pending().await,
+                },
+                Stage::Asked(asked) => match asked.await {
+                    Err(error) => return self.end(fault::of_client(&error)),
+                    Ok(response) => {
+                        self.deadline = Instant::now() + self.stall;
+                        if self.accept(response) {
+                            return Heard::Accepted;
+                        }
+                    }
+                },
+                Stage::Refused { body, .. } | Stage::Stream { body, .. } | Stage::Whole { body, .. } => {
+                    let frame = body.frame().await;
+                    if let Some(heard) = self.take(frame, pieces) {
+                        return heard;
+                    }
+                }
+            }
+        }
+    }
+
+    fn end(&mut self, failure: Failure) -> Heard {
+        self.stage = Stage::Last(None);
+        Heard::Failed(Box::new(failure))
+    }
+
+    /// Looks at the head; whether the ask was accepted.
+    fn accept(&mut self, response: Response<Incoming>) -> bool {
+        let status = response.status();
+        let wait = fault::retry_after(response.headers());
+        let kind = response.headers().get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+        let stream = kind.trim_start().to_ascii_lowercase().starts_with("text/event-stream");
+        let body = response.into_body();
+        if status != StatusCode::OK {
+            self.stage = match status.as_u16() {
+                400..=599 => Stage::Refused { status, wait, body, read: BytesMut::new() },
+                other => {
+                    let failure = Failure::new(FailureKind::Protocol, format!("unexpected status {other}"));
+                    Stage::Last(Some(Heard::Failed(Box::new(failure))))
+                }
+            };
+            return false;
+        }
+        self.stage = if stream {
+            Stage::Stream { body, decoder: Box::new(Decoder::new(self.expect.event)), done: false }
+        } else {
+            Stage::Whole { body, read: BytesMut::new() }
+        };
+        true
+    }
+
+    /// Takes one frame of the body; `None` if there is nothing to tell yet.
+    fn take(
+        &mut self,
+        frame: Option<Result<hyper::body::Frame<Bytes>, hyper::Error>>,
+        pieces: &mut Vec<Piece>,
+    ) -> Option<Heard> {
+        match frame {
+            None => Some(self.body_ended(pieces)),
+            // The status says enough when its body breaks off.
+            Some(Err(_)) if matches!(self.stage, Stage::Refused { .. }) => Some(self.body_ended(pieces)),
+            Some(Err(error)) => Some(self.end(fault::of_body(&error))),
+            Some(Ok(frame)) => frame.into_data().ok().and_then(|data| self.data(data, pieces)),
+        }
+    }
+
+    fn data(&mut self, data: Bytes, pieces: &mut Vec<Piece>) -> Option<Heard> {
+        self.received = self.received.saturating_add(data.len());
+        let largest =
+            if matches!(self.stage, Stage::Refused { .. }) { LARGEST_ERROR } else { self.expect.reply };
+        if self.received > largest {
+            if matches!(self.stage, Stage::Refused { .. }) {
+                return Some(self.body_ended(pieces));
+            }
+            return Some(self.end(Failure::new(FailureKind::TooLarge, "the reply is over its limit")));
+        }
+        match &mut self.stage {
+            Stage::Refused { read, .. } | Stage::Whole { read, .. } => {
+                self.deadline = Instant::now() + self.stall;
+                read.extend_from_slice(&data);
+                None
+            }
+            Stage::Stream { decoder, done, .. } => {
+                let mut events = Vec::new();
+                if decoder.push(data, &mut events).is_err() {
+                    return Some(self.end(Failure::new(FailureKind::TooLarge, "an event is over its limit")));
+                }
+                let before = pieces.len();
+                for event in events {
+                    match read_event(&event, self.expect.legacy) {
+                        Read::Piece(piece) => pieces.push(*piece),
+                        Read::Done => *done = true,
+                        Read::Nothing => {}
+                        // What came before the failure was said and counts.
+                        Read::Failed(failure) if pieces.len() > before => {
+                            self.stage = Stage::Last(Some(Heard::Failed(Box::new(failure))));
+                            return Some(Heard::Pieces);
+                        }
+                        Read::Failed(failure) => return Some(self.end(failure)),
+                    }
+                }
+                if matches!(self.stage, Stage::Stream { done: true, .. }) {
+                    // Nothing that matters comes after [DONE]; an upstream that keeps the connection
+                    // open must not keep the turn waiting.
+                    self.stage = Stage::Last(Some(Heard::Ended { done: true }));
+                }
+                (pieces.len() > before).then(|| {
+                    self.deadline = Instant::now() + self.stall;
+                    Heard::Pieces
+                })
+            }
+            Stage::Asked(_) | Stage::Last(_) => None,
+        }
+    }
+
+    fn body_ended(&mut self, pieces: &mut Vec<Piece>) -> Heard {
+        match std::mem::replace(&mut self.stage, Stage::Last(None)) {
+            Stage::Refused { status, wait, read, .. } => {
+                Heard::Failed(Box::new(Failure::of_status(status.as_u16(), read.freeze(), wait)))
+            }
+            Stage::Stream { decoder, done, .. } => self.stream_ended(*decoder, done, pieces),
+            Stage::Whole { read, .. } => self.whole_ended(read.freeze(), pieces),
+            Stage::Asked(_) | Stage::Last(_) => self.end(Failure::new(FailureKind::Truncated, "ended early")),
+        }
+    }
+
+    fn stream_ended(&mut self, decoder: Decoder, done: bool, pieces: &mut Vec<Piece>) -> Heard {
+        match decoder.finish().map(|event| read_event(&event, self.expect.legacy)) {
+            None | Some(Read::Nothing) => Heard::Ended { done },
+            Some(Read::Done) => Heard::Ended { done: true },
+            Some(Read::Piece(piece)) => {
+                pieces.push(*piece);
+                self.stage = Stage::Last(Some(Heard::Ended { done }));
+                Heard::Pieces
+            }
+            Some(Read::Failed(failure)) if failure.kind == FailureKind::InvalidReply => {
+                self.end(Failure::new(FailureKind::Truncated, "ended inside an event"))
+            }
+            Some(Read::Failed(failure)) => self.end(failure),
+        }
+    }
+
+    /// A body that is no event stream: a completion, or, from servers that do not say what they
+    /// send, an event stream after all.
+    fn whole_ended(&mut self, body: Bytes, pieces: &mut Vec<Piece>) -> Heard {
+        let start = body.iter().position(|b| !b.is_ascii_whitespace()).unwrap_or(body.len());
+        if body[start..].starts_with(b"data:") || body[start..].starts_with(b":") {
+            return self.unnamed_stream(body, pieces);
+        }
+        match read_data(&body.slice(start..), self.expect.legacy) {
+            Read::Piece(piece) if piece.message.is_some() => {
+                pieces.push(*piece);
+                self.stage = Stage::Last(Some(Heard::Ended { done: true }));
+                Heard::Pieces
+            }
+            Read::Failed(failure) => self.end(failure),
+            Read::Piece(_) | Read::Done | Read::Nothing => {
+                self.end(Failure::new(FailureKind::InvalidReply, "a 200 without a completion"))
+            }
+        }
+    }
+
+    fn unnamed_stream(&mut self, body: Bytes, pieces: &mut Vec<Piece>) -> Heard {
+        let mut decoder = Decoder::new(self.expect.event);
+        let (mut events, mut done) = (Vec::new(), false);
+        if decoder.push(body, &mut events).is_err() {
+            return self.end(Failure::new(FailureKind::TooLarge, "an event is over its limit"));
+        }
+        events.extend(decoder.finish());
+        let before = pieces.len();
+        for event in &events {
+            match read_event(event, self.expect.legacy) {
+                Read::Piece(piece) => pieces.push(*piece),
+                Read::Done => done = true,
+                Read::Nothing => {}
+                Read::Failed(failure) => return self.end(failure),
+            }
+        }
+        if pieces.len() == before {
+            return Heard::Ended { done };
+        }
+        self.stage = Stage::Last(Some(Heard::Ended { done }));
+        Heard::Pieces
+    }
+}
+
+enum Read {
+    Piece(Box<Piece>),
+    Done,
+    Nothing,
+    Failed(Failure),
+}
+
+fn read_event(event: &Event, legacy: bool) -> Read {
+    let data = event.data.trim_ascii();
+    if data == b"[DONE]" {
+        return Read::Done;
+    }
+    if data.is_empty() {
+        return Read::Nothing;
+    }
+    if event.named_error {
+        let said = Said::read(&event.data);
+        let said = if said.message.is_empty() { Said { message: short(&event.data), ..said } } else { said };
+        return Read::Failed(Failure::in_reply(&said));
+    }
+    read_data(&event.data, legacy)
+}
+
+fn read_data(data: &Bytes, legacy: bool) -> Read {
+    let invalid = |why: String| Read::Failed(Failure::new(FailureKind::InvalidReply, why));
+    if let Err(error) = depth(data) {
+        return invalid(error.to_string());
+    }
+    match decode(data, legacy) {
+        Ok(Decoded::Piece(piece)) => Read::Piece(piece),
+        Ok(Decoded::Error(said)) => Read::Failed(Failure::in_reply(&said)),
+        Ok(Decoded::Nothing) => Read::Nothing,
+        Err(error) => invalid(error.to_string()),
+    }
+}
+
+fn short(data: &Bytes) -> String {
+    String::from_utf8_lossy(data).chars().filter(|c| !c.is_control()).take(300).collect()
+}
