@@ -1,0 +1,354 @@
+//! How an answer is written for a client of chat completions: as chunks, or folded into one object.
+
+use bytes::Bytes;
+
+use crate::engine::{CallPart, Part};
+use crate::wire::fold::{FoldedMembers, Text};
+use crate::wire::raw::{Kind, Member, Members, Raw, write_string};
+use crate::wire::reply::{FinishReason, Head};
+
+/// What goes between the texts of two rounds.
+const BLANK_LINE: &str = "\\n\\n";
+
+/// `id`, `created` and `model`, the same for a whole turn, as JSON members.
+#[derive(Debug, Clone)]
+pub(super) struct Envelope {
+    id: Raw,
+    created: Raw,
+    model: Raw,
+}
+
+/// What stands in for a head the upstream did not give.
+#[derive(Debug, Clone)]
+pub(super) struct Fallback {
+    pub(super) id: String,
+    /// Seconds since 1970.
+    pub(super) created: u64,
+    pub(super) model: String,
+}
+
+impl Envelope {
+    pub(super) fn new(head: &Head, fallback: &Fallback) -> Self {
+        let filled = |raw: &Option<Raw>| raw.clone().filter(|r| r.kind() == Kind::String && r.text() != "\"\"");
+        let number = head.created.clone().filter(|r| r.kind() == Kind::Number);
+        Self {
+            id: filled(&head.id).unwrap_or_else(|| Raw::string(&fallback.id)),
+            created: number.unwrap_or_else(|| Raw::trusted(fallback.created.to_string().into())),
+            model: filled(&head.model).unwrap_or_else(|| Raw::string(&fallback.model)),
+        }
+    }
+
+    fn write(&self, out: &mut Vec<u8>, object: &str) {
+        out.extend_from_slice(b"{\"id\":");
+        out.extend_from_slice(self.id.bytes());
+        out.extend_from_slice(b",\"object\":\"");
+        out.extend_from_slice(object.as_bytes());
+        out.extend_from_slice(b"\",\"created\":");
+        out.extend_from_slice(self.created.bytes());
+        out.extend_from_slice(b",\"model\":");
+        out.extend_from_slice(self.model.bytes());
+    }
+
+    /// An event with one chunk, whose delta and members around it `delta` and `around` write.
+    fn chunk(&self, out: &mut Vec<u8>, top: &[Member], delta: impl FnOnce(&mut Vec<u8>), around: &[Member], finish: Option<FinishReason>) {
+        out.extend_from_slice(b"data: ");
+        self.write(out, "chat.completion.chunk");
+        write_members(out, top);
+        out.extend_from_slice(b",\"choices\":[{\"index\":0,\"delta\":{");
+        delta(out);
+        out.push(b'}');
+        write_members(out, around);
+        out.extend_from_slice(b",\"finish_reason\":");
+        match finish {
+            Some(reason) => write_string(out, reason.word()),
+            None => out.extend_from_slice(b"null"),
+        }
+        out.extend_from_slice(b"}]}\n\n");
+    }
+
+    /// The role chunk, which goes first.
+    pub(super) fn write_role(&self, out: &mut Vec<u8>) {
+        self.chunk(out, &[], |out| out.extend_from_slice(b"\"role\":\"assistant\",\"content\":\"\""), &[], None);
+    }
+
+    /// One part of the answer.
+    pub(super) fn write_part(&self, out: &mut Vec<u8>, part: &Part) {
+        self.chunk(out, &part.top, |out| write_delta(out, part), &part.around, None);
+    }
+
+    /// The chunk with the finish reason.
+    pub(super) fn write_finish(&self, out: &mut Vec<u8>, reason: FinishReason) {
+        self.chunk(out, &[], |_| {}, &[], Some(reason));
+    }
+
+    /// A chunk without choices: usage, if asked for, and fanfold's own member.
+    pub(super) fn write_last(&self, out: &mut Vec<u8>, usage: Option<&Raw>, own: &Raw) {
+        out.extend_from_slice(b"data: ");
+        self.write(out, "chat.completion.chunk");
+        out.extend_from_slice(b",\"choices\":[]");
+        if let Some(usage) = usage {
+            out.extend_from_slice(b",\"usage\":");
+            out.extend_from_slice(usage.bytes());
+        }
+        out.extend_from_slice(b",\"fanfold\":");
+        out.extend_from_slice(own.bytes());
+        out.extend_from_slice(b"}\n\n");
+    }
+}
+
+fn write_members<'a>(out: &mut Vec<u8>, members: impl IntoIterator<Item = &'a Member>) {
+    for member in members {
+        out.push(b',');
+        member.write(out);
+    }
+}
+
+fn write_delta(out: &mut Vec<u8>, part: &Part) {
+    let mut comma = false;
+    let mut separate = |out: &mut Vec<u8>| {
+        if std::mem::replace(&mut comma, true) {
+            out.push(b',');
+        }
+    };
+    if let Some(text) = &part.text {
+        separate(out);
+        out.extend_from_slice(b"\"content\":");
+        if part.blank_line {
+            out.push(b'"');
+            out.extend_from_slice(BLANK_LINE.as_bytes());
+            out.extend_from_slice(text.bytes().get(1..).unwrap_or(b"\""));
+        } else {
+            out.extend_from_slice(text.bytes());
+        }
+    }
+    for member in &part.members {
+        separate(out);
+        member.write(out);
+    }
+    if !part.calls.is_empty() {
+        separate(out);
+        out.extend_from_slice(b"\"tool_calls\":[");
+        for (i, call) in part.calls.iter().enumerate() {
+            if i > 0 {
+                out.push(b',');
+            }
+            write_call_part(out, call);
+        }
+        out.push(b']');
+    }
+}
+
+fn write_call_part(out: &mut Vec<u8>, call: &CallPart) {
+    out.extend_from_slice(format!("{{\"index\":{}", call.index).as_bytes());
+    let custom = call.opening.as_ref().is_some_and(|o| o.kind.is_some());
+    if let Some(opening) = &call.opening {
+        out.extend_from_slice(b",\"id\":");
+        write_string(out, &opening.id);
+        out.extend_from_slice(b",\"type\":");
+        out.extend_from_slice(opening.kind.as_ref().map_or(b"\"function\"".as_slice(), |k| k.bytes()));
+    }
+    let named = call.opening.as_ref().filter(|_| !custom);
+    if named.is_some() || call.arguments.is_some() || !call.function.is_empty() {
+        out.extend_from_slice(b",\"function\":{");
+        let mut comma = false;
+        if let Some(opening) = named {
+            out.extend_from_slice(b"\"name\":");
+            write_string(out, &opening.name);
+            comma = true;
+        }
+        if let Some(arguments) = &call.arguments {
+            out.extend_from_slice(if comma { b",\"arguments\":" } else { b"\"arguments\":" });
+            out.extend_from_slice(arguments.bytes());
+            comma = true;
+        }
+        for member in &call.function {
+            if std::mem::replace(&mut comma, true) {
+                out.push(b',');
+            }
+            member.write(out);
+        }
+        out.push(b'}');
+    }
+    write_members(out, &call.members);
+    out.push(b'}');
+}
+
+/// An answer that is folded into one object.
+#[derive(Debug, Default)]
+pub(super) struct Folding {
+    text: Text,
+    members: FoldedMembers,
+    around: FoldedMembers,
+    top: FoldedMembers,
+    calls: Vec<FoldedCall>,
+}
+
+#[derive(Debug, Default)]
+struct FoldedCall {
+    id: String,
+    kind: Option<Raw>,
+    name: String,
+    arguments: Text,
+    members: FoldedMembers,
+    function: FoldedMembers,
+}
+
+impl Folding {
+    pub(super) fn add(&mut self, part: &Part) {
+        if let Some(text) = &part.text {
+            if part.blank_line {
+                self.text.push_plain("\n\n");
+            }
+            self.text.push(text);
+        }
+        part.members.iter().for_each(|m| self.members.add(m));
+        part.around.iter().for_each(|m| self.around.add(m));
+        part.top.iter().for_each(|m| self.top.add(m));
+        for part in &part.calls {
+            if self.calls.len() <= part.index {
+                self.calls.resize_with(part.index + 1, FoldedCall::default);
+            }
+            self.calls[part.index].add(part);
+        }
+    }
+
+    /// The whole object.
+    pub(super) fn write(&self, envelope: &Envelope, finish: FinishReason, usage: Option<&Raw>, own: Option<&Raw>) -> Bytes {
+        let mut out = Vec::with_capacity(self.text.len() + 512);
+        envelope.write(&mut out, "chat.completion");
+        out.extend_from_slice(b",\"choices\":[{\"index\":0,\"message\":{\"role\":\"assistant\",\"content\":");
+        let mut members = self.members.to_members();
+        out.extend_from_slice(crate::wire::message::content(&self.text, members.find("content")).bytes());
+        members.remove("content");
+        if members.find("refusal").is_none() {
+            out.extend_from_slice(b",\"refusal\":null");
+        }
+        write_members(&mut out, &members);
+        if !self.calls.is_empty() {
+            out.extend_from_slice(b",\"tool_calls\":[");
+            for (i, call) in self.calls.iter().enumerate() {
+                if i > 0 {
+                    out.push(b',');
+                }
+                call.write(&mut out);
+            }
+            out.push(b']');
+        }
+        out.push(b'}');
+        let around = self.around.to_members();
+        if around.find("logprobs").is_none() {
+            out.extend_from_slice(b",\"logprobs\":null");
+        }
+        write_members(&mut out, &around);
+        out.extend_from_slice(b",\"finish_reason\":");
+        write_string(&mut out, finish.word());
+        out.extend_from_slice(b"}]");
+        if let Some(usage) = usage {
+            out.extend_from_slice(b",\"usage\":");
+            out.extend_from_slice(usage.bytes());
+        }
+        let top: Members = self.top.to_members();
+        write_members(&mut out, &top);
+        if let Some(own) = own {
+            out.extend_from_slice(b",\"fanfold\":");
+            out.extend_from_slice(own.bytes());
+        }
+        out.push(b'}');
+        out.into()
+    }
+}
+
+impl FoldedCall {
+    fn add(&mut self, part: &CallPart) {
+        if let Some(opening) = &part.opening {
+            self.id.clone_from(&opening.id);
+            self.kind.clone_from(&opening.kind);
+            self.name.clone_from(&opening.name);
+        }
+        if let Some(arguments) = &part.arguments {
+            self.arguments.push(arguments);
+        }
+        part.members.iter().for_each(|m| self.members.add(m));
+        part.function.iter().for_each(|m| self.function.add(m));
+    }
+
+    fn write(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(b"{\"id\":");
+        write_string(out, &self.id);
+        out.extend_from_slice(b",\"type\":");
+        out.extend_from_slice(self.kind.as_ref().map_or(b"\"function\"".as_slice(), |k| k.bytes()));
+        if self.kind.is_none() {
+            out.extend_from_slice(b",\"function\":{\"name\":");
+            write_string(out, &self.name);
+            out.extend_from_slice(b",\"arguments\":");
+            out.extend_from_slice(self.arguments.to_raw().bytes());
+            write_members(out, &self.function.to_members());
+            out.push(b'}');
+        }
+        write_members(out, &self.members.to_members());
+        out.push(b'}');
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::Opening;
+
+    fn envelope() -> Envelope {
+        let fallback = Fallback { id: "chatcmpl-f".into(), created: 7, model: "asked".into() };
+        Envelope::new(&Head { model: Some(Raw::string("m")), ..Head::default() }, &fallback)
+    }
+
+    fn parts() -> Vec<Part> {
+        let member = |name, text: &str| Member::new(name, Raw::parse(text.to_owned()).unwrap());
+        let call = |opening, arguments: &str| CallPart {
+            index: 0,
+            opening,
+            arguments: Some(Raw::string(arguments)),
+            ..CallPart::default()
+        };
+        let opening = Opening { id: "c".into(), kind: None, name: "f".into() };
+        vec![
+            Part { text: Some(Raw::string("a")), top: vec![member("sys", "1.10")], ..Part::default() },
+            Part { text: Some(Raw::string("b")), blank_line: true, members: vec![member("r", "\"x\"")], ..Part::default() },
+            Part { calls: vec![call(Some(opening), "{")], around: vec![member("logprobs", "{\"content\":[1]}")], ..Part::default() },
+            Part { calls: vec![call(None, "}")], ..Part::default() },
+        ]
+    }
+
+    #[test]
+    fn chunks_have_one_envelope_and_everything_that_came() {
+        let mut out = Vec::new();
+        let envelope = envelope();
+        envelope.write_role(&mut out);
+        parts().iter().for_each(|part| envelope.write_part(&mut out, part));
+        envelope.write_finish(&mut out, FinishReason::ToolCalls);
+        envelope.write_last(&mut out, Some(&Raw::parse("{\"t\":1}").unwrap()), &Raw::parse("{}").unwrap());
+        let head = r#"data: {"id":"chatcmpl-f","object":"chat.completion.chunk","created":7,"model":"m""#;
+        let expected = [
+            r#","choices":[{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}]}"#,
+            r#","sys":1.10,"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}"#,
+            r#","choices":[{"index":0,"delta":{"content":"\n\nb","r":"x"},"finish_reason":null}]}"#,
+            r#","choices":[{"index":0,"delta":{"tool_calls":[{"index":0,"id":"c","type":"function","function":{"name":"f","arguments":"{"}}]},"logprobs":{"content":[1]},"finish_reason":null}]}"#,
+            r#","choices":[{"index":0,"delta":{"tool_calls":[{"index":0,"function":{"arguments":"}"}}]},"finish_reason":null}]}"#,
+            r#","choices":[{"index":0,"delta":{},"finish_reason":"tool_calls"}]}"#,
+            r#","choices":[],"usage":{"t":1},"fanfold":{}}"#,
+        ];
+        let expected: String = expected.iter().map(|rest| format!("{head}{rest}\n\n")).collect();
+        assert_eq!(String::from_utf8(out).unwrap(), expected);
+    }
+
+    #[test]
+    fn the_whole_object_has_every_required_member() {
+        let mut folding = Folding::default();
+        parts().iter().for_each(|part| folding.add(part));
+        let whole = folding.write(&envelope(), FinishReason::ToolCalls, None, None);
+        assert_eq!(
+            whole,
+            r#"{"id":"chatcmpl-f","object":"chat.completion","created":7,"model":"m","choices":[{"index":0,"message":{"role":"assistant","content":"a\n\nb","refusal":null,"r":"x","tool_calls":[{"id":"c","type":"function","function":{"name":"f","arguments":"{}"}}]},"logprobs":{"content":[1]},"finish_reason":"tool_calls"}],"sys":1.10}"#
+        );
+        let empty = Folding::default().write(&envelope(), FinishReason::Stop, None, None);
+        assert!(empty.ends_with(br#""message":{"role":"assistant","content":null,"refusal":null},"logprobs":null,"finish_reason":"stop"}]}"#));
+    }
+}

@@ -1,0 +1,268 @@
+//! Where an answer goes: into a stream of events, or into one object.
+//!
+//! Both take the same parts, so both say the same. The head of the response is decided as late as
+//! the client allows: a stream's when its first content is there, an object's when it is complete.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::body::{Body, SendError, Sender, channel};
+use super::chat::{Envelope, Fallback, Folding};
+use crate::engine::{Finish, Part, Show};
+use crate::wire::error::ErrorReply;
+use crate::wire::raw::Raw;
+use crate::wire::reply::Head;
+
+/// A comment that keeps a silent stream alive.
+const KEEP_ALIVE: &[u8] = b": keep-alive\n\n";
+const DONE: &[u8] = b"data: [DONE]\n\n";
+
+/// Where the head of the response goes.
+pub(super) type Answer = oneshot::Sender<Response<Body>>;
+
+/// How a sink behaves.
+#[derive(Debug, Clone)]
+pub(super) struct Options {
+    pub(super) stream: bool,
+    pub(super) include_usage: bool,
+    /// Headers of every response.
+    pub(super) headers: HeaderMap,
+    pub(super) fallback: Fallback,
+    /// Bytes held for a client that reads slowly.
+    pub(super) buffer: usize,
+    /// Silence before a comment.
+    pub(super) keep_alive: Duration,
+}
+
+/// What is said at the end beside the parts.
+#[derive(Debug, Default)]
+pub(super) struct Totals {
+    pub(super) usage: Option<Raw>,
+    /// fanfold's own member: totals, and the transcript if it was asked for.
+    pub(super) own: Option<Raw>,
+    pub(super) transcript: bool,
+    /// Headers of a whole response.
+    pub(super) headers: HeaderMap,
+}
+
+/// The client is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Gone;
+
+pub(super) struct Sink {
+    options: Options,
+    answer: Option<Answer>,
+    out: Vec<u8>,
+    /// What the pipe had no room for.
+    waiting: Option<Bytes>,
+    sender: Option<Sender>,
+    envelope: Option<Envelope>,
+    folding: Folding,
+    silent_since: Instant,
+}
+
+impl Sink {
+    pub(super) fn new(options: Options, answer: Answer) -> Self {
+        Self {
+            options,
+            answer: Some(answer),
+            out: Vec::new(),
+            waiting: None,
+            sender: None,
+            envelope: None,
+            folding: Folding::default(),
+            silent_since: Instant::now(),
+        }
+    }
+
+    /// Takes what the engine shows. Nothing leaves before [`flush`](Self::flush).
+    pub(super) fn show(&mut self, show: &Show) {
+        match show {
+            Show::Begin(head) => self.begin(head),
+            Show::Part(part) => self.part(part),
+        }
+    }
+
+    fn begin(&mut self, head: &Head) {
+        let envelope = Envelope::new(head, &self.options.fallback);
+        if self.options.stream {
+            envelope.write_role(&mut self.out);
+        }
+        self.envelope = Some(envelope);
+    }
+
+    fn part(&mut self, part: &Part) {
+        match (&self.envelope, self.options.stream) {
+            (Some(envelope), true) => envelope.write_part(&mut self.out, part),
+            (_, _) => self.folding.add(part),
+        }
+    }
+
+    /// Lets what was written leave, together. Whether the client can take more at once.
+    pub(super) fn flush(&mut self) -> Result<bool, Gone> {
+        if !self.options.stream {
+            return Ok(true);
+        }
+        if !self.out.is_empty() {
+            let out = Bytes::from(std::mem::take(&mut self.out));
+            self.silent_since = Instant::now();
+            self.open()?;
+            let joined = match self.waiting.take() {
+                None => out,
+                Some(first) => [first, out].concat().into(),
+            };
+            self.send(joined)?;
+        } else if let Some(waiting) = self.waiting.take() {
+            self.send(waiting)?;
+        }
+        Ok(self.waiting.is_none())
+    }
+
+    fn open(&mut self) -> Result<(), Gone> {
+        let Some(answer) = self.answer.take() else { return Ok(()) };
+        let (sender, receiver) = channel(self.options.buffer);
+        let mut response = Response::new(Body::Stream(receiver));
+        *response.headers_mut() = self.options.headers.clone();
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
+        response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+        response.headers_mut().insert("x-accel-buffering", HeaderValue::from_static("no"));
+        self.sender = Some(sender);
+        answer.send(response).map_err(|_| Gone)
+    }
+
+    fn send(&mut self, bytes: Bytes) -> Result<(), Gone> {
+        match self.sender.as_ref().map(|sender| sender.try_send(bytes)) {
+            None | Some(Ok(())) => Ok(()),
+            Some(Err(SendError::Full(back))) => {
+                self.waiting = Some(back);
+                Ok(())
+            }
+            Some(Err(SendError::Closed)) => Err(Gone),
+        }
+    }
+
+    /// Whether the client still has to take what was written before it gets more.
+    pub(super) const fn is_full(&self) -> bool {
+        self.waiting.is_some()
+    }
+
+    /// Waits until there is room for what is waiting; for ever if nothing is.
+    pub(super) async fn room(&self) {
+        match (&self.sender, &self.waiting) {
+            // A client that is gone is told by `gone`.
+            (Some(sender), Some(waiting)) => match sender.ready(waiting.len()).await {
+                Ok(()) => {}
+                Err(_) => std::future::pending().await,
+            },
+            _ => std::future::pending().await,
+        }
+    }
+
+    /// Waits until the client is gone.
+    pub(super) async fn gone(&mut self) {
+        match (&mut self.answer, &self.sender) {
+            (Some(answer), _) => answer.closed().await,
+            (None, Some(sender)) => sender.closed().await,
+            (None, None) => std::future::pending().await,
+        }
+    }
+
+    /// When a comment is due; `None` while there is no stream.
+    pub(super) fn comment_at(&self) -> Option<Instant> {
+        (self.sender.is_some() && self.waiting.is_none()).then(|| self.silent_since + self.options.keep_alive)
+    }
+
+    /// Writes a comment.
+    pub(super) fn comment(&mut self) {
+        self.out.extend_from_slice(KEEP_ALIVE);
+    }
+
+    /// Ends the answer. What is still waiting leaves as fast as the client takes it.
+    pub(super) async fn finish(mut self, finish: &Finish, totals: Totals) -> Result<(), Gone> {
+        match finish {
+            Finish::Gone => return Ok(()),
+            Finish::Failed(error) if self.answer.is_some() => return self.refuse(error, &totals),
+            Finish::Failed(error) => {
+                self.out.extend_from_slice(b"data: ");
+                self.out.extend_from_slice(&error.to_event());
+                self.out.extend_from_slice(b"\n\n");
+            }
+            Finish::Answer(reason) => {
+                if self.envelope.is_none() {
+                    self.begin(&Head::default());
+                }
+                let Some(envelope) = self.envelope.clone() else { return Ok(()) };
+                if !self.options.stream {
+                    let own = totals.own.as_ref().filter(|_| totals.transcript);
+                    let body = self.folding.write(&envelope, *reason, totals.usage.as_ref(), own);
+                    return self.whole(StatusCode::OK, body, totals.headers);
+                }
+                envelope.write_finish(&mut self.out, *reason);
+                if let Some(own) = totals.own.filter(|_| totals.transcript || self.options.include_usage) {
+                    let usage = totals.usage.unwrap_or(Raw::NULL);
+                    envelope.write_last(&mut self.out, self.options.include_usage.then_some(&usage), &own);
+                }
+                self.out.extend_from_slice(DONE);
+            }
+        }
+        self.drain().await
+    }
+
+    async fn drain(mut self) -> Result<(), Gone> {
+        while !self.flush()? {
+            tokio::select! {
+                () = self.room() => {}
+                () = async { match &self.sender { Some(sender) => sender.closed().await, None => {} } } => return Err(Gone),
+            }
+        }
+        if let Some(sender) = self.sender.take() {
+            sender.finish();
+        }
+        Ok(())
+    }
+
+    fn refuse(&mut self, error: &ErrorReply, totals: &Totals) -> Result<(), Gone> {
+        let status = StatusCode::from_u16(error.status).unwrap_or(StatusCode::BAD_GATEWAY);
+        let mut headers = totals.headers.clone();
+        headers.extend(error_headers(error));
+        self.whole(status, error.to_body(), headers)
+    }
+
+    fn whole(&mut self, status: StatusCode, body: Bytes, headers: HeaderMap) -> Result<(), Gone> {
+        let Some(answer) = self.answer.take() else { return Ok(()) };
+        let mut response = Response::new(Body::Full(body));
+        *response.status_mut() = status;
+        *response.headers_mut() = self.options.headers.clone();
+        response.headers_mut().extend(headers);
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        answer.send(response).map_err(|_| Gone)
+    }
+}
+
+/// The headers that tell an SDK whether and when to come back.
+#[must_use]
+pub fn error_headers(error: &ErrorReply) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    if let Some(seconds) = error.retry_after {
+        headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    if error.never_retry {
+        headers.insert(HeaderName::from_static("x-should-retry"), HeaderValue::from_static("false"));
+    }
+    headers
+}
+
+/// An error as a response.
+#[must_use]
+pub fn error_response(error: &ErrorReply) -> Response<Body> {
+    let mut response = Response::new(Body::Full(error.to_body()));
+    *response.status_mut() = StatusCode::from_u16(error.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    *response.headers_mut() = error_headers(error);
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
