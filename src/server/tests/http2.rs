@@ -62,3 +62,34 @@ async fn an_idle_connection_is_told_goodbye() {
     soon(tasks.wait()).await;
     assert!(client.is_closed());
 }
+
+#[tokio::test]
+async fn a_flood_of_requests_that_are_reset_ends_the_connection() {
+    let server = Running::plain().await;
+    let mut client = server.say(PREFACE).await;
+    client.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap();
+    let (mut read, mut write) = client.split();
+    let mut sent = 0;
+    let flood = async {
+        for stream in (1u32..).step_by(2) {
+            let [a, b, c, d] = stream.to_be_bytes();
+            // GET http://a/, whole, and RST_STREAM with CANCEL.
+            let head = [0, 0, 6, 1, 5, a, b, c, d, 0x82, 0x84, 0x86, 0x41, 1, b'a'];
+            let reset = [0, 0, 4, 3, 0, a, b, c, d, 0, 0, 0, 8];
+            if write.write_all(&[&head[..], &reset].concat()).await.is_err() {
+                break;
+            }
+            sent += 1;
+        }
+    };
+    let refused = async { while read.read(&mut [0; 4096]).await.is_ok_and(|n| n > 0) {} };
+    soon(Box::pin(async {
+        tokio::select! {
+            () = flood => {}
+            () = refused => {}
+        }
+    }))
+    .await;
+    assert!((100..20_000).contains(&sent), "{sent}");
+    assert!(server.ask("/ok").await.ends_with("ok"));
+}
