@@ -63,6 +63,7 @@ pub struct Peer {
     pub tls: bool,
     /// Cancelled when this request's client is gone: it closed its side of the connection, reset
     /// the HTTP/2 stream, took nothing for too long, or the answer was dropped before its end for
-    /// any other reason. An answer that went out whole cancels nothing.
+    /// any other reason. An answer that went out whole cancels nothing. A client that ends only its
+    /// sending side counts as gone: the two look alike from here.
     pub gone: CancellationToken,
 }
