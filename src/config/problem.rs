@@ -59,11 +59,6 @@ impl Problem {
         &self.message
     }
 
-    /// Whether two problems point at the same bytes.
-    pub(super) fn same_place(&self, other: &Self) -> bool {
-        self.place.is_some() && self.place == other.place
-    }
-
     fn order(&self) -> usize {
         self.place.as_ref().map_or(0, |place| place.start)
     }
