@@ -221,7 +221,7 @@ impl Reading {
             Ok(tree) => tree,
             Err(problem) => {
                 mask_by_name(&mut source, text);
-                let tree = Node { kind: Kind::Null, place: 0..0, origin: Origin::Written };
+                let tree = Node { kind: Kind::Null, place: 0..0, home: 0..0, origin: Origin::Written };
                 return Self::failed(source, tree, vec![problem]);
             }
         };
@@ -231,7 +231,9 @@ impl Reading {
             return Self::failed(source, tree, vec![problem.fix(fix)]);
         }
         let mut problems = Vec::new();
-        tree.single_keys(&mut problems);
+        for doubled in tree.single_keys(&mut problems) {
+            shape::texts(&doubled.value).into_iter().for_each(|place| source.mask(place));
+        }
         let names = |key: &str| tree.child(key).map_or(&[][..], Node::entries).iter().map(|e| e.key.clone());
         let (upstreams, tools) = (names("upstreams").collect::<Vec<_>>(), names("tools").collect::<Vec<_>>());
         let mut expander = expand::Expander::new(env, text);
@@ -380,10 +382,13 @@ impl fmt::Debug for Reading {
 fn mask_by_name(source: &mut Source, text: &str) {
     let mut start = 0;
     for line in text.split_inclusive('\n') {
-        if let Some((key, _)) = line.split_once(':')
-            && expand::sounds_secret(key)
-        {
-            source.mask(start + key.len() + 1..start + line.len());
+        let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+        let secret = line.match_indices([':', '=']).find(|(at, _)| {
+            let key = line[..*at].trim_end_matches(['"', '\'', ' ']);
+            expand::sounds_secret(key.rsplit(|c| !is_word(c)).next().unwrap_or_default())
+        });
+        if let Some((at, _)) = secret {
+            source.mask(start + at + 1..start + line.len());
         }
         start += line.len();
     }

@@ -65,7 +65,7 @@ impl Problem {
 }
 
 /// The text of a configuration file: where it came from, and how it may be shown.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Source {
     /// The file, if it is one.
     pub path: Option<PathBuf>,
@@ -75,14 +75,27 @@ pub struct Source {
     pub(super) shown: String,
 }
 
+impl fmt::Debug for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Source").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
 impl Source {
-    /// Replaces these bytes of what is shown by as many asterisks.
+    /// Replaces these bytes of what is shown by as many asterisks, unless they only name a variable.
     pub(super) fn mask(&mut self, place: Range<usize>) {
-        if let Some(text) = self.shown.get(place.clone()) {
+        if let Some(text) = self.shown.get(place.clone()).filter(|text| !only_names_a_variable(text)) {
             let stars: String = text.bytes().map(|b| if b == b'\n' { '\n' } else { '*' }).collect();
             self.shown.replace_range(place, &stars);
         }
     }
+}
+
+/// Whether a text is `${NAME}` and nothing else.
+fn only_names_a_variable(text: &str) -> bool {
+    let bare = text.trim().trim_matches(['"', '\'']);
+    let name = bare.strip_prefix("${").and_then(|rest| rest.strip_suffix('}'));
+    name.is_some_and(|name| name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_'))
 }
 
 /// All mistakes of one configuration. Displays as a report for people, without colours.

@@ -202,7 +202,7 @@ error: the key `mode` stands here twice
   |
 4 |     mode: stream
   |     ---- first here
-5 |     mode: whole
+5 |     mode: *****
   |     ^^^^
   |
   = help: keep one of the two, or give one another name
@@ -621,6 +621,16 @@ fn no_secret_is_ever_shown() {
         "upstreams: { a: { base_url: http://x.example/v1, headers: { x-key: GEHEIM, y: 5 } } }",
         "upstreams: { a: { base_url: http://x.example/v1, headers: { x-key: \"GEHEIM\\n\" } } }",
         "upstreams:\n  a:\n    api_key: \"GEHEIM\n",
+        "upstreams: { a: { base_url: https://x/v1, api_kye: GEHEIM } }",
+        "upstreams: { a: { base_url: https://x/v1, api_key: x, api_key: GEHEIM } }",
+        "upstreams: { a: { base_url: https://x/v1, headers: { x: a, x: GEHEIM } } }",
+        "upstreams: { a: { base_url: https://x/v1, heders: { x: GEHEIM } } }",
+        "upstreams: { a: { base_url: https://x/v1, headers: [\"x: GEHEIM\"] } }",
+        "upstreams: { a: { base_url: https://x/v1, \"api_key\" : GEHEIM }, ] }",
+        "unknown: &k GEHEIM\nupstreams: { a: { base_url: https://x/v1, api_key: *k } }",
+        "api_key: GEHEIM\nupstreams: { a: { base_url: https://x/v1 } }",
+        "upstreams: { a: { base_url: https://x/v1 } }\nteams: { b: { keys: [GEHEIM] } }",
+        "upstreams: { a: { base_url: https://x/v1 } }\nteams: { b: { keys: GEHEIM } }",
         "upstreams: { a: { base_url: https://x/v1 } }\nteams: { b: { keys: [{ sha256: GEHEIM }] } }",
         "upstreams: { a: { base_url: https://x/v1 } }\ntools: { t: { command: { argv: [/x], env: { A: GEHEIM } }, x: 1 } }",
     ] {
@@ -628,6 +638,12 @@ fn no_secret_is_ever_shown() {
     }
     let from_variable = "upstreams: { a: { base_url: \"https://x/${OPENAI_API_KEY}/v1\" } }";
     assert!(shown(from_variable).contains("https://x/••••/v1"), "{}", shown(from_variable));
+}
+
+#[test]
+fn the_name_of_a_variable_is_shown() {
+    let report = report("upstreams: { a: { base_url: https://x/v1, api_key: \"${MISSING}\" } }");
+    assert!(report.contains("api_key: \"${MISSING}\""), "{report}");
 }
 
 #[test]
