@@ -154,6 +154,7 @@ pub struct Reading {
 /// Reads the file at `path`, or `fanfold.yaml`, or what the environment alone says, and checks it.
 ///
 /// The error is a file that cannot be read at all. Mistakes inside the file are in the reading.
+/// Files are read on the calling thread: inside a runtime this belongs into `spawn_blocking`.
 pub fn read(path: Option<&Path>, env: Env<'_>, flags: &Flags) -> Result<Reading, Problems> {
     let (path, text) = find(path, env).map_err(Problems::without_source)?;
     let name = match &path {

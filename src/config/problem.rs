@@ -7,6 +7,9 @@ use std::sync::Arc;
 
 use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
 
+/// The most mistakes one report draws.
+const MOST: usize = 100;
+
 /// One mistake: what is wrong, where, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
@@ -164,6 +167,7 @@ pub(super) fn render(source: &Source, list: &[Problem], severity: Severity, colo
     };
     let drawn: Vec<String> = list
         .iter()
+        .take(MOST)
         .map(|problem| {
             let title = level.clone().primary_title(problem.message.as_str());
             let mut group = match &problem.place {
@@ -179,6 +183,9 @@ pub(super) fn render(source: &Source, list: &[Problem], severity: Severity, colo
     let mut text = drawn.join("\n\n");
     if !text.is_empty() {
         text.push('\n');
+    }
+    if let Some(more) = list.len().checked_sub(MOST).filter(|more| *more > 0) {
+        text.push_str(&format!("\n… and {more} more\n"));
     }
     text
 }

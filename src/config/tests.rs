@@ -812,3 +812,31 @@ fn the_schema_says_nothing_the_walk_does_not_know() {
     }
     look(&schema(), "");
 }
+
+#[test]
+fn a_report_is_bounded() {
+    let rest: String = (0..150).map(|i| format!("nonsense{i}: 1\n")).collect();
+    let report = report(&with(&rest));
+    assert_eq!(report.matches("unknown key").count(), 100);
+    assert!(report.ends_with("\n… and 50 more\n\n150 mistakes in fanfold.yaml\n"), "{report}");
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig { cases: 256, failure_persistence: None, ..Default::default() })]
+
+    /// Whatever is cut out of a file or put into it, there is an answer, and a report that can be drawn.
+    #[test]
+    fn no_text_is_too_strange_for_a_report(
+        at in 0..FULL.len(),
+        cut in 0..40_usize,
+        put in "[ -~äß\t\r\n\u{feff}\u{1f600}]{0,12}",
+    ) {
+        let text = format!("{}{put}{}", &FULL[..at], &FULL[(at + cut).min(FULL.len())..]);
+        match reading_with(&text, &Flags::default()).finish() {
+            Ok(loaded) => {
+                loaded.render_warnings(true);
+            }
+            Err(problems) => assert!(problems.render(true).contains("error"), "{text}"),
+        }
+    }
+}
