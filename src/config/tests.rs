@@ -834,7 +834,7 @@ proptest::proptest! {
         let text = format!("{}{put}{}", &FULL[..at], &FULL[(at + cut).min(FULL.len())..]);
         match reading_with(&text, &Flags::default()).finish() {
             Ok(loaded) => {
-                loaded.render_warnings(true);
+                assert!(!loaded.render_warnings(true).contains("error"), "{text}");
             }
             Err(problems) => assert!(problems.render(true).contains("error"), "{text}"),
         }
