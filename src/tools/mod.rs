@@ -182,6 +182,12 @@ impl Tool {
             Ok(arguments) => arguments,
             Err(outcome) => return outcome,
         };
+        if stop.is_cancelled() {
+            return Outcome::failed(OutcomeKind::Stopped, "stopped before it began");
+        }
+        if call.deadline <= tokio::time::Instant::now() {
+            return Outcome::failed(OutcomeKind::Timeout, "its time was over before it began");
+        }
         match &self.kind {
             Kind::Http(http) => Box::pin(http.run(&arguments, &self.schema, call, stop)).await,
             Kind::Command(command) => Box::pin(command.run(&arguments, call, stop)).await,

@@ -21,6 +21,7 @@ use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use rustix::process::{Pid, Resource, Rlimit, Signal, WaitId, WaitIdOptions};
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
@@ -111,22 +112,22 @@ pub(super) async fn supervise(plan: Plan, stop: CancellationToken) -> io::Result
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let mut kept = Kept { stdout: Head::new(plan.keep_stdout), stderr: Tail::default() };
     let watched = {
-        let pipes = kept.fill(stdin, plan.stdin, stdout, stderr);
-        tokio::select! {
+        // Fused: they may be drained long before the process ends.
+        let mut pipes = pin!(kept.fill(stdin, plan.stdin, stdout, stderr).fuse());
+        let watched = tokio::select! {
             biased;
             () = stop.cancelled() => Watched::Stopped,
-            watched = until_over(pipes, exited(group.leader, &mut exits)) => watched,
+            watched = until_over(pipes.as_mut(), exited(group.leader, &mut exits)) => watched,
             () = sleep_until(plan.deadline) => Watched::TimedOut,
+        };
+        match watched {
+            Watched::Exited => {}
+            Watched::Flooded | Watched::TimedOut | Watched::Stopped => {
+                terminate(&group, &mut exits, pipes).await;
+            }
         }
+        watched
     };
-    match watched {
-        Watched::Exited => {}
-        Watched::Flooded | Watched::TimedOut | Watched::Stopped => {
-            group.signal(Signal::TERM);
-            // Whether it took the hint or not, the whole group is killed next.
-            let _ = timeout(GRACE, exited(group.leader, &mut exits)).await;
-        }
-    }
     group.signal(Signal::KILL);
     let status = timeout(REAP, child.wait()).await;
     group.reaped = matches!(status, Ok(Ok(_)));
@@ -195,6 +196,23 @@ async fn exited(leader: Pid, exits: &mut tokio::signal::unix::Signal) {
             return;
         }
     }
+}
+
+/// Asks the group to end and waits a while for its leader. Whether it took the hint or not, the whole group is
+/// killed next. The pipes are read on: who says goodbye to a closed pipe dies of it, and tidies nothing up.
+async fn terminate(
+    group: &Group,
+    exits: &mut tokio::signal::unix::Signal,
+    pipes: impl Future<Output = Result<(), Flood>>,
+) {
+    group.signal(Signal::TERM);
+    let mut pipes = pin!(pipes);
+    let mut gone = pin!(timeout(GRACE, exited(group.leader, exits)));
+    tokio::select! {
+        _ = &mut gone => return,
+        _ = &mut pipes => {}
+    }
+    let _ = gone.await;
 }
 
 /// Until the process has ended and its pipes are drained, or drained long enough, or it printed too much.

@@ -4,13 +4,14 @@
 //! argument fills a path segment, a query value or a header value, and can never become more than that.
 
 use std::collections::HashSet;
+use std::fmt;
 
 use bytes::Bytes;
-use http::uri::Authority;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use secrecy::ExposeSecret as _;
 
+use super::origin::{self, Origin};
 use crate::tools::arguments::{Arguments, Schema, plain};
 use crate::tools::load::Mistakes;
 use crate::tools::place::{Piece, Template};
@@ -42,15 +43,6 @@ const RESERVED: [&str; 15] = [
     "tracestate",
 ];
 
-/// Where every request of a tool goes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Origin {
-    /// `https`, not `http`.
-    pub(super) secure: bool,
-    /// Host and port as written.
-    pub(super) authority: Authority,
-}
-
 /// A request with places.
 #[derive(Debug)]
 pub(super) struct Form {
@@ -71,10 +63,16 @@ enum Pair {
     Placed { name: String, value: Template },
 }
 
-#[derive(Debug)]
 enum Head {
     Fixed(HeaderValue),
     Placed(Template),
+}
+
+impl fmt::Debug for Head {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Either may hold a secret.
+        f.write_str("••••")
+    }
 }
 
 /// A request without places.
@@ -88,7 +86,7 @@ pub(super) struct Filled {
 impl Form {
     /// Reads what the operator wrote.
     pub(super) fn load(settings: &settings::Http, schema: &Schema, mistakes: &mut Mistakes) -> Option<Self> {
-        let (origin, target) = origin(&settings.url, mistakes)?;
+        let (origin, target) = origin::split(&settings.url, mistakes)?;
         let (path, query) = match target.split_once('?') {
             Some((path, query)) => (path, Some(query)),
             None => (target, None),
@@ -141,14 +139,7 @@ impl Form {
         }
         let head = match value {
             Secret::Text(text) if text.contains(['{', '}']) => {
-                let Some(template) = mistakes.template(&at, text, |name| schema.has(name)) else { return };
-                let literal = |piece: &Piece| match piece {
-                    Piece::Text(text) => visible(text),
-                    Piece::Place(_) => true,
-                };
-                if !template.pieces().iter().all(literal) {
-                    return mistakes.add(&at, "a header value consists of visible ASCII characters");
-                }
+                let Some(template) = header_template(text, &at, schema, mistakes) else { return };
                 self.placed.extend(template.places().map(str::to_owned));
                 Head::Placed(template)
             }
@@ -221,13 +212,9 @@ impl Form {
                 Head::Placed(template) => {
                     // A header whose argument was not given is not sent.
                     let Some(text) = fill_text(template, arguments) else { continue };
-                    if !visible(&text) {
-                        return Err(format!(
-                            "the value for the header {name} may have visible ASCII characters and spaces only"
-                        ));
-                    }
-                    HeaderValue::from_str(&text)
-                        .map_err(|_| format!("the value for the header {name} is refused"))?
+                    sensitive(&text).ok_or_else(|| {
+                        format!("the value for the header {name} may have visible ASCII characters only")
+                    })?
                 }
             };
             headers.insert(name.clone(), value);
@@ -247,75 +234,6 @@ fn method(method: settings::Method) -> Method {
     }
 }
 
-/// Splits a URL into its origin and the rest, which begins with `/`, `?` or nothing.
-fn origin<'a>(url: &'a str, mistakes: &mut Mistakes) -> Option<(Origin, &'a str)> {
-    let at = ["http", "url"];
-    if !url.bytes().all(|byte| byte.is_ascii_graphic()) {
-        // Inside of a place other characters are fine, but then the place is no query name or path either.
-        let outside: String = strip_places(url);
-        if !outside.bytes().all(|byte| byte.is_ascii_graphic()) {
-            mistakes.add(&at, "a URL consists of visible ASCII characters; write the others percent-encoded");
-            return None;
-        }
-    }
-    let Some((scheme, rest)) = url.split_once("://") else {
-        mistakes.add_with_fix(&at, "the URL has no scheme and host", "write https://host/path");
-        return None;
-    };
-    let secure = match scheme {
-        "https" => true,
-        "http" => false,
-        _ if scheme.contains(['{', '}']) => {
-            mistakes.add(&at, "a place may stand in the path or the query, not in the scheme");
-            return None;
-        }
-        _ => {
-            mistakes.add(&at, format!("the scheme `{scheme}` is neither http nor https"));
-            return None;
-        }
-    };
-    let (authority, target) = rest.split_at(rest.find(['/', '?', '#', '\\']).unwrap_or(rest.len()));
-    let wrong = if authority.contains(['{', '}']) {
-        Some("a place may stand in the path or the query, not in the host, the port or the user")
-    } else if authority.contains('@') {
-        Some("a URL may not hold a user or a password: send a header")
-    } else if target.contains('#') {
-        Some("a URL may not have a fragment")
-    } else if target.contains('\\') {
-        Some("a URL may not have a backslash")
-    } else {
-        None
-    };
-    if let Some(message) = wrong {
-        mistakes.add(&at, message);
-        return None;
-    }
-    let Some(authority) = authority.parse::<Authority>().ok().filter(|a| !a.host().is_empty()) else {
-        mistakes.add(&at, "the URL's host or port is not valid");
-        return None;
-    };
-    if authority.as_str().len() > authority.host().len() && authority.port_u16().is_none_or(|port| port == 0)
-    {
-        mistakes.add(&at, "the URL's port is not valid");
-        return None;
-    }
-    Some((Origin { secure, authority }, target))
-}
-
-fn strip_places(url: &str) -> String {
-    let mut inside = false;
-    url.chars()
-        .filter(|c| {
-            match c {
-                '{' => inside = true,
-                '}' => inside = false,
-                _ => {}
-            }
-            !inside
-        })
-        .collect()
-}
-
 fn segments(path: &str, schema: &Schema, mistakes: &mut Mistakes) -> Vec<Template> {
     path.strip_prefix('/')
         .unwrap_or(path)
@@ -324,16 +242,43 @@ fn segments(path: &str, schema: &Schema, mistakes: &mut Mistakes) -> Vec<Templat
         .collect()
 }
 
-/// A fixed header value, never shown in debug output.
+/// A header value with places. Its mistakes are told without its text: part of that may be a secret.
+fn header_template(text: &str, at: &[&str], schema: &Schema, mistakes: &mut Mistakes) -> Option<Template> {
+    const FIX: &str = "write a secret as { env: NAME } or { file: PATH }: there a brace is no place";
+    let template = match Template::parse(text) {
+        Ok(template) => template,
+        Err(why) => {
+            mistakes.add_with_fix(at, why.message(), FIX);
+            return None;
+        }
+    };
+    if template.places().any(|name| !schema.has(name)) {
+        mistakes.add_with_fix(at, "a place in this value is not an argument of this tool", FIX);
+        return None;
+    }
+    let literal = |piece: &Piece| match piece {
+        Piece::Text(text) => visible(text),
+        Piece::Place(_) => true,
+    };
+    if !template.pieces().iter().all(literal) {
+        mistakes.add(at, "a header value consists of visible ASCII characters");
+        return None;
+    }
+    Some(template)
+}
+
+/// A fixed header value.
 fn fixed(value: &Secret) -> Result<HeaderValue, String> {
     let text = secret::open(value)?;
-    let text = text.expose_secret();
-    let mut value = HeaderValue::from_str(text)
-        .ok()
-        .filter(|_| visible(text))
-        .ok_or("a header value consists of visible ASCII characters")?;
+    sensitive(text.expose_secret())
+        .ok_or_else(|| "a header value consists of visible ASCII characters".into())
+}
+
+/// A header value that debug output never shows.
+fn sensitive(text: &str) -> Option<HeaderValue> {
+    let mut value = HeaderValue::from_str(text).ok().filter(|_| visible(text))?;
     value.set_sensitive(true);
-    Ok(value)
+    Some(value)
 }
 
 fn visible(text: &str) -> bool {

@@ -13,6 +13,7 @@ mod answer;
 mod connect;
 mod fault;
 mod form;
+mod origin;
 
 use std::time::Duration;
 
@@ -30,7 +31,8 @@ pub(super) use self::connect::SystemRoots;
 use self::connect::{ConnectError, Connector};
 use self::fault::Fault;
 pub(super) use self::fault::UNKNOWN;
-use self::form::{Filled, Form, Origin};
+use self::form::{Filled, Form};
+use self::origin::own_origin;
 use super::address::Reach;
 use super::arguments::{Arguments, Schema};
 use super::load::Mistakes;
@@ -68,7 +70,7 @@ impl Http {
         let mut reach = networks(&settings.allow_cidrs, mistakes);
         let form = Form::load(settings, schema, mistakes);
         if let Some(form) = &form {
-            name_host(&form.origin, &mut reach, mistakes);
+            origin::name_host(&form.origin, &mut reach, mistakes);
         }
         let secure = form.as_ref().is_some_and(|form| form.origin.secure);
         let tls = match connect::tls(settings.ca.as_deref(), roots, secure) {
@@ -176,18 +178,6 @@ impl Http {
     }
 }
 
-/// The target of a redirect that stays on scheme, host and port.
-fn own_origin(from: &Uri, target: &str) -> Option<Uri> {
-    let from = url::Url::parse(&from.to_string()).ok()?;
-    let mut to = from.join(target).ok()?;
-    let bare = to.username().is_empty() && to.password().is_none();
-    if !bare || to.origin() != from.origin() {
-        return None;
-    }
-    to.set_fragment(None);
-    to.as_str().parse().ok()
-}
-
 fn fault_of(error: &legacy::Error) -> Fault {
     let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(error) = source {
@@ -261,35 +251,6 @@ fn networks(written: &[String], mistakes: &mut Mistakes) -> Reach {
         }
     }
     Reach::with(opened)
-}
-
-/// An address or `localhost` in the URL opens itself; any other spelling of an address is refused, because two
-/// readers could read it differently.
-fn name_host(origin: &Origin, reach: &mut Reach, mistakes: &mut Mistakes) {
-    let at = ["http", "url"];
-    let host = origin.authority.host();
-    if host.eq_ignore_ascii_case("localhost") {
-        return reach.name_localhost();
-    }
-    let address = match url::Host::parse(host) {
-        Ok(url::Host::Domain(_)) => return,
-        Ok(url::Host::Ipv4(address)) if host == address.to_string() => address.into(),
-        Ok(url::Host::Ipv4(address)) => {
-            let fix = format!("write {address}");
-            return mistakes.add_with_fix(&at, format!("`{host}` is an unusual spelling of an address"), fix);
-        }
-        Ok(url::Host::Ipv6(address)) => std::net::IpAddr::V6(address),
-        Err(_) => return mistakes.add(&at, format!("`{host}` is not a host")),
-    };
-    reach.name_literal(address);
-    if !reach.allows(address) {
-        let net = ipnet::IpNet::from(address);
-        mistakes.add_with_fix(
-            &at,
-            format!("`{host}` is not an address a tool may reach"),
-            format!("open it with allow_cidrs: [\"{net}\"]"),
-        );
-    }
 }
 
 #[cfg(test)]

@@ -209,6 +209,7 @@ fn a_url_that_cannot_be_a_form_is_an_error_of_the_settings() {
         ("http://h/?{v}", "not for the name"),
         ("http://h/ž", "visible ASCII"),
         ("http://h/a b", "visible ASCII"),
+        ("http://h/<{v}>", "not a valid URL"),
         ("http://0x7f.1/", "unusual spelling"),
         ("http://2130706433/", "unusual spelling"),
         ("http://127.1/", "unusual spelling"),
@@ -235,6 +236,7 @@ fn a_header_that_cannot_be_sent_is_an_error_of_the_settings_that_shows_no_secret
         ("x-a", json!("s3cr3t ž {v}"), "visible ASCII"),
         ("x-a", json!("s3cr3t {"), "no `}`"),
         ("x-a", json!("s3cr3t {nobody}"), "is not an argument"),
+        ("x-a", json!("a{s3cr3t}b"), "is not an argument"),
         ("x-a", json!({ "env": "FANFOLD_TEST_NO_SUCH_VARIABLE" }), "FANFOLD_TEST_NO_SUCH_VARIABLE"),
         ("x-a", json!({ "file": "/nonexistent" }), "/nonexistent"),
     ] {

@@ -1,0 +1,158 @@
+//! Where the requests of an HTTP tool go: a scheme, a host and a port that no argument can change.
+//!
+//! Pure.
+
+use http::Uri;
+use http::uri::Authority;
+
+use crate::tools::address::Reach;
+use crate::tools::load::Mistakes;
+
+/// Where every request of a tool goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Origin {
+    /// `https`, not `http`.
+    pub(super) secure: bool,
+    /// Host and port as written.
+    pub(super) authority: Authority,
+}
+
+/// Splits a URL into its origin and the rest, which begins with `/`, `?` or nothing.
+pub(super) fn split<'a>(url: &'a str, mistakes: &mut Mistakes) -> Option<(Origin, &'a str)> {
+    let at = ["http", "url"];
+    if !url.bytes().all(|byte| byte.is_ascii_graphic()) {
+        // Inside of a place other characters are fine, but then the place is no query name or path either.
+        let outside: String = strip_places(url);
+        if !outside.bytes().all(|byte| byte.is_ascii_graphic()) {
+            mistakes.add(&at, "a URL consists of visible ASCII characters; write the others percent-encoded");
+            return None;
+        }
+    }
+    let Some((scheme, rest)) = url.split_once("://") else {
+        mistakes.add_with_fix(&at, "the URL has no scheme and host", "write https://host/path");
+        return None;
+    };
+    let secure = match scheme {
+        "https" => true,
+        "http" => false,
+        _ if scheme.contains(['{', '}']) => {
+            mistakes.add(&at, "a place may stand in the path or the query, not in the scheme");
+            return None;
+        }
+        _ => {
+            mistakes.add(&at, format!("the scheme `{scheme}` is neither http nor https"));
+            return None;
+        }
+    };
+    let (authority, target) = rest.split_at(rest.find(['/', '?', '#', '\\']).unwrap_or(rest.len()));
+    let wrong = if authority.contains(['{', '}']) {
+        Some("a place may stand in the path or the query, not in the host, the port or the user")
+    } else if authority.contains('@') {
+        Some("a URL may not hold a user or a password: send a header")
+    } else if target.contains('#') {
+        Some("a URL may not have a fragment")
+    } else if target.contains('\\') {
+        Some("a URL may not have a backslash")
+    } else {
+        None
+    };
+    if let Some(message) = wrong {
+        mistakes.add(&at, message);
+        return None;
+    }
+    let Some(authority) = authority.parse::<Authority>().ok().filter(|a| !a.host().is_empty()) else {
+        mistakes.add(&at, "the URL's host or port is not valid");
+        return None;
+    };
+    if authority.as_str().len() > authority.host().len() && authority.port_u16().is_none_or(|port| port == 0)
+    {
+        mistakes.add(&at, "the URL's port is not valid");
+        return None;
+    }
+    if strip_places(url).replace('}', "x").parse::<Uri>().is_err() {
+        mistakes.add(&at, "this is not a valid URL; write unusual characters percent-encoded");
+        return None;
+    }
+    Some((Origin { secure, authority }, target))
+}
+
+fn strip_places(url: &str) -> String {
+    let mut inside = false;
+    url.chars()
+        .filter(|c| {
+            match c {
+                '{' => inside = true,
+                '}' => inside = false,
+                _ => {}
+            }
+            !inside
+        })
+        .collect()
+}
+
+/// An address or `localhost` in the URL opens itself; any other spelling of an address is refused, because two
+/// readers could read it differently.
+pub(super) fn name_host(origin: &Origin, reach: &mut Reach, mistakes: &mut Mistakes) {
+    let at = ["http", "url"];
+    let host = origin.authority.host();
+    if host.eq_ignore_ascii_case("localhost") {
+        return reach.name_localhost();
+    }
+    let address = match url::Host::parse(host) {
+        Ok(url::Host::Domain(_)) => return,
+        Ok(url::Host::Ipv4(address)) if host == address.to_string() => address.into(),
+        Ok(url::Host::Ipv4(address)) => {
+            let fix = format!("write {address}");
+            return mistakes.add_with_fix(&at, format!("`{host}` is an unusual spelling of an address"), fix);
+        }
+        Ok(url::Host::Ipv6(address)) => std::net::IpAddr::V6(address),
+        Err(_) => return mistakes.add(&at, format!("`{host}` is not a host")),
+    };
+    reach.name_literal(address);
+    if !reach.allows(address) {
+        let net = ipnet::IpNet::from(address);
+        mistakes.add_with_fix(
+            &at,
+            format!("`{host}` is not an address a tool may reach"),
+            format!("open it with allow_cidrs: [\"{net}\"]"),
+        );
+    }
+}
+
+/// The target of a redirect that stays on scheme, host and port.
+pub(super) fn own_origin(from: &Uri, target: &str) -> Option<Uri> {
+    let from = url::Url::parse(&from.to_string()).ok()?;
+    let mut to = from.join(target).ok()?;
+    let bare = to.username().is_empty() && to.password().is_none();
+    if !bare || to.origin() != from.origin() {
+        return None;
+    }
+    to.set_fragment(None);
+    to.as_str().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_same_scheme_host_and_port_is_the_own_origin() {
+        let from: Uri = "https://h.example:8443/a/b".parse().unwrap();
+        for (to, expected) in [
+            ("/c", Some("https://h.example:8443/c")),
+            ("c?d", Some("https://h.example:8443/a/c?d")),
+            ("https://h.example:8443/x", Some("https://h.example:8443/x")),
+            ("http://h.example:8443/x", None),
+            ("https://h.example/x", None),
+            ("https://h.example:8444/x", None),
+            ("//evil.example/x", None),
+            ("\\\\evil.example\\x", None),
+            ("https://u@h.example:8443/x", None),
+            ("https://h.example:8443@evil.example/", None),
+            ("file:///etc/passwd", None),
+            ("javascript:1", None),
+        ] {
+            assert_eq!(own_origin(&from, to).map(|uri| uri.to_string()).as_deref(), expected, "{to}");
+        }
+    }
+}
