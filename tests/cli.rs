@@ -76,7 +76,7 @@ teams
   blue  1 key  every model  tools clock
 
 tools
-  clock  command  read  5s
+  clock  command  read  5s  no, though its schema would fit
 "
     );
 }
@@ -192,6 +192,71 @@ fn the_schema_is_json() {
     assert_eq!(code, 0);
     let schema: serde_json::Value = serde_json::from_str(&out).expect("JSON");
     assert_eq!(schema["properties"]["upstreams"]["minProperties"], 1);
+}
+
+const TOOLS: &str = r#"upstreams: { main: { base_url: http://127.0.0.1:1/v1 } }
+tools:
+  words:
+    description: Count words
+    parameters: { type: object, properties: { text: { type: string } }, required: [text] }
+    command: { argv: [/usr/bin/wc, -w], stdin: "{text}" }
+    effect: read
+  fail: { command: { argv: [/bin/false] } }
+  strict: { command: { argv: [/bin/true] }, strict: true, timeout: 2s }
+"#;
+
+#[test]
+fn tools_are_listed_for_people_and_for_programs() {
+    let folder = folder_with(TOOLS);
+    let (code, out, err) = run(fanfold(&folder).arg("tools"));
+    assert_eq!((code, err.as_str()), (0, ""));
+    let rows: Vec<Vec<&str>> = out.lines().map(|line| line.split_whitespace().take(5).collect()).collect();
+    assert_eq!(rows[0], ["name", "kind", "effect", "timeout", "strict"]);
+    assert_eq!(rows[1], ["fail", "command", "write", "30s", "no,"]);
+    assert_eq!(rows[2], ["strict", "command", "write", "2s", "strict"]);
+    assert_eq!(rows[3], ["words", "command", "read", "30s", "no:"]);
+
+    let (_, json, _) = run(fanfold(&folder).args(["tools", "--json"]));
+    let all: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!(all[2]["name"], "words");
+    assert_eq!(all[2]["parameters"]["required"][0], "text");
+    assert_eq!(all[2]["on_disconnect"], "stop");
+    assert_eq!(all[1]["not_strict_because"].as_array().map(Vec::len), Some(0));
+
+    let none = folder_with(SOUND);
+    assert_eq!(run(fanfold(&none).arg("tools")).0, 0);
+    assert_eq!(run(fanfold(&none).args(["tools", "--json"])).1, "[]\n");
+}
+
+#[test]
+fn a_tool_is_called_as_a_model_would() {
+    let folder = folder_with(TOOLS);
+    let call = |arguments: &[&str]| run(fanfold(&folder).arg("call").args(arguments));
+    let (code, out, err) = call(&["words", r#"{"text":"one two three"}"#]);
+    assert_eq!((code, out.trim()), (0, "3"));
+    assert!(err.starts_with("ok in ") && err.ends_with("ms\n"), "{err}");
+
+    let (code, out, err) = call(&["words", r#"{"txet":"one"}"#]);
+    assert!(
+        code == 1 && out.starts_with("error: ") && err.starts_with("invalid_arguments in "),
+        "{out}{err}"
+    );
+    let (code, out, err) = call(&["fail"]);
+    assert!(code == 1 && out.starts_with("error: ") && err.starts_with("error in "), "{out}{err}");
+    let (code, _, err) = call(&["wrods"]);
+    assert_eq!((code, err.as_str()), (2, "error: there is no tool `wrods`: did you mean `words`?\n"));
+}
+
+#[test]
+fn mistakes_of_tools_are_in_the_report_of_check() {
+    let folder = folder_with(&format!(
+        "{SOUND}tools: {{ t: {{ http: {{ url: \"gopher://x\" }} }} }}\nlimits: {{ rounds: 0 }}\n"
+    ));
+    let (code, _, err) = run(fanfold(&folder).arg("check"));
+    assert_eq!(code, 64);
+    for said in ["fanfold.yaml:2:28", "gopher", "`rounds` must be at least 1", "2 mistakes"] {
+        assert!(err.contains(said), "{said}:\n{err}");
+    }
 }
 
 #[test]

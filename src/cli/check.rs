@@ -4,8 +4,10 @@ use std::path::Path;
 
 use clap::Args;
 
-use super::{Exit, Overrides, finish, online, out, reading};
+use super::tools::row;
+use super::{Exit, Overrides, loaded, online, out};
 use crate::config::Loaded;
+use crate::tools::Catalog;
 use crate::units::Secret;
 
 /// What `check` takes.
@@ -20,22 +22,18 @@ pub(super) struct Arguments {
 
 /// 0 when nothing is wrong, 64 when something is, 1 when an upstream does not answer as it should.
 pub(super) fn run(path: Option<&Path>, arguments: &Arguments) -> Exit {
-    match checked(path, &arguments.overrides) {
+    match loaded(path, &arguments.overrides.flags()) {
         Err(exit) => exit,
-        Ok(loaded) => {
+        Ok((loaded, catalog)) => {
             out::report(&loaded.render_warnings(out::coloured()));
-            out::answer(&summary(&loaded));
+            out::answer(&summary(&loaded, &catalog));
             if arguments.online { online::run(&loaded) } else { Exit::Fine }
         }
     }
 }
 
-fn checked(path: Option<&Path>, overrides: &Overrides) -> Result<Loaded, Exit> {
-    finish(reading(path, &overrides.flags())?)
-}
-
 /// What the configuration amounts to.
-fn summary(loaded: &Loaded) -> String {
+fn summary(loaded: &Loaded, catalog: &Catalog) -> String {
     let file = &loaded.file;
     let mut text = format!("{} is fine\n", loaded.name());
     let mut part = |title: &str, rows: Vec<Vec<String>>| {
@@ -56,7 +54,7 @@ fn summary(loaded: &Loaded) -> String {
         |model: &str, upstreams: &[String]| vec![model.to_owned(), format!("-> {}", upstreams.join(", "))];
     part("routes", file.routes.iter().map(|r| route(&r.model, &r.upstreams)).collect());
     part("teams", teams(loaded));
-    part("tools", tools(loaded));
+    part("tools", catalog.iter().map(|tool| row(tool)).collect());
     text
 }
 
@@ -87,15 +85,6 @@ fn teams(loaded: &Loaded) -> Vec<Vec<String>> {
         vec![name.clone(), keys, some("model", &team.models), some("tool", &team.tools)]
     };
     loaded.file.teams.iter().map(row).collect()
-}
-
-fn tools(loaded: &Loaded) -> Vec<Vec<String>> {
-    let row = |(name, tool): (&String, &crate::tools::settings::Settings)| {
-        let kind = if tool.http.is_some() { "http" } else { "command" };
-        let timeout = tool.timeout.unwrap_or(loaded.file.limits.call_timeout);
-        vec![name.clone(), kind.into(), word(&tool.effect.unwrap_or_default()), timeout.to_string()]
-    };
-    loaded.file.tools.iter().map(row).collect()
 }
 
 /// A value of a closed set, as the file writes it.

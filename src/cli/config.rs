@@ -5,7 +5,7 @@ use std::path::Path;
 
 use clap::Subcommand;
 
-use super::{Exit, finish, out, reading};
+use super::{Exit, loaded, out};
 use crate::config::print::{Detail, EXAMPLE, defaults};
 use crate::config::{DEFAULT_PATH, Flags, is_there, process_env, schema};
 
@@ -30,8 +30,8 @@ pub(super) fn run(path: Option<&Path>, command: &Command) -> Exit {
         Command::Print { defaults: true } if !is_there(path, &process_env) => said(defaults()),
         Command::Print { defaults } => {
             let detail = if *defaults { Detail::Everything } else { Detail::Written };
-            match reading(path, &Flags { insecure_no_auth: true, ..Flags::default() }).and_then(finish) {
-                Ok(loaded) => said(loaded.print(detail)),
+            match loaded(path, &Flags { insecure_no_auth: true, ..Flags::default() }) {
+                Ok((loaded, _)) => said(loaded.print(detail)),
                 Err(exit) => exit,
             }
         }

@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 fine, 1 failure, 2 wrong usage, 64 a configuration with mistakes in it.
 
+mod call;
 mod check;
 mod completions;
 mod config;
@@ -9,13 +10,15 @@ mod healthcheck;
 mod keys;
 mod online;
 mod out;
+mod tools;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{Flags, Loaded, Problems, Reading, process_env, read};
+use crate::config::{Flags, Loaded, Problems, Reading, load, process_env, read};
+use crate::tools::Catalog;
 
 /// An OpenAI-compatible reverse proxy that executes tools, in parallel.
 #[derive(Debug, Parser)]
@@ -36,6 +39,10 @@ enum Command {
     /// Write, print or describe the configuration.
     #[command(subcommand)]
     Config(config::Command),
+    /// List the tools fanfold runs.
+    Tools(tools::Arguments),
+    /// Run a tool once, as a model would, and show its result.
+    Call(call::Arguments),
     /// Make keys for teams.
     #[command(subcommand)]
     Keys(keys::Command),
@@ -98,6 +105,8 @@ pub fn main() -> ExitCode {
     let exit = match cli.command {
         Command::Check(arguments) => check::run(path, &arguments),
         Command::Config(command) => config::run(path, &command),
+        Command::Tools(arguments) => tools::run(path, &arguments),
+        Command::Call(arguments) => call::run(path, &arguments),
         Command::Keys(command) => keys::run(&command),
         Command::Healthcheck(arguments) => healthcheck::run(path, &arguments),
         Command::Completions(arguments) => completions::run(&arguments),
@@ -110,9 +119,10 @@ fn reading(path: Option<&std::path::Path>, flags: &Flags) -> Result<Reading, Exi
     read(path, &process_env, flags).map_err(|problems| refuse(&problems))
 }
 
-/// The configuration, if nothing is wrong with it; otherwise everything has been said.
-fn finish(reading: Reading) -> Result<Loaded, Exit> {
-    reading.finish().map_err(|problems| refuse(&problems))
+/// The configuration and its tools, if nothing is wrong with them; otherwise everything has been
+/// said.
+fn loaded(path: Option<&std::path::Path>, flags: &Flags) -> Result<(Loaded, Catalog), Exit> {
+    load(path, &process_env, flags).map_err(|problems| refuse(&problems))
 }
 
 fn refuse(problems: &Problems) -> Exit {

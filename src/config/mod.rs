@@ -6,9 +6,9 @@
 //!            └────────────┴────────┴──────────────┴────▶ Problems
 //! ```
 //!
-//! [`load`] does all of it. Whoever can find further mistakes (the tools, when they are built)
-//! uses [`read`], adds them with [`Reading::add`], and then asks for the result with
-//! [`Reading::finish`], so that people see everything at once.
+//! [`load`] does all of it, and builds the tools, whose mistakes join the same report. Whoever can
+//! find further ones uses [`read`], adds them with [`Reading::add`], and then asks for the result
+//! with [`Reading::finish`], so that people see everything at once.
 
 mod check;
 mod expand;
@@ -36,8 +36,9 @@ use self::file::File;
 pub use self::problem::{Problem, Problems, Source};
 use self::problem::{Severity, render, sorted};
 use self::shape::Shape;
+pub(crate) use self::suggest::did_you_mean;
 use self::tree::{Kind, Node, Origin};
-use crate::tools;
+use crate::tools::{self, Catalog};
 
 /// Where the file is when nobody says otherwise.
 pub const DEFAULT_PATH: &str = "fanfold.yaml";
@@ -134,9 +135,9 @@ fn secret_files(value: &Value, paths: &mut Vec<PathBuf>) {
     }
 }
 
-/// Reads and checks a configuration; see [`read`].
-pub fn load(path: Option<&Path>, env: Env<'_>, flags: &Flags) -> Result<Loaded, Problems> {
-    read(path, env, flags)?.finish()
+/// Reads and checks a configuration, and builds its tools; see [`read`].
+pub fn load(path: Option<&Path>, env: Env<'_>, flags: &Flags) -> Result<(Loaded, Catalog), Problems> {
+    read(path, env, flags)?.finish_with_tools()
 }
 
 /// A configuration that was read, and what is known to be wrong with it.
@@ -153,6 +154,7 @@ pub struct Reading {
 /// Reads the file at `path`, or `fanfold.yaml`, or what the environment alone says, and checks it.
 ///
 /// The error is a file that cannot be read at all. Mistakes inside the file are in the reading.
+/// Files are read on the calling thread: inside a runtime this belongs into `spawn_blocking`.
 pub fn read(path: Option<&Path>, env: Env<'_>, flags: &Flags) -> Result<Reading, Problems> {
     let (path, text) = find(path, env).map_err(Problems::without_source)?;
     let name = match &path {
@@ -220,7 +222,7 @@ impl Reading {
             Ok(tree) => tree,
             Err(problem) => {
                 mask_by_name(&mut source, text);
-                let tree = Node { kind: Kind::Null, place: 0..0, origin: Origin::Written };
+                let tree = Node { kind: Kind::Null, place: 0..0, home: 0..0, origin: Origin::Written };
                 return Self::failed(source, tree, vec![problem]);
             }
         };
@@ -230,7 +232,9 @@ impl Reading {
             return Self::failed(source, tree, vec![problem.fix(fix)]);
         }
         let mut problems = Vec::new();
-        tree.single_keys(&mut problems);
+        for doubled in tree.single_keys(&mut problems) {
+            shape::texts(&doubled.value).into_iter().for_each(|place| source.mask(place));
+        }
         let names = |key: &str| tree.child(key).map_or(&[][..], Node::entries).iter().map(|e| e.key.clone());
         let (upstreams, tools) = (names("upstreams").collect::<Vec<_>>(), names("tools").collect::<Vec<_>>());
         let mut expander = expand::Expander::new(env, text);
@@ -304,17 +308,42 @@ impl Reading {
     }
 
     /// Adds a mistake somebody else found at a path of the file, such as `["tools", "clock", "http"]`.
-    /// Where this reading already has one at that very place, the first is kept.
     pub fn add<S: AsRef<str>>(&mut self, path: &[S], message: &str, fix: &str) {
-        let path: Vec<&str> = path.iter().map(AsRef::as_ref).collect();
+        let mut path: Vec<&str> = path.iter().map(AsRef::as_ref).collect();
+        let node = path.iter().try_fold(&self.tree, |node, key| node.child(key));
+        if let Some([tree::Entry { key, .. }]) = node.map(Node::entries)
+            && matches!(key.as_str(), "env" | "file")
+        {
+            // What is wrong with a secret stands where it is to be found.
+            path.push(key);
+        }
         let problem = Problem::maybe_at(message, self.tree.place_of(&path));
         let problem = if fix.is_empty() { problem } else { problem.fix(fix) };
-        if !self.problems.iter().any(|known| known.same_place(&problem)) {
-            self.problems.push(problem);
+        self.problems.push(problem);
+    }
+
+    /// Builds the tools as well. What is wrong with them joins the report.
+    pub fn finish_with_tools(mut self) -> Result<(Loaded, Catalog), Problems> {
+        let limits = self.file.as_ref().map(|file| file.limits.clone()).unwrap_or_default();
+        let defaults =
+            tools::Defaults { call_timeout: limits.call_timeout.0, tool_result: limits.tool_result.0 };
+        let built = Catalog::build(&self.sound_tools(), &defaults);
+        for error in built.as_ref().err().into_iter().flatten() {
+            let path: Vec<&str> =
+                ["tools", &error.tool].into_iter().chain(error.path.iter().map(String::as_str)).collect();
+            self.add(&path, &error.message, error.fix.as_deref().unwrap_or_default());
+        }
+        match (built, self.finish()) {
+            (Ok(catalog), Ok(loaded)) => Ok((loaded, catalog)),
+            (_, Err(problems)) => Err(problems),
+            (Err(_), Ok(loaded)) => {
+                let problem = Problem::new("the tools cannot be built");
+                Err(Problems { source: loaded.source, list: vec![problem] })
+            }
         }
     }
 
-    /// The configuration, or every mistake in it.
+    /// The configuration, or every mistake in it. Tools are not built, so theirs are not in it.
     pub fn finish(self) -> Result<Loaded, Problems> {
         let source = Arc::new(self.source);
         match self.file {
@@ -354,10 +383,13 @@ impl fmt::Debug for Reading {
 fn mask_by_name(source: &mut Source, text: &str) {
     let mut start = 0;
     for line in text.split_inclusive('\n') {
-        if let Some((key, _)) = line.split_once(':')
-            && expand::sounds_secret(key)
-        {
-            source.mask(start + key.len() + 1..start + line.len());
+        let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+        let secret = line.match_indices([':', '=']).find(|(at, _)| {
+            let key = line[..*at].trim_end_matches(['"', '\'', ' ']);
+            expand::sounds_secret(key.rsplit(|c| !is_word(c)).next().unwrap_or_default())
+        });
+        if let Some((at, _)) = secret {
+            source.mask(start + at + 1..start + line.len());
         }
         start += line.len();
     }

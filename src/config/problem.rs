@@ -7,6 +7,9 @@ use std::sync::Arc;
 
 use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
 
+/// The most mistakes one report draws.
+const MOST: usize = 100;
+
 /// One mistake: what is wrong, where, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
@@ -59,18 +62,13 @@ impl Problem {
         &self.message
     }
 
-    /// Whether two problems point at the same bytes.
-    pub(super) fn same_place(&self, other: &Self) -> bool {
-        self.place.is_some() && self.place == other.place
-    }
-
     fn order(&self) -> usize {
         self.place.as_ref().map_or(0, |place| place.start)
     }
 }
 
 /// The text of a configuration file: where it came from, and how it may be shown.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Source {
     /// The file, if it is one.
     pub path: Option<PathBuf>,
@@ -80,14 +78,27 @@ pub struct Source {
     pub(super) shown: String,
 }
 
+impl fmt::Debug for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Source").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
 impl Source {
-    /// Replaces these bytes of what is shown by as many asterisks.
+    /// Replaces these bytes of what is shown by as many asterisks, unless they only name a variable.
     pub(super) fn mask(&mut self, place: Range<usize>) {
-        if let Some(text) = self.shown.get(place.clone()) {
+        if let Some(text) = self.shown.get(place.clone()).filter(|text| !only_names_a_variable(text)) {
             let stars: String = text.bytes().map(|b| if b == b'\n' { '\n' } else { '*' }).collect();
             self.shown.replace_range(place, &stars);
         }
     }
+}
+
+/// Whether a text is `${NAME}` and nothing else.
+fn only_names_a_variable(text: &str) -> bool {
+    let bare = text.trim().trim_matches(['"', '\'']);
+    let name = bare.strip_prefix("${").and_then(|rest| rest.strip_suffix('}'));
+    name.is_some_and(|name| name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_'))
 }
 
 /// All mistakes of one configuration. Displays as a report for people, without colours.
@@ -156,6 +167,7 @@ pub(super) fn render(source: &Source, list: &[Problem], severity: Severity, colo
     };
     let drawn: Vec<String> = list
         .iter()
+        .take(MOST)
         .map(|problem| {
             let title = level.clone().primary_title(problem.message.as_str());
             let mut group = match &problem.place {
@@ -171,6 +183,9 @@ pub(super) fn render(source: &Source, list: &[Problem], severity: Severity, colo
     let mut text = drawn.join("\n\n");
     if !text.is_empty() {
         text.push('\n');
+    }
+    if let Some(more) = list.len().checked_sub(MOST).filter(|more| *more > 0) {
+        text.push_str(&format!("\n… and {more} more\n"));
     }
     text
 }

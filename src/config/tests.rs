@@ -27,7 +27,7 @@ fn loaded(text: &str) -> Loaded {
 
 /// The report on a file that has to be refused.
 fn report(text: &str) -> String {
-    match reading_with(text, &Flags::default()).finish() {
+    match reading_with(text, &Flags::default()).finish_with_tools() {
         Ok(_) => panic!("this should have been refused:\n{text}"),
         Err(problems) => problems.to_string(),
     }
@@ -40,7 +40,7 @@ fn with(rest: &str) -> String {
 
 /// The messages of a refused file, in the order of the file.
 fn messages(text: &str) -> Vec<String> {
-    match reading_with(text, &Flags::default()).finish() {
+    match reading_with(text, &Flags::default()).finish_with_tools() {
         Ok(_) => panic!("this should have been refused:\n{text}"),
         Err(problems) => problems.list().iter().map(|p| p.message().to_owned()).collect(),
     }
@@ -202,7 +202,7 @@ error: the key `mode` stands here twice
   |
 4 |     mode: stream
   |     ---- first here
-5 |     mode: whole
+5 |     mode: *****
   |     ^^^^
   |
   = help: keep one of the two, or give one another name
@@ -335,13 +335,13 @@ error: `timeout` must be a duration: a number and a unit, such as 250ms, 30s, 5m
    |
    = help: write `10s` if you mean seconds
 
-error: the tool `nothing` does not say how it is run
+error: nothing says how to run it
   --> fanfold.yaml:11:3
    |
 11 |   nothing: {}
    |   ^^^^^^^
    |
-   = help: add `http:` for a request or `command:` for a process
+   = help: add `http:` or `command:`
 
 error: `rounds` must be at least 1, not 0
   --> fanfold.yaml:12:19
@@ -437,15 +437,15 @@ fn each_rule_has_its_sentence() {
         (with("teams: { a: { models: [\"\"] } }"), "an empty pattern matches no model"),
         (
             with("tools: { t: { http: { url: \"https://a\" }, command: { argv: [/x] } } }"),
-            "the tool `t` has both `http` and `command`",
+            "a tool has either `http` or `command`",
         ),
         (
             with("tools: { t: { http: { url: \"https://a\" }, at_once: 0 } }"),
-            "`at_once` must be at least 1, not 0",
+            "with 0 the tool could never run",
         ),
         (
             with("tools: { t: { http: { url: \"https://a\", headers: { x: { env: NOPE } } } } }"),
-            "the environment variable `NOPE` is not set",
+            "the environment variable NOPE is not set",
         ),
         (
             with("tools: { t: { http: { url: \"https://a\" }, effect: reed } }"),
@@ -621,6 +621,16 @@ fn no_secret_is_ever_shown() {
         "upstreams: { a: { base_url: http://x.example/v1, headers: { x-key: GEHEIM, y: 5 } } }",
         "upstreams: { a: { base_url: http://x.example/v1, headers: { x-key: \"GEHEIM\\n\" } } }",
         "upstreams:\n  a:\n    api_key: \"GEHEIM\n",
+        "upstreams: { a: { base_url: https://x/v1, api_kye: GEHEIM } }",
+        "upstreams: { a: { base_url: https://x/v1, api_key: x, api_key: GEHEIM } }",
+        "upstreams: { a: { base_url: https://x/v1, headers: { x: a, x: GEHEIM } } }",
+        "upstreams: { a: { base_url: https://x/v1, heders: { x: GEHEIM } } }",
+        "upstreams: { a: { base_url: https://x/v1, headers: [\"x: GEHEIM\"] } }",
+        "upstreams: { a: { base_url: https://x/v1, \"api_key\" : GEHEIM }, ] }",
+        "unknown: &k GEHEIM\nupstreams: { a: { base_url: https://x/v1, api_key: *k } }",
+        "api_key: GEHEIM\nupstreams: { a: { base_url: https://x/v1 } }",
+        "upstreams: { a: { base_url: https://x/v1 } }\nteams: { b: { keys: [GEHEIM] } }",
+        "upstreams: { a: { base_url: https://x/v1 } }\nteams: { b: { keys: GEHEIM } }",
         "upstreams: { a: { base_url: https://x/v1 } }\nteams: { b: { keys: [{ sha256: GEHEIM }] } }",
         "upstreams: { a: { base_url: https://x/v1 } }\ntools: { t: { command: { argv: [/x], env: { A: GEHEIM } }, x: 1 } }",
     ] {
@@ -631,16 +641,57 @@ fn no_secret_is_ever_shown() {
 }
 
 #[test]
+fn the_name_of_a_variable_is_shown() {
+    let report = report("upstreams: { a: { base_url: https://x/v1, api_key: \"${MISSING}\" } }");
+    assert!(report.contains("api_key: \"${MISSING}\""), "{report}");
+}
+
+#[test]
 fn later_mistakes_join_the_report_at_their_place() {
     let mut reading =
         reading_with(&with("tools: { t: { http: { url: \"ftp://a\" } }, u: {} }"), &Flags::default());
     assert_eq!(reading.sound_tools().len(), 2);
     reading.add(&["tools", "t", "http", "url"], "this URL must be http or https", "write https://");
+    reading.add(&["tools", "u"], "the first opinion about a place", "");
     reading.add(&["tools", "u"], "a second opinion about the same place", "");
     let problems = reading.finish().expect_err("mistakes");
     let messages: Vec<&str> = problems.list().iter().map(Problem::message).collect();
-    assert_eq!(messages, ["this URL must be http or https", "the tool `u` does not say how it is run"]);
+    assert_eq!(
+        messages,
+        [
+            "this URL must be http or https",
+            "the first opinion about a place",
+            "a second opinion about the same place"
+        ]
+    );
     assert!(problems.to_string().contains("--> fanfold.yaml:2:28\n"), "{problems}");
+}
+
+#[test]
+fn mistakes_of_tools_are_in_the_same_report_and_only_once() {
+    let text = with(
+        "limits: { rounds: 0 }
+tools:
+  a: { http: { url: \"gopher://x/{y}\" } }
+  b: { http: { url: \"https://x\", headers: { k: { env: NOPE } } } }
+  c: { command: { argv: [date] }, x: 1 }
+  d: { command: { argv: [/bin/sh] }, parameters: { type: nonsense } }
+  e f: { command: { argv: [/bin/sh] } }
+  g: {}",
+    );
+    assert_eq!(
+        messages(&text),
+        [
+            "`rounds` must be at least 1, not 0",
+            "the scheme `gopher` is neither http nor https",
+            "the environment variable NOPE is not set",
+            "unknown key `x`",
+            "the schema must be that of an object: \"type\": \"object\"",
+            "`e f` is not a legal tool name: ^[a-zA-Z0-9_-]{1,64}$ (letters, digits, _ and -, at most 64)",
+            "nothing says how to run it",
+        ]
+    );
+    assert!(report(&text).contains("--> fanfold.yaml:5:55\n"), "the secret's place: {}", report(&text));
 }
 
 #[test]
@@ -654,11 +705,11 @@ fn a_tool_with_a_mistake_is_not_sound() {
 fn without_a_file_the_environment_is_enough() {
     let read = |env: Env<'_>| load(None, env, &Flags::default());
     let key = |name: &str| (name == "OPENAI_API_KEY").then(|| "sk-1".to_owned());
-    let file = read(&key).expect("a key is enough").file;
+    let file = read(&key).expect("a key is enough").0.file;
     assert_eq!(file.upstreams["main"].base_url, "https://api.openai.com/v1");
     assert_eq!(file.upstreams["main"].api_key, Some(Secret::Env { env: "OPENAI_API_KEY".into() }));
     let url = |name: &str| (name == "OPENAI_BASE_URL").then(|| "http://127.0.0.1:8000/v1".to_owned());
-    let file = read(&url).expect("a URL is enough").file;
+    let file = read(&url).expect("a URL is enough").0.file;
     assert_eq!(file.upstreams["main"].base_url, "http://127.0.0.1:8000/v1");
     assert_eq!(file.upstreams["main"].api_key, None);
     let report = read(&|_| None).expect_err("nothing to go by").to_string();
@@ -716,7 +767,7 @@ fn files_of_secrets_are_watched_too() {
     let text =
         format!("upstreams: {{ a: {{ base_url: https://x/v1, api_key: {{ file: {} }} }} }}", key.display());
     std::fs::write(&config, text).unwrap();
-    let loaded = load(Some(&config), &env, &Flags::default()).unwrap_or_else(|p| panic!("{p}"));
+    let (loaded, _) = load(Some(&config), &env, &Flags::default()).unwrap_or_else(|p| panic!("{p}"));
     assert_eq!(loaded.watched(), [config, key]);
 }
 
@@ -760,4 +811,32 @@ fn the_schema_says_nothing_the_walk_does_not_know() {
         }
     }
     look(&schema(), "");
+}
+
+#[test]
+fn a_report_is_bounded() {
+    let rest: String = (0..150).map(|i| format!("nonsense{i}: 1\n")).collect();
+    let report = report(&with(&rest));
+    assert_eq!(report.matches("unknown key").count(), 100);
+    assert!(report.ends_with("\n… and 50 more\n\n150 mistakes in fanfold.yaml\n"), "{report}");
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig { cases: 256, failure_persistence: None, ..Default::default() })]
+
+    /// Whatever is cut out of a file or put into it, there is an answer, and a report that can be drawn.
+    #[test]
+    fn no_text_is_too_strange_for_a_report(
+        at in 0..FULL.len(),
+        cut in 0..40_usize,
+        put in "[ -~äß\t\r\n\u{feff}\u{1f600}]{0,12}",
+    ) {
+        let text = format!("{}{put}{}", &FULL[..at], &FULL[(at + cut).min(FULL.len())..]);
+        match reading_with(&text, &Flags::default()).finish() {
+            Ok(loaded) => {
+                assert!(!loaded.render_warnings(true).contains("error"), "{text}");
+            }
+            Err(problems) => assert!(problems.render(true).contains("error"), "{text}"),
+        }
+    }
 }

@@ -3,6 +3,7 @@
 //! Parsing is bounded: nesting, aliases and their expansion are limited, and the text itself is
 //! limited by whoever reads the file. Doubled keys are kept apart and reported with both places.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::ops::Range;
 
@@ -21,6 +22,8 @@ pub(super) type Place = Range<usize>;
 pub(super) struct Node {
     pub(super) kind: Kind,
     pub(super) place: Place,
+    /// Where its text is written: elsewhere than its place only for an alias.
+    pub(super) home: Place,
     pub(super) origin: Origin,
 }
 
@@ -115,33 +118,32 @@ impl Node {
         found
     }
 
-    /// Removes every key that stands twice in its map but the first, and reports it.
-    pub(super) fn single_keys(&mut self, problems: &mut Vec<Problem>) {
+    /// Removes every key that stands twice in its map but the first, reports it, and gives it back.
+    pub(super) fn single_keys(&mut self, problems: &mut Vec<Problem>) -> Vec<Entry> {
+        let mut removed = Vec::new();
         match &mut self.kind {
             Kind::Map(entries) => {
-                let mut first: std::collections::HashMap<String, Place> = std::collections::HashMap::new();
-                entries.retain(|entry| match first.get(&entry.key) {
-                    None => {
+                let mut first: HashMap<String, Place> = HashMap::new();
+                for mut entry in std::mem::take(entries) {
+                    let Some(place) = first.get(&entry.key) else {
+                        removed.append(&mut entry.value.single_keys(problems));
                         first.insert(entry.key.clone(), entry.key_place.clone());
-                        true
-                    }
-                    Some(place) => {
-                        problems.push(
-                            Problem::at(
-                                format!("the key `{}` stands here twice", entry.key),
-                                entry.key_place.clone(),
-                            )
-                            .also(place.clone(), "first here")
-                            .fix("keep one of the two, or give one another name"),
-                        );
-                        false
-                    }
-                });
-                entries.iter_mut().for_each(|entry| entry.value.single_keys(problems));
+                        entries.push(entry);
+                        continue;
+                    };
+                    let message = format!("the key `{}` stands here twice", entry.key);
+                    let problem =
+                        Problem::at(message, entry.key_place.clone()).also(place.clone(), "first here");
+                    problems.push(problem.fix("keep one of the two, or give one another name"));
+                    removed.push(entry);
+                }
             }
-            Kind::List(items) => items.iter_mut().for_each(|item| item.single_keys(problems)),
+            Kind::List(items) => {
+                items.iter_mut().for_each(|item| removed.append(&mut item.single_keys(problems)))
+            }
             Kind::Null | Kind::Bool(_) | Kind::Number(_) | Kind::Text(_) => {}
         }
+        removed
     }
 
     /// The same as JSON, keys in the order they were written.
@@ -206,7 +208,8 @@ impl<'de> Deserialize<'de> for Located {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
         let spanned = Spanned::<Bare>::deserialize(d)?;
         let place = place(&spanned.referenced).unwrap_or(0..0);
-        Ok(Self(Node { kind: spanned.value.0, place, origin: Origin::Written }))
+        let home = self::place(&spanned.defined).unwrap_or_else(|| place.clone());
+        Ok(Self(Node { kind: spanned.value.0, place, home, origin: Origin::Written }))
     }
 }
 

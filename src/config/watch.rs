@@ -40,6 +40,8 @@ pub struct Watcher {
     signal: Signal,
     ticks: Interval,
     files: Vec<Watched>,
+    /// A signal arrived and has not been told yet.
+    signalled: bool,
 }
 
 #[derive(Debug)]
@@ -56,7 +58,7 @@ impl Watcher {
         let signal = signal(SignalKind::hangup())?;
         let mut ticks = interval(EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut watcher = Self { signal, ticks, files: Vec::new() };
+        let mut watcher = Self { signal, ticks, files: Vec::new(), signalled: false };
         watcher.watch(paths).await;
         Ok(watcher)
     }
@@ -79,11 +81,13 @@ impl Watcher {
     /// is lost but the wait.
     pub async fn changed(&mut self) -> Cause {
         loop {
+            if self.signalled {
+                self.look().await;
+                self.signalled = false;
+                return Cause::Signal;
+            }
             tokio::select! {
-                got = self.signal.recv() => if got.is_some() {
-                    self.look().await;
-                    return Cause::Signal;
-                },
+                Some(()) = self.signal.recv() => self.signalled = true,
                 _ = self.ticks.tick() => if self.look().await {
                     return Cause::File;
                 },

@@ -7,8 +7,15 @@
 //! can be decoded and looked at further: all mistakes appear in one report. [`Shape::damaged`]
 //! tells later checks where something was taken out.
 
+mod secrets;
+mod words;
+
 use serde_json::Value;
 
+pub(super) use self::secrets::texts;
+use self::secrets::{may_hold_secret, texts_of_secret};
+use self::words::{found, found_kind, in_short, largest, type_of, with_unit};
+use super::expand::sounds_secret;
 use super::problem::Problem;
 use super::suggest::{closest, did_you_mean, listed};
 use super::tree::{Entry, Kind, Node, Origin, Place};
@@ -246,6 +253,9 @@ impl<'s> Walk<'s> {
         let known: Vec<&str> =
             schema["properties"].as_object().into_iter().flatten().map(|(k, _)| k.as_str()).collect();
         let meant = closest(&entry.key, known.iter().copied());
+        if may_hold_secret(entry, meant) {
+            self.shape.secrets.extend(texts(&entry.value));
+        }
         let mut problem = Problem::at(format!("unknown key `{}`", entry.key), entry.key_place.clone());
         if let Some(meant) = meant {
             problem = problem.label(format!("did you mean `{meant}`?"));
@@ -394,7 +404,10 @@ impl<'s> Walk<'s> {
 
     /// Reports a value of the wrong kind.
     fn wrong(&mut self, node: &Node, wanted: &str, key: Option<&Place>, fix: Option<String>) -> Fit {
-        let secret = self.shape.secret_paths.last() == Some(&self.at);
+        let secret = self.in_secret();
+        if secret {
+            self.shape.secrets.extend(texts(node));
+        }
         let found = if secret { found_kind(node).to_owned() } else { found(node) };
         let place = match (&node.kind, key) {
             (Kind::Map(_) | Kind::List(_) | Kind::Null, Some(key)) => key.clone(),
@@ -408,7 +421,7 @@ impl<'s> Walk<'s> {
     }
 
     fn type_fix(&self, node: &Node, wanted: &str, schema: &Value) -> Option<String> {
-        let secret = self.shape.secret_paths.last() == Some(&self.at);
+        let secret = self.in_secret();
         match (wanted, &node.kind) {
             ("string", Kind::Number(n)) if !secret => match schema["pattern"].as_str() {
                 Some(SPAN_PATTERN) => Some(format!("write `{n}s` if you mean seconds")),
@@ -416,7 +429,7 @@ impl<'s> Walk<'s> {
                 _ => Some(format!("put it in quotes: \"{n}\"")),
             },
             ("string", Kind::Number(_) | Kind::Bool(_)) => Some("put it in quotes".into()),
-            ("array", Kind::Text(text)) => Some(format!("write a list: `[{text}]`")),
+            ("array", Kind::Text(text)) if !secret => Some(format!("write a list: `[{text}]`")),
             ("integer" | "number", Kind::Text(text)) if text.parse::<f64>().is_ok() => {
                 Some("write it without quotes".into())
             }
@@ -427,6 +440,12 @@ impl<'s> Walk<'s> {
             },
             _ => None,
         }
+    }
+
+    /// Whether the present value is a secret, or stands where secrets are written.
+    fn in_secret(&self) -> bool {
+        self.shape.secret_paths.last() == Some(&self.at)
+            || self.at.iter().any(|key| sounds_secret(key) || matches!(key.as_str(), "headers" | "env"))
     }
 
     /// What a person calls the present place.
@@ -445,18 +464,6 @@ impl<'s> Walk<'s> {
     }
 }
 
-/// The places of what may be a secret's text: all but the names under `env` and `file`.
-fn texts_of_secret(node: &Node, places: &mut Vec<Place>) {
-    match &node.kind {
-        Kind::Map(entries) => entries
-            .iter()
-            .filter(|e| !matches!(e.key.as_str(), "env" | "file"))
-            .for_each(|e| texts_of_secret(&e.value, places)),
-        Kind::List(items) => items.iter().for_each(|item| texts_of_secret(item, places)),
-        Kind::Null | Kind::Bool(_) | Kind::Number(_) | Kind::Text(_) => places.push(node.place.clone()),
-    }
-}
-
 fn strange_keys(entries: &[Entry], schema: &Value) -> usize {
     let known: Vec<&str> =
         schema["properties"].as_object().into_iter().flatten().map(|(k, _)| k.as_str()).collect();
@@ -464,71 +471,6 @@ fn strange_keys(entries: &[Entry], schema: &Value) -> usize {
     let distance =
         |e: &Entry| known.iter().map(|k| strsim::damerau_levenshtein(k, &e.key)).min().unwrap_or(9).min(9);
     entries.iter().filter(strange).map(distance).sum()
-}
-
-/// The one type of a schema beside null.
-fn type_of(schema: &Value) -> Option<&str> {
-    match &schema["type"] {
-        Value::String(name) => Some(name),
-        Value::Array(names) => names.iter().filter_map(Value::as_str).find(|name| *name != "null"),
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Object(_) => None,
-    }
-}
-
-/// The largest integer of a schema's format.
-fn largest(schema: &Value) -> i128 {
-    match schema["format"].as_str() {
-        Some("uint8") => u8::MAX.into(),
-        Some("uint16") => u16::MAX.into(),
-        Some("uint32") => u32::MAX.into(),
-        Some("int32") => i32::MAX.into(),
-        Some(_) | None => u64::MAX.into(),
-    }
-}
-
-/// What a schema asks for, in few words.
-fn in_short(schema: &Value) -> String {
-    match (type_of(schema), schema["pattern"].as_str()) {
-        (Some("string"), Some(_)) => {
-            let about =
-                schema["description"].as_str().unwrap_or("text of another form").trim_end_matches('.');
-            let mut chars = about.chars();
-            chars.next().map(|c| c.to_lowercase().chain(chars).collect()).unwrap_or_default()
-        }
-        (Some("string"), None) => "text".into(),
-        (Some("integer"), _) => "a whole number".into(),
-        (Some("number"), _) => "a number".into(),
-        (Some("boolean"), _) => "true or false".into(),
-        (Some("array"), _) => "a list".into(),
-        (Some("object"), _) => {
-            let mut names = schema["properties"].as_object().into_iter().flatten().map(|(name, _)| name);
-            match (names.next(), names.next()) {
-                (Some(only), None) => format!("`{{ {only}: … }}`"),
-                _ => "a map of keys and values".into(),
-            }
-        }
-        _ => "something else".into(),
-    }
-}
-
-fn found(node: &Node) -> String {
-    match &node.kind {
-        Kind::Text(text) if text.chars().count() <= 60 => format!("`{text}`"),
-        Kind::Number(number) => format!("the number {number}"),
-        Kind::Bool(value) => value.to_string(),
-        Kind::Text(_) | Kind::Null | Kind::List(_) | Kind::Map(_) => found_kind(node).to_owned(),
-    }
-}
-
-fn found_kind(node: &Node) -> &'static str {
-    match &node.kind {
-        Kind::Null => "empty",
-        Kind::Bool(_) => "true or false",
-        Kind::Number(_) => "a number",
-        Kind::Text(_) => "this text",
-        Kind::List(_) => "a list",
-        Kind::Map(_) => "a map",
-    }
 }
 
 /// A text that came from a variable, read as the number or truth value it looks like.
@@ -544,30 +486,4 @@ fn read_again(node: &mut Node) {
             },
         };
     }
-}
-
-/// The spelling that was probably meant: `10 sec` is `10s`, `64k` is `64KiB`.
-fn with_unit(text: &str, pattern: &str) -> Option<String> {
-    let text = text.trim();
-    let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let (number, unit) = text.split_at(split);
-    let unit = unit.trim().to_ascii_lowercase();
-    let unit = match (pattern, unit.as_str()) {
-        (SPAN_PATTERN, "" | "s" | "sec" | "secs" | "second" | "seconds") => "s",
-        (SPAN_PATTERN, "ms" | "msec" | "millis" | "milliseconds" | "millisecond") => "ms",
-        (SPAN_PATTERN, "m" | "min" | "mins" | "minute" | "minutes") => "m",
-        (SPAN_PATTERN, "h" | "hr" | "hour" | "hours") => "h",
-        (SPAN_PATTERN, "d" | "day" | "days") => "d",
-        (SIZE_PATTERN, "" | "b" | "byte" | "bytes") => "B",
-        (SIZE_PATTERN, "k" | "ki" | "kb" | "kib") => "KiB",
-        (SIZE_PATTERN, "m" | "mi" | "mb" | "mib") => "MiB",
-        (SIZE_PATTERN, "g" | "gi" | "gb" | "gib") => "GiB",
-        _ => return None,
-    };
-    let meant = format!("{number}{unit}");
-    let reads = match pattern {
-        SPAN_PATTERN => Span::parse(&meant).is_ok(),
-        _ => Size::parse(&meant).is_ok(),
-    };
-    reads.then(|| format!("write `{meant}`"))
 }

@@ -1,0 +1,93 @@
+//! `fanfold call TOOL JSON`: runs a tool once, as a model would.
+//!
+//! The result goes to standard output as the model would read it, how it went to standard error.
+//! An interrupt stops the call as a client that leaves would.
+
+use std::path::Path;
+use std::time::Duration;
+
+use clap::Args;
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::check::word;
+use super::{Exit, loaded, out, runtime};
+use crate::config::{Flags, did_you_mean};
+use crate::tools::{Call, Catalog, Tool};
+use crate::wire::tool::{Outcome, OutcomeKind};
+
+/// How long processes of an ended call are waited for.
+const REAPING: Duration = Duration::from_secs(5);
+
+/// What `call` takes.
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// The tool's name.
+    tool: String,
+    /// The arguments, as JSON.
+    #[arg(default_value = "{}")]
+    json: String,
+}
+
+/// 0 when the tool answered, 1 when the outcome is anything else, 2 for a tool that is not there.
+pub(super) fn run(path: Option<&Path>, arguments: &Arguments) -> Exit {
+    let catalog = match loaded(path, &Flags { insecure_no_auth: true, ..Flags::default() }) {
+        Ok((_, catalog)) => catalog,
+        Err(exit) => return exit,
+    };
+    let Some(tool) = catalog.tool(&arguments.tool) else { return unknown(&catalog, &arguments.tool) };
+    let runtime = match runtime() {
+        Ok(runtime) => runtime,
+        Err(exit) => return exit,
+    };
+    let (outcome, took) = runtime.block_on(async {
+        let done = called(tool, &arguments.json).await;
+        let _reaped = timeout(REAPING, catalog.settled()).await;
+        done
+    });
+    out::answer(&format!("{}\n", outcome.content));
+    out::report(&format!("{} in {}ms\n", word(&outcome.kind), took.as_millis()));
+    match outcome.kind {
+        OutcomeKind::Ok => Exit::Fine,
+        OutcomeKind::Error
+        | OutcomeKind::Timeout
+        | OutcomeKind::InvalidArguments
+        | OutcomeKind::Denied
+        | OutcomeKind::Stopped => Exit::Failure,
+    }
+}
+
+async fn called(tool: &Tool, json: &str) -> (Outcome, Duration) {
+    let start = Instant::now();
+    let call = Call {
+        arguments: json.into(),
+        idempotency_key: Uuid::now_v7().to_string(),
+        request_id: Uuid::now_v7().to_string(),
+        traceparent: None,
+        result_limit: tool.result_limit(),
+        deadline: start + tool.spec().timeout,
+    };
+    let stop = CancellationToken::new();
+    let running = tool.run(&call, &stop);
+    tokio::pin!(running);
+    let outcome = tokio::select! {
+        outcome = &mut running => outcome,
+        Ok(()) = tokio::signal::ctrl_c() => {
+            stop.cancel();
+            running.await
+        }
+    };
+    (outcome, start.elapsed())
+}
+
+fn unknown(catalog: &Catalog, name: &str) -> Exit {
+    let known: Vec<&str> = catalog.iter().map(|tool| &*tool.spec().name).collect();
+    let question = did_you_mean(name, known.iter().copied());
+    let more = question.unwrap_or_else(|| match known.is_empty() {
+        true => "there are no tools: add some under `tools:`".into(),
+        false => format!("there are {}", known.join(", ")),
+    });
+    out::report(&format!("error: there is no tool `{name}`: {more}\n"));
+    Exit::Usage
+}
