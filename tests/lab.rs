@@ -7,6 +7,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use support::lab::Lab;
 use support::lab::journal::{How, What};
+use support::lab::script::Expected;
+use support::{client, fold};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -173,4 +175,59 @@ fn every_script_of_the_library_is_one_and_says_what_to_expect() {
         assert_eq!(script.check(), Ok(()), "{name}");
         assert!(script.expected.is_some() && !script.about.is_empty() && !script.who.is_empty(), "{name}");
     }
+}
+
+/// A script of the library as a client without a proxy gets it.
+async fn direct(lab: &Lab, name: &str, stream: bool) -> Result<fold::Folded, String> {
+    let all = support::scripts::all();
+    let (_, script) = all.iter().find(|(known, _)| known == name).expect("a script");
+    lab.script(name, script.clone());
+    let request = support::scripts::request(name, &support::scripts::read(name, script), stream);
+    fold::answer(&client::chat(&lab.base_url(), &request).await?)
+}
+
+#[tokio::test]
+async fn what_needs_no_repair_is_what_its_script_expects() {
+    let lab = Lab::start().await;
+    let all = support::scripts::all();
+    for name in ["canonical-two-calls", "finish-length", "sse-byte-by-byte", "sse-cut-in-a-character"] {
+        let (_, script) = all.iter().find(|(known, _)| known == name).unwrap();
+        let expected = support::scripts::read(name, script).expected.unwrap();
+        for stream in [true, false] {
+            let folded = direct(&lab, name, stream).await;
+            assert_eq!(folded.and_then(|folded| folded.check(&expected)), Ok(()), "{name}, {stream}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_needs_repair_is_told_from_what_does_not() {
+    let lab = Lab::start().await;
+    for (name, wrong) in [
+        ("id-empty", "ids that are empty"),
+        ("index-missing", "without an index"),
+        ("no-done", "without [DONE]"),
+        ("finish-twice", "after the finish"),
+        ("sse-other-fields", "neither one data line"),
+        ("chunk-id-changes", "id, created or model change"),
+        ("end-without-finish", "without [DONE]"),
+        ("legacy-function-call", "no finish_reason of"),
+    ] {
+        let told = direct(&lab, name, true).await.unwrap_err();
+        assert!(told.contains(wrong), "{name}: {told}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_is_not_the_expected_one_is_told() {
+    let lab = Lab::start().await;
+    let folded = direct(&lab, "canonical-two-calls", true).await.unwrap();
+    let mut wanted = match &folded {
+        fold::Folded::Reply(reply) => reply.clone(),
+        fold::Folded::Error(code) => panic!("{code:?}"),
+    };
+    assert_eq!(folded.check(&Expected::Reply(wanted.clone())), Ok(()));
+    wanted.calls.swap(0, 1);
+    assert!(folded.check(&Expected::Reply(wanted)).unwrap_err().starts_with("the list of calls differs"));
+    assert!(folded.check(&Expected::Error { code: None }).is_err());
 }

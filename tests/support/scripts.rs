@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::lab::script::Script;
 
@@ -28,4 +28,22 @@ pub fn all() -> Vec<(String, Value)> {
 /// One script, read.
 pub fn read(name: &str, script: &Value) -> Script {
     serde_json::from_value(script.clone()).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+/// A request that plays a script, with its tools declared by the client.
+pub fn request(name: &str, script: &Script, stream: bool) -> Value {
+    let parameters = json!({ "type": "object", "properties": { "city": { "type": "string" } } });
+    let tool = |name| json!({ "type": "function", "function": { "name": name, "parameters": parameters } });
+    let mut request = json!({
+        "model": format!("script:{name}"),
+        "messages": [{ "role": "user", "content": "What is the weather in Paris and the time in Tokyo?" }],
+    });
+    if !script.tools.is_empty() {
+        request["tools"] = script.tools.iter().map(tool).collect();
+    }
+    if stream {
+        request["stream"] = json!(true);
+        request["stream_options"] = json!({ "include_usage": true });
+    }
+    request
 }
