@@ -1,6 +1,7 @@
 //! fanfold: an OpenAI-compatible reverse proxy that executes tools, in parallel.
 
 pub mod admin;
+pub mod app;
 pub mod cli;
 pub mod config;
 pub mod demo;

@@ -6,10 +6,12 @@ mod call;
 mod check;
 mod completions;
 mod config;
+mod demo;
 mod healthcheck;
 mod keys;
 mod online;
 mod out;
+mod serve;
 mod tools;
 
 use std::path::PathBuf;
@@ -29,11 +31,17 @@ pub struct Cli {
     #[arg(long, global = true, value_name = "PATH")]
     config: Option<PathBuf>,
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
+    #[command(flatten)]
+    serve: serve::Arguments,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Serve: what happens without a command.
+    Serve(serve::Arguments),
+    /// Try it out: the real proxy before a scripted model and a few tools, no key, no network.
+    Demo(demo::Arguments),
     /// Look the configuration over: everything that is wrong with it, or what it amounts to.
     Check(check::Arguments),
     /// Write, print or describe the configuration.
@@ -102,7 +110,9 @@ impl From<Exit> for ExitCode {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let path = cli.config.as_deref();
-    let exit = match cli.command {
+    let exit = match cli.command.unwrap_or(Command::Serve(cli.serve)) {
+        Command::Serve(arguments) => serve::run(path, &arguments),
+        Command::Demo(arguments) => demo::run(&arguments),
         Command::Check(arguments) => check::run(path, &arguments),
         Command::Config(command) => config::run(path, &command),
         Command::Tools(arguments) => tools::run(path, &arguments),

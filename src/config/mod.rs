@@ -164,6 +164,12 @@ pub fn read(path: Option<&Path>, env: Env<'_>, flags: &Flags) -> Result<Reading,
     Ok(Reading::new(Source { path, name, shown: text.clone() }, &text, env, flags))
 }
 
+/// Reads a configuration that is given as text; `name` is what people call it.
+#[must_use]
+pub fn read_text(name: &str, text: &str, env: Env<'_>, flags: &Flags) -> Reading {
+    Reading::new(Source { path: None, name: name.into(), shown: text.into() }, text, env, flags)
+}
+
 /// Whether there is anything to read: a file, or enough in the environment.
 #[must_use]
 pub fn is_there(path: Option<&Path>, env: Env<'_>) -> bool {

@@ -12,7 +12,7 @@ use crate::policy::settings::InterimText;
 use crate::wire::error::ErrorReply;
 use crate::wire::failure::{Failure, FailureKind};
 use crate::wire::message;
-use crate::wire::raw::Raw;
+use crate::wire::raw::{Member, Members, Raw};
 use crate::wire::reply::{FinishReason, Head, Piece};
 use crate::wire::request::Choice;
 use crate::wire::tool::{Effect, OnDisconnect, Outcome, OutcomeKind, OwnedTool};
@@ -62,6 +62,9 @@ pub struct Turn {
     times_repeated: u32,
     begun: bool,
     text_shown: bool,
+    /// Members of the reply as the client saw them last, and those it has not seen.
+    top: Members,
+    top_news: Members,
     /// The upstream refused the parameter in this turn.
     omit_parallel: bool,
     next_ask: AskId,
@@ -89,6 +92,8 @@ impl Turn {
             times_repeated: 0,
             begun: false,
             text_shown: false,
+            top: Members::default(),
+            top_news: Members::default(),
             omit_parallel: false,
             next_ask: 0,
             next_run: 0,
@@ -314,22 +319,38 @@ impl Turn {
 
     /// Shows a part now, or holds it back until it is known whether the round is the last.
     fn show(&mut self, mut part: Part, actions: &mut Vec<Action>) {
-        if part == Part::default() {
+        let Stage::Round(round) = &mut self.stage else { return };
+        let told = part.text.is_some() || !part.members.is_empty() || !part.calls.is_empty();
+        for member in std::mem::take(&mut part.top) {
+            if self.top.find(&member.name()) != Some(&member.value) {
+                self.top_news.set(&member.name(), member.value.clone());
+            }
+        }
+        if !told && part.around.is_empty() {
             return;
         }
-        let Stage::Round(round) = &mut self.stage else { return };
         if self.plan.rules.interim_text == InterimText::Hold && !round.complete {
             round.held.push(part);
             return;
         }
-        let told = part.text.is_some() || !part.members.is_empty() || !part.calls.is_empty();
         if part.text.is_some() {
             let first = !std::mem::replace(&mut round.text_shown, true);
             part.blank_line = self.text_shown && first;
             self.text_shown = true;
         }
         round.shown |= told;
+        part.top = self.take_top();
         actions.push(Action::Show(Show::Part(Box::new(part))));
+    }
+
+    /// The members of the reply that are new or changed since the client saw some last. Servers
+    /// repeat them in every chunk, also in chunks that say nothing else.
+    fn take_top(&mut self) -> Vec<Member> {
+        let news = std::mem::take(&mut self.top_news);
+        for member in &news {
+            self.top.set(&member.name(), member.value.clone());
+        }
+        news.iter().cloned().collect()
     }
 
     fn show_held(&mut self, actions: &mut Vec<Action>) {
@@ -576,7 +597,7 @@ impl Turn {
                 if self.is_last && !foreign && !self.text_shown {
                     return self.end_at_limit(actions);
                 }
-                self.finish(Finish::Answer(reason), actions);
+                self.answer(reason, actions);
             }
             (true, true) => self.park(actions),
             (true, false) if self.is_last => self.end_at_limit(actions),
@@ -645,6 +666,15 @@ impl Turn {
         };
         let reason = finish_reason(round.finish, true);
         actions.push(Action::Park(parked));
+        self.answer(reason, actions);
+    }
+
+    /// Ends with an answer; what the upstream said last about its reply goes first.
+    fn answer(&mut self, reason: FinishReason, actions: &mut Vec<Action>) {
+        let top = self.take_top();
+        if !top.is_empty() {
+            actions.push(Action::Show(Show::Part(Box::new(Part { top, ..Part::default() }))));
+        }
         self.finish(Finish::Answer(reason), actions);
     }
 

@@ -29,7 +29,8 @@ pub(super) struct Fallback {
 
 impl Envelope {
     pub(super) fn new(head: &Head, fallback: &Fallback) -> Self {
-        let filled = |raw: &Option<Raw>| raw.clone().filter(|r| r.kind() == Kind::String && r.text() != "\"\"");
+        let filled =
+            |raw: &Option<Raw>| raw.clone().filter(|r| r.kind() == Kind::String && r.text() != "\"\"");
         let number = head.created.clone().filter(|r| r.kind() == Kind::Number);
         Self {
             id: filled(&head.id).unwrap_or_else(|| Raw::string(&fallback.id)),
@@ -50,7 +51,14 @@ impl Envelope {
     }
 
     /// An event with one chunk, whose delta and members around it `delta` and `around` write.
-    fn chunk(&self, out: &mut Vec<u8>, top: &[Member], delta: impl FnOnce(&mut Vec<u8>), around: &[Member], finish: Option<FinishReason>) {
+    fn chunk(
+        &self,
+        out: &mut Vec<u8>,
+        top: &[Member],
+        delta: impl FnOnce(&mut Vec<u8>),
+        around: &[Member],
+        finish: Option<FinishReason>,
+    ) {
         out.extend_from_slice(b"data: ");
         self.write(out, "chat.completion.chunk");
         write_members(out, top);
@@ -68,7 +76,13 @@ impl Envelope {
 
     /// The role chunk, which goes first.
     pub(super) fn write_role(&self, out: &mut Vec<u8>) {
-        self.chunk(out, &[], |out| out.extend_from_slice(b"\"role\":\"assistant\",\"content\":\"\""), &[], None);
+        self.chunk(
+            out,
+            &[],
+            |out| out.extend_from_slice(b"\"role\":\"assistant\",\"content\":\"\""),
+            &[],
+            None,
+        );
     }
 
     /// One part of the answer.
@@ -179,7 +193,7 @@ pub(super) struct Folding {
     text: Text,
     members: FoldedMembers,
     around: FoldedMembers,
-    top: FoldedMembers,
+    top: Members,
     calls: Vec<FoldedCall>,
 }
 
@@ -203,7 +217,8 @@ impl Folding {
         }
         part.members.iter().for_each(|m| self.members.add(m));
         part.around.iter().for_each(|m| self.around.add(m));
-        part.top.iter().for_each(|m| self.top.add(m));
+        // Members of the reply are told again, not continued.
+        part.top.iter().for_each(|m| self.top.set(&m.name(), m.value.clone()));
         for part in &part.calls {
             if self.calls.len() <= part.index {
                 self.calls.resize_with(part.index + 1, FoldedCall::default);
@@ -213,7 +228,13 @@ impl Folding {
     }
 
     /// The whole object.
-    pub(super) fn write(&self, envelope: &Envelope, finish: FinishReason, usage: Option<&Raw>, own: Option<&Raw>) -> Bytes {
+    pub(super) fn write(
+        &self,
+        envelope: &Envelope,
+        finish: FinishReason,
+        usage: Option<&Raw>,
+        own: Option<&Raw>,
+    ) -> Bytes {
         let mut out = Vec::with_capacity(self.text.len() + 512);
         envelope.write(&mut out, "chat.completion");
         out.extend_from_slice(b",\"choices\":[{\"index\":0,\"message\":{\"role\":\"assistant\",\"content\":");
@@ -247,8 +268,7 @@ impl Folding {
             out.extend_from_slice(b",\"usage\":");
             out.extend_from_slice(usage.bytes());
         }
-        let top: Members = self.top.to_members();
-        write_members(&mut out, &top);
+        write_members(&mut out, &self.top);
         if let Some(own) = own {
             out.extend_from_slice(b",\"fanfold\":");
             out.extend_from_slice(own.bytes());
@@ -311,8 +331,17 @@ mod tests {
         let opening = Opening { id: "c".into(), kind: None, name: "f".into() };
         vec![
             Part { text: Some(Raw::string("a")), top: vec![member("sys", "1.10")], ..Part::default() },
-            Part { text: Some(Raw::string("b")), blank_line: true, members: vec![member("r", "\"x\"")], ..Part::default() },
-            Part { calls: vec![call(Some(opening), "{")], around: vec![member("logprobs", "{\"content\":[1]}")], ..Part::default() },
+            Part {
+                text: Some(Raw::string("b")),
+                blank_line: true,
+                members: vec![member("r", "\"x\"")],
+                ..Part::default()
+            },
+            Part {
+                calls: vec![call(Some(opening), "{")],
+                around: vec![member("logprobs", "{\"content\":[1]}")],
+                ..Part::default()
+            },
             Part { calls: vec![call(None, "}")], ..Part::default() },
         ]
     }

@@ -54,6 +54,15 @@ pub(super) struct Totals {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Gone;
 
+/// What a sink waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wait {
+    /// There is room again.
+    Room,
+    /// The client is gone.
+    Gone,
+}
+
 pub(super) struct Sink {
     options: Options,
     answer: Option<Answer>,
@@ -128,7 +137,9 @@ impl Sink {
         let (sender, receiver) = channel(self.options.buffer);
         let mut response = Response::new(Body::Stream(receiver));
         *response.headers_mut() = self.options.headers.clone();
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
+        response
+            .headers_mut()
+            .insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
         response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
         response.headers_mut().insert("x-accel-buffering", HeaderValue::from_static("no"));
         self.sender = Some(sender);
@@ -151,24 +162,22 @@ impl Sink {
         self.waiting.is_some()
     }
 
-    /// Waits until there is room for what is waiting; for ever if nothing is.
-    pub(super) async fn room(&self) {
-        match (&self.sender, &self.waiting) {
-            // A client that is gone is told by `gone`.
-            (Some(sender), Some(waiting)) => match sender.ready(waiting.len()).await {
-                Ok(()) => {}
-                Err(_) => std::future::pending().await,
+    /// Waits until there is room for what is waiting, or the client is gone.
+    pub(super) async fn wait(&mut self) -> Wait {
+        match (&mut self.answer, &self.sender, &self.waiting) {
+            (Some(answer), _, _) => {
+                answer.closed().await;
+                Wait::Gone
+            }
+            (None, Some(sender), Some(waiting)) => match sender.ready(waiting.len()).await {
+                Ok(()) => Wait::Room,
+                Err(_) => Wait::Gone,
             },
-            _ => std::future::pending().await,
-        }
-    }
-
-    /// Waits until the client is gone.
-    pub(super) async fn gone(&mut self) {
-        match (&mut self.answer, &self.sender) {
-            (Some(answer), _) => answer.closed().await,
-            (None, Some(sender)) => sender.closed().await,
-            (None, None) => std::future::pending().await,
+            (None, Some(sender), None) => {
+                sender.closed().await;
+                Wait::Gone
+            }
+            (None, None, _) => std::future::pending().await,
         }
     }
 
@@ -215,9 +224,8 @@ impl Sink {
 
     async fn drain(mut self) -> Result<(), Gone> {
         while !self.flush()? {
-            tokio::select! {
-                () = self.room() => {}
-                () = async { match &self.sender { Some(sender) => sender.closed().await, None => {} } } => return Err(Gone),
+            if self.wait().await == Wait::Gone {
+                return Err(Gone);
             }
         }
         if let Some(sender) = self.sender.take() {

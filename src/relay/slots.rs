@@ -30,10 +30,7 @@ impl Slots {
     #[must_use]
     pub fn new(process: u32, tools: impl IntoIterator<Item = (Arc<str>, u32)>) -> Self {
         let slots = |n: u32| Arc::new(Semaphore::new(n as usize));
-        Self {
-            process: slots(process),
-            tools: tools.into_iter().map(|(name, n)| (name, slots(n))).collect(),
-        }
+        Self { process: slots(process), tools: tools.into_iter().map(|(name, n)| (name, slots(n))).collect() }
     }
 
     /// The slots a call of this tool needs, for a team with these slots.

@@ -27,6 +27,7 @@ mod frames;
 mod gate;
 mod io;
 pub mod listener;
+pub mod proxy;
 
 pub mod settings;
 #[cfg(test)]

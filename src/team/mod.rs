@@ -35,6 +35,12 @@ pub struct Team {
 }
 
 impl Team {
+    /// Whether there are models it may not use.
+    #[must_use]
+    pub const fn restricts_models(&self) -> bool {
+        self.models.is_some()
+    }
+
     /// Whether it may use a model.
     #[must_use]
     pub fn may_use_model(&self, model: &str) -> bool {

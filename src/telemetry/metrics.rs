@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use dashmap::DashMap;
 use metrics::{
     Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, Recorder, SharedString, Unit,
 };
@@ -86,6 +87,8 @@ pub const OTHER: &str = "other";
 pub struct Telemetry {
     recorder: Arc<PrometheusRecorder>,
     handle: PrometheusHandle,
+    /// Milliseconds that are not yet whole seconds, by team.
+    saved: Arc<DashMap<Arc<str>, u64>>,
     /// `fanfold_turns_in_flight`.
     pub turns_in_flight: Gauge,
     /// `fanfold_tool_calls_in_flight`.
@@ -127,6 +130,7 @@ impl Telemetry {
             calls_in_flight: gauge(CALLS_IN_FLIGHT),
             connections: gauge(CONNECTIONS),
             parked: gauge(PARKED),
+            saved: Arc::default(),
             recorder: Arc::new(recorder),
             handle,
         };
@@ -164,6 +168,18 @@ impl Telemetry {
     /// Records a duration, in seconds.
     pub fn seconds(&self, name: &'static str, labels: &[(&'static str, SharedString)], took: Duration) {
         self.histogram(name, labels).record(took.as_secs_f64());
+    }
+
+    /// Adds to `fanfold_tool_seconds_saved_total`. Counters count whole seconds here; the rest is
+    /// carried over to the next time.
+    pub fn saved(&self, team: &Arc<str>, saved: Duration) {
+        let millis = u64::try_from(saved.as_millis()).unwrap_or(0);
+        let mut carried = self.saved.entry(team.clone()).or_default();
+        *carried += millis;
+        let seconds = *carried / 1000;
+        *carried %= 1000;
+        drop(carried);
+        self.counter(SECONDS_SAVED, &[("team", team.clone().into())]).increment(seconds);
     }
 
     /// All metrics in Prometheus's text format.

@@ -216,6 +216,8 @@ pub struct Outgoing<'a> {
     pub parallel: Option<bool>,
     /// `stream`, and with it the wish for usage.
     pub stream: bool,
+    /// `stream_options` stays as it came: usage is not ours to ask for.
+    pub keep_stream_options: bool,
 }
 
 /// What becomes of `tool_choice`.
@@ -258,6 +260,13 @@ impl Outgoing<'_> {
     }
 
     fn write_stream_options(&self, writer: &mut Writer<'_>, sent: Option<&Raw>) {
+        if self.keep_stream_options {
+            if let Some(sent) = sent {
+                writer.name("stream_options");
+                writer.body.extend_from_slice(sent.bytes());
+            }
+            return;
+        }
         if !self.stream {
             return;
         }

@@ -1,0 +1,352 @@
+//! Builds the parts from a configuration and owns their start, reload and stop.
+//!
+//! ```text
+//! SIGTERM ─▶ not ready ─ drain_accept ─▶ no new turns ─ drain ─▶ turns end with an error ─▶ exit
+//!                 └───────────────── second SIGTERM ────────────▶┘
+//! ```
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use secrecy::ExposeSecret;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::admin::Admin;
+use crate::admin::readiness::Readiness;
+use crate::admin::visitors::Visitors;
+use crate::config::watch::{Cause, Watcher};
+use crate::config::{self, Flags, Loaded, process_env};
+use crate::relay::{Parking, Parts, Slots};
+use crate::server::body::InFlightBudget;
+use crate::server::drain::{Drain, Stage};
+use crate::server::listener::{BindError, Listener, Options};
+use crate::server::proxy::{Proxy, Snapshot};
+use crate::store::{Bounds, Shelf};
+use crate::team::{Defaults, Teams};
+use crate::telemetry::{Telemetry, metrics};
+use crate::tools::Catalog;
+use crate::upstream::{Routes, Upstream};
+
+/// How often histograms and parked results are swept.
+const UPKEEP: Duration = Duration::from_secs(5);
+/// How long turns get to say goodbye once they are told to end.
+const GOODBYE: Duration = Duration::from_secs(3);
+
+/// Why fanfold does not start.
+#[derive(Debug)]
+pub enum StartError {
+    /// An address cannot be listened on.
+    Bind(BindError),
+    /// An upstream cannot be used as configured.
+    Upstream {
+        /// Its name.
+        name: String,
+        /// The setting below it.
+        setting: &'static str,
+        /// What is wrong.
+        message: String,
+    },
+    /// The system refuses something.
+    System(String),
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bind(error) => error.fmt(f),
+            Self::Upstream { name, setting, message } => write!(f, "upstreams.{name}.{setting}: {message}"),
+            Self::System(message) => f.write_str(message),
+        }
+    }
+}
+
+impl std::error::Error for StartError {}
+
+/// Where a configuration comes from when it is read again.
+#[derive(Debug, Clone, Default)]
+pub struct Origin {
+    /// `--config`.
+    pub path: Option<PathBuf>,
+    /// What the command line lays over the file.
+    pub flags: Flags,
+    /// The files whose change leads to a reload, at first.
+    pub watched: Vec<PathBuf>,
+}
+
+/// A running fanfold.
+pub struct App {
+    /// Where the proxy listens.
+    pub proxy_address: SocketAddr,
+    /// Where the admin side listens.
+    pub admin_address: SocketAddr,
+    drain: Drain,
+    admin_drain: Drain,
+    drain_times: (Duration, Duration),
+    snapshot: Arc<ArcSwap<Snapshot>>,
+    keeper: Keeper,
+    shutdown: CancellationToken,
+    turns: TaskTracker,
+    listeners: TaskTracker,
+    admin_listeners: TaskTracker,
+    upkeep: CancellationToken,
+}
+
+/// What outlives a reload.
+#[derive(Clone)]
+struct Keeper {
+    telemetry: Telemetry,
+    parking: Arc<Parking>,
+}
+
+impl App {
+    /// Binds the listeners and begins to serve.
+    pub async fn start(loaded: &Loaded, catalog: Catalog) -> Result<Self, StartError> {
+        let telemetry = Telemetry::new().map_err(|e| StartError::System(e.to_string()))?;
+        raise_open_files();
+        let file = &loaded.file;
+        let limits = &file.limits;
+        let parking = Shelf::new(Bounds {
+            entries: limits.parked_entries as usize,
+            bytes: limits.parked_bytes.0,
+            age: limits.parked_for.0,
+        });
+        let keeper = Keeper { telemetry: telemetry.clone(), parking: Arc::new(parking) };
+        let snapshot = Arc::new(ArcSwap::from_pointee(snapshot(loaded, catalog, &keeper)?));
+        let options = |setting, tls, connections, open| Options {
+            setting,
+            settings: file.server.clone(),
+            tls,
+            connections,
+            open,
+        };
+        let connections = limits.connections as usize;
+        let open = telemetry.connections.clone();
+        let listener =
+            Listener::bind(&file.listen, options("listen", file.tls.clone(), connections, open)).await;
+        let listener = listener.map_err(StartError::Bind)?;
+        let noop = ::metrics::Gauge::noop();
+        let admin = Listener::bind(&file.admin.listen, options("admin.listen", None, 256, noop)).await;
+        let admin = admin.map_err(StartError::Bind)?;
+        let (drain, admin_drain) = (Drain::new(), Drain::new());
+        let (turns, shutdown) = (TaskTracker::new(), CancellationToken::new());
+        let app = Self {
+            proxy_address: listener.local_addr(),
+            admin_address: admin.local_addr(),
+            drain: drain.clone(),
+            admin_drain: admin_drain.clone(),
+            drain_times: (file.server.drain_accept.0, file.server.drain.0),
+            snapshot: snapshot.clone(),
+            keeper,
+            shutdown: shutdown.clone(),
+            turns: turns.clone(),
+            listeners: TaskTracker::new(),
+            admin_listeners: TaskTracker::new(),
+            upkeep: CancellationToken::new(),
+        };
+        let proxy = Proxy {
+            snapshot,
+            drain: drain.clone(),
+            tasks: turns,
+            shutdown,
+            bodies: InFlightBudget::new(limits.bodies_in_flight.0),
+            turns: Arc::new(Semaphore::new(limits.turns_at_once as usize)),
+        };
+        let render = telemetry.clone();
+        let visitors = Visitors::new(app.admin_address, &file.admin.hosts);
+        let admin_side =
+            Admin::new(Arc::new(move || render.render()), Readiness::new(), drain.clone(), visitors);
+        app.listeners.spawn(listener.serve(Arc::new(proxy), drain));
+        app.admin_listeners.spawn(admin.serve(Arc::new(admin_side), admin_drain));
+        app.spawn_upkeep();
+        Ok(app)
+    }
+
+    fn spawn_upkeep(&self) {
+        let (keeper, stop) = (self.keeper.clone(), self.upkeep.clone());
+        self.admin_listeners.spawn(async move {
+            let mut every = tokio::time::interval(UPKEEP);
+            loop {
+                tokio::select! {
+                    _ = every.tick() => {}
+                    () = stop.cancelled() => return,
+                }
+                keeper.telemetry.upkeep();
+                keeper.parking.sweep();
+                #[expect(clippy::cast_precision_loss, reason = "a gauge")]
+                keeper.telemetry.parked.set(keeper.parking.len() as f64);
+            }
+        });
+    }
+
+    /// Metrics as text.
+    #[must_use]
+    pub fn metrics(&self) -> String {
+        self.keeper.telemetry.render()
+    }
+
+    /// Swaps in another configuration. Turns in flight finish on the old one. Listeners stay.
+    pub fn reload(&self, loaded: &Loaded, catalog: Catalog) -> Result<(), StartError> {
+        let new = snapshot(loaded, catalog, &self.keeper)?;
+        self.snapshot.store(Arc::new(new));
+        Ok(())
+    }
+
+    /// Serves until a signal ends it, reading the configuration again when it changes. Without an
+    /// origin there is nothing to read again.
+    pub async fn run(self, origin: Option<Origin>) -> Result<(), StartError> {
+        let system = |e: std::io::Error| StartError::System(format!("cannot listen for signals: {e}"));
+        let mut terminate = signal(SignalKind::terminate()).map_err(system)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(system)?;
+        let watched = origin.as_ref().map(|origin| origin.watched.clone()).unwrap_or_default();
+        let mut watcher = Watcher::new(watched).await.map_err(system)?;
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                cause = watcher.changed() => match &origin {
+                    Some(origin) => self.read_again(origin, cause, &mut watcher).await,
+                    None => tracing::warn!("there is no configuration file to read again"),
+                },
+            }
+        }
+        tracing::info!(
+            "stopping: no longer ready, finishing what is in flight (a second signal ends it at once)"
+        );
+        let drained = self.drained();
+        tokio::select! {
+            () = drained => {}
+            () = second(&mut terminate, &mut interrupt) => self.drain.advance(Stage::Now),
+        }
+        self.end().await;
+        Ok(())
+    }
+
+    /// Walks through the drain; returns when nothing is in flight any more.
+    async fn drained(&self) {
+        let (accept, finish) = self.drain_times;
+        let stages = self.drain.start(accept, finish);
+        let idle = async {
+            self.drain.reached(Stage::Refusing).await;
+            self.turns.close();
+            self.turns.wait().await;
+        };
+        tokio::select! {
+            () = stages => {}
+            () = idle => {}
+        }
+    }
+
+    /// Stops at once: turns in flight get an error, then everything is cut.
+    pub async fn stop(self) {
+        self.end().await;
+    }
+
+    async fn end(self) {
+        // Answers that are complete may still have to leave; the drain's last stage allows for it.
+        self.drain.advance(Stage::Refusing);
+        self.shutdown.cancel();
+        self.turns.close();
+        if tokio::time::timeout(GOODBYE, self.turns.wait()).await.is_err() {
+            tracing::warn!(turns = self.turns.len(), "turns did not end in time and are cut");
+        }
+        self.drain.advance(Stage::Now);
+        self.listeners.close();
+        self.listeners.wait().await;
+        let tools = self.snapshot.load().parts.tools.clone();
+        if tokio::time::timeout(GOODBYE, tools.settled()).await.is_err() {
+            tracing::warn!("tools did not end in time");
+        }
+        self.upkeep.cancel();
+        self.admin_drain.advance(Stage::Now);
+        self.admin_listeners.close();
+        self.admin_listeners.wait().await;
+    }
+
+    async fn read_again(&self, origin: &Origin, cause: Cause, watcher: &mut Watcher) {
+        let from = origin.clone();
+        let read = tokio::task::spawn_blocking(move || {
+            config::load(from.path.as_deref(), &process_env, &from.flags)
+        })
+        .await;
+        let gauge = self.keeper.telemetry.gauge(metrics::RELOAD_SUCCESS, &[]);
+        let failed = |why: &str| {
+            tracing::error!("the configuration was read again and is not used; the one before stays: {why}");
+            gauge.set(0.0);
+        };
+        match read {
+            Ok(Ok((loaded, catalog))) => match self.reload(&loaded, catalog) {
+                Ok(()) => {
+                    watcher.watch(loaded.watched()).await;
+                    gauge.set(1.0);
+                    tracing::info!(?cause, "the configuration was read again and is used from now on");
+                }
+                Err(error) => failed(&error.to_string()),
+            },
+            Ok(Err(problems)) => failed(&problems.to_string()),
+            Err(error) => failed(&error.to_string()),
+        }
+    }
+}
+
+async fn second(terminate: &mut tokio::signal::unix::Signal, interrupt: &mut tokio::signal::unix::Signal) {
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
+
+fn snapshot(loaded: &Loaded, catalog: Catalog, keeper: &Keeper) -> Result<Snapshot, StartError> {
+    let file = &loaded.file;
+    let open = |secret: &crate::units::Secret| {
+        config::secret::open(secret, &process_env).map(|secret| secret.expose_secret().to_owned())
+    };
+    let mut upstreams = BTreeMap::new();
+    for (name, settings) in &file.upstreams {
+        let upstream = Upstream::new(name, settings, open).map_err(|e| StartError::Upstream {
+            name: name.clone(),
+            setting: e.setting,
+            message: e.message,
+        })?;
+        upstreams.insert(name.clone(), Arc::new(upstream));
+    }
+    let limits = Arc::new(file.limits.clone());
+    let specs: Vec<_> = catalog.iter().map(|tool| tool.spec().clone()).collect();
+    let of_tools = catalog.iter().filter_map(|tool| Some((tool.spec().name.clone(), tool.at_once()?)));
+    let slots = Slots::new(limits.calls_at_once_in_process, of_tools);
+    let defaults =
+        Defaults { turns_at_once: limits.turns_at_once, calls_at_once: limits.calls_at_once_per_team };
+    Ok(Snapshot {
+        teams: Teams::new(&file.teams, &specs, defaults),
+        routes: Routes::new(&file.routes, upstreams),
+        parts: Parts {
+            tools: Arc::new(catalog),
+            slots: Arc::new(slots),
+            parking: keeper.parking.clone(),
+            telemetry: keeper.telemetry.clone(),
+            log_content: file.log.content,
+        },
+        policy: file.policy.clone(),
+        limits,
+        server: file.server.clone(),
+    })
+}
+
+/// Raises the soft limit of open files to the hard one: thousands of connections need it.
+fn raise_open_files() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum {
+        limit.current = limit.maximum;
+        if let Err(error) = setrlimit(Resource::Nofile, limit) {
+            tracing::warn!(%error, "the limit of open files stays low");
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! `fanfold demo`: the real proxy before a scripted model server and a few tools.
+
+use clap::Args;
+
+use super::serve::{ended, multi_thread};
+use super::{Exit, Overrides, out, refuse};
+use crate::app::{App, StartError};
+use crate::config::{Flags, process_env, read_text};
+use crate::demo;
+use crate::telemetry::log;
+
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    overrides: Overrides,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Exit {
+    log::start("warn,fanfold=info", None);
+    let flags = arguments.overrides.flags();
+    let runtime = match multi_thread() {
+        Ok(runtime) => runtime,
+        Err(exit) => return exit,
+    };
+    runtime.block_on(serve(flags))
+}
+
+async fn serve(flags: Flags) -> Exit {
+    let demo = match demo::start().await {
+        Ok(demo) => demo,
+        Err(why) => {
+            return ended(Err(StartError::System(format!("the demo's servers cannot listen: {why}"))));
+        }
+    };
+    let text = demo::config_yaml(&demo.addresses);
+    let (loaded, catalog) = match read_text("the demo", &text, &process_env, &flags).finish_with_tools() {
+        Ok(loaded) => loaded,
+        Err(problems) => return refuse(&problems),
+    };
+    let app = match App::start(&loaded, catalog).await {
+        Ok(app) => app,
+        Err(error) => return ended(Err(error)),
+    };
+    out::answer(&banner(&app));
+    let result = app.run(None).await;
+    demo.stop().await;
+    ended(result)
+}
+
+fn banner(app: &App) -> String {
+    let (proxy, admin) = (app.proxy_address, app.admin_address);
+    format!(
+        r#"fanfold demo: the real proxy, a scripted model, four tools. No key, no network.
+
+  base URL   http://{proxy}/v1
+  metrics    http://{admin}/metrics
+
+Three parallel tool calls, streaming:
+
+  curl -N http://{proxy}/v1/chat/completions -H 'content-type: application/json' -d '{{
+    "model": "demo", "stream": true,
+    "messages": [{{"role": "user", "content": "What is the weather in Paris, Tokyo and Lima?"}}]}}'
+
+Ctrl-C ends it.
+"#
+    )
+}

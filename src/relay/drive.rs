@@ -1,0 +1,426 @@
+//! Drives one turn: performs the engine's actions and tells it what happens, until the finish.
+//!
+//! One task per turn, owned by the process's tracker, so a client that leaves cannot tear it down in
+//! the middle of an effect. Each running call is a task of its own in a set the turn owns.
+//!
+//! ```text
+//!            ┌── upstream::Reply ── pieces ──┐
+//! sink room ─┤   calls: JoinSet ── outcomes ─┼─▶ Turn::step ─▶ actions ─▶ ask · run · stop · show
+//!            └── deadline, client, shutdown ─┘
+//! ```
+//!
+//! Who slows down whom: while the client still has to take what was written, the upstream is not
+//! read. The calls go on.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::sink::{Gone, Sink, Wait};
+use super::slots::Slots;
+use super::summary::{self, Summary};
+use crate::engine::{Action, Ask, Finish, Input, Parked, Run, RunId, Show, Turn, fingerprint};
+use crate::policy::plan::TurnPlan;
+use crate::store::Shelf;
+use crate::team::Team;
+use crate::telemetry::Telemetry;
+use crate::tools::{Call, Catalog};
+use crate::upstream::{AskHead, Expect, Heard, Reply, Route};
+use crate::wire::failure::FailureKind;
+use crate::wire::raw::Raw;
+use crate::wire::reply::Piece;
+use crate::wire::request::{ChatRequest, Outgoing};
+use crate::wire::tool::{Outcome, OutcomeKind};
+
+/// How much longer than the engine's own deadline a tool may think it has.
+const GRACE: Duration = Duration::from_secs(1);
+/// News of calls that got their slots; a call waits with its start while the turn is behind.
+const STARTS: usize = 64;
+
+/// Parked results, with the fingerprint of the conversation they belong to.
+pub type Parking = Shelf<([u8; 32], Arc<Parked>)>;
+
+/// What turns need of the process; shared.
+#[derive(Debug, Clone)]
+pub struct Parts {
+    /// The tools.
+    pub tools: Arc<Catalog>,
+    /// The slots calls share.
+    pub slots: Arc<Slots>,
+    /// Parked results.
+    pub parking: Arc<Parking>,
+    /// Metrics.
+    pub telemetry: Telemetry,
+    /// Arguments and results may be logged.
+    pub log_content: bool,
+}
+
+/// One turn, as the server hands it over.
+#[derive(Debug)]
+pub struct Started {
+    /// What it needs of the process.
+    pub parts: Parts,
+    /// Who asks.
+    pub team: Arc<Team>,
+    /// Where it goes.
+    pub route: Arc<Route>,
+    /// What was decided.
+    pub plan: Arc<TurnPlan>,
+    /// The request, parked results restored.
+    pub request: ChatRequest,
+    /// The messages as the client sent them.
+    pub messages: Raw,
+    /// Headers for the upstream.
+    pub head: AskHead,
+    /// The request's id.
+    pub request_id: String,
+    /// The trace the request belongs to.
+    pub traceparent: Option<String>,
+    /// Cancelled when the client is gone.
+    pub gone: CancellationToken,
+    /// Cancelled when the process ends.
+    pub shutdown: CancellationToken,
+    /// When the request came.
+    pub since: Instant,
+}
+
+pub(super) struct Driver {
+    started: Started,
+    owned: Vec<Arc<str>>,
+    turn: Turn,
+    sink: Sink,
+    reply: Option<(u32, Reply)>,
+    calls: JoinSet<(RunId, Outcome)>,
+    stops: HashMap<RunId, CancellationToken>,
+    ids: HashMap<tokio::task::Id, RunId>,
+    starts: (mpsc::Sender<RunId>, mpsc::Receiver<RunId>),
+    first_shown: Option<Duration>,
+    client_gone: bool,
+    /// How the last ask failed.
+    failed: Option<FailureKind>,
+}
+
+impl Driver {
+    pub(super) fn new(started: Started, sink: Sink) -> Self {
+        let owned = started.plan.owned.values().map(|tool| tool.definition.clone()).collect();
+        Self {
+            turn: Turn::new(started.plan.clone(), fastrand::u64(..)),
+            owned,
+            started,
+            sink,
+            reply: None,
+            calls: JoinSet::new(),
+            stops: HashMap::new(),
+            ids: HashMap::new(),
+            starts: mpsc::channel(STARTS),
+            first_shown: None,
+            client_gone: false,
+            failed: None,
+        }
+    }
+
+    /// Drives the turn to its finish and tells the client.
+    pub(super) async fn run(mut self) {
+        let mut actions = Vec::new();
+        let mut pieces = Vec::new();
+        self.turn.step(Input::Begin, self.now(), &mut actions);
+        let finish = loop {
+            if let Some(finish) = self.perform(&mut actions) {
+                break finish;
+            }
+            if self.sink.flush() == Err(Gone) {
+                self.tell_gone(&mut actions);
+                if actions.is_empty() {
+                    self.hear(&mut pieces, &mut actions).await;
+                }
+                continue;
+            }
+            self.hear(&mut pieces, &mut actions).await;
+        };
+        self.end(finish).await;
+    }
+
+    fn now(&self) -> Duration {
+        self.started.since.elapsed()
+    }
+
+    fn step(&mut self, input: Input, actions: &mut Vec<Action>) {
+        let now = self.now();
+        self.turn.step(input, now, actions);
+    }
+
+    fn tell_gone(&mut self, actions: &mut Vec<Action>) {
+        if !std::mem::replace(&mut self.client_gone, true) {
+            self.step(Input::ClientGone, actions);
+        }
+    }
+
+    /// Waits for one thing to happen and tells the engine.
+    async fn hear(&mut self, pieces: &mut Vec<Piece>, actions: &mut Vec<Action>) {
+        let deadline = self.turn.deadline().map(|at| self.started.since + at);
+        let there = !self.client_gone;
+        let comment = self.sink.comment_at().filter(|_| there);
+        let may_read = !self.sink.is_full() || !there;
+        let event = tokio::select! {
+            (ask, heard) = heard(&mut self.reply, pieces), if may_read => Event::Heard(ask, heard),
+            Some(ended) = self.calls.join_next_with_id() => Event::Ended(ended),
+            Some(run) = self.starts.1.recv() => Event::Input(Input::Started(run)),
+            () = self.started.gone.cancelled(), if there => Event::Gone,
+            wait = self.sink.wait(), if there => if wait == Wait::Gone { Event::Gone } else { Event::Room },
+            () = until(deadline) => Event::Input(Input::Tick),
+            () = until(comment) => Event::Comment,
+            () = self.started.shutdown.cancelled() => Event::Input(Input::Shutdown),
+        };
+        match event {
+            Event::Heard(ask, heard) => self.heard(ask, heard, pieces, actions),
+            Event::Ended(ended) => self.call_ended(ended, actions),
+            Event::Input(input) => self.step(input, actions),
+            Event::Gone => self.tell_gone(actions),
+            Event::Comment => self.sink.comment(),
+            Event::Room => {}
+        }
+    }
+
+    fn heard(&mut self, ask: u32, heard: Heard, pieces: &mut Vec<Piece>, actions: &mut Vec<Action>) {
+        for piece in pieces.drain(..) {
+            let now = self.started.since.elapsed();
+            self.turn.step(Input::Piece(ask, Box::new(piece)), now, actions);
+        }
+        match heard {
+            Heard::Accepted => self.step(Input::Accepted(ask), actions),
+            Heard::Pieces => {}
+            Heard::Ended { done } => {
+                self.reply = None;
+                self.step(Input::Ended { ask, done }, actions);
+            }
+            Heard::Failed(failure) => {
+                self.reply = None;
+                tracing::debug!(request_id = %self.started.request_id, upstream = %self.started.route.upstream.name, kind = failure.kind.label(), detail = %failure.detail, "ask failed");
+                summary::ask_failed(&self.started, &failure);
+                self.failed = Some(failure.kind);
+                self.step(Input::Failed(ask, failure), actions);
+            }
+        }
+    }
+
+    fn call_ended(&mut self, ended: Ended, actions: &mut Vec<Action>) {
+        let (run, outcome) = match ended {
+            Ok((id, (run, outcome))) => {
+                self.ids.remove(&id);
+                (run, outcome)
+            }
+            Err(error) => {
+                let Some(run) = self.ids.remove(&error.id()) else { return };
+                tracing::error!(request_id = %self.started.request_id, "a tool call panicked");
+                (run, Outcome::failed(OutcomeKind::Error, "the tool failed inside the gateway"))
+            }
+        };
+        self.stops.remove(&run);
+        self.step(Input::Outcome(run, outcome), actions);
+    }
+
+    /// Performs actions in order; gives the finish when it comes.
+    fn perform(&mut self, actions: &mut Vec<Action>) -> Option<Finish> {
+        for action in actions.drain(..) {
+            match action {
+                Action::Ask(ask) => {
+                    if let Some(why) = self.failed.take() {
+                        summary::asked_again(&self.started, why);
+                    }
+                    self.reply = Some((ask.id, ask_upstream(&self.started, &self.owned, &self.turn, &ask)));
+                }
+                Action::Cancel => self.reply = None,
+                Action::Run(run) => start_call(
+                    &self.started,
+                    run,
+                    &self.starts.0,
+                    &mut self.calls,
+                    &mut self.stops,
+                    &mut self.ids,
+                ),
+                Action::Stop(run) => {
+                    if let Some(stop) = self.stops.remove(&run) {
+                        stop.cancel();
+                    }
+                }
+                Action::Show(show) => {
+                    if self.first_shown.is_none() && matches!(show, Show::Part(_)) {
+                        self.first_shown = Some(self.started.since.elapsed());
+                    }
+                    self.sink.show(&show);
+                }
+                Action::Park(parked) => park(&self.started, parked),
+                Action::LearnNoParallel => summary::learned(&self.started),
+                Action::Finish(finish) => return Some(finish),
+            }
+        }
+        None
+    }
+
+    async fn end(self, finish: Finish) {
+        let summary = Summary {
+            started: &self.started,
+            turn: &self.turn,
+            finish: &finish,
+            total: self.started.since.elapsed(),
+            first: self.first_shown,
+            client_gone: self.client_gone,
+        };
+        let totals = summary.totals();
+        summary.record();
+        // The client's own pace must not keep a slot of the team: what is measured is measured.
+        let told = tokio::select! {
+            told = self.sink.finish(&finish, totals) => told,
+            () = self.started.gone.cancelled() => Err(Gone),
+        };
+        if told.is_err() && !self.client_gone {
+            tracing::debug!(request_id = %self.started.request_id, "the client left before it took the whole answer");
+        }
+        // Calls that were stopped say goodbye in their own time, bounded by their own grace.
+        let mut calls = self.calls;
+        while calls.join_next().await.is_some() {}
+    }
+}
+
+type Ended = Result<(tokio::task::Id, (RunId, Outcome)), tokio::task::JoinError>;
+
+/// What a turn waits for.
+enum Event {
+    Heard(u32, Heard),
+    Ended(Ended),
+    Input(Input),
+    Gone,
+    Comment,
+    Room,
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn heard(reply: &mut Option<(u32, Reply)>, pieces: &mut Vec<Piece>) -> (u32, Heard) {
+    match reply {
+        Some((ask, reply)) => (*ask, reply.next(pieces).await),
+        None => std::future::pending().await,
+    }
+}
+
+/// The body of an ask.
+pub(super) fn render(
+    request: &ChatRequest,
+    plan: &TurnPlan,
+    owned: &[Arc<str>],
+    appended: &[Raw],
+    ask: &Ask,
+) -> Bytes {
+    request.render(&Outgoing {
+        model: None,
+        appended,
+        owned,
+        drop_tools: ask.drop_tools,
+        choice: ask.choice,
+        parallel: ask.parallel,
+        stream: plan.habits.streams,
+        keep_stream_options: false,
+    })
+}
+
+fn ask_upstream(started: &Started, owned: &[Arc<str>], turn: &Turn, ask: &Ask) -> Reply {
+    let body = render(&started.request, &started.plan, owned, turn.appended(), ask);
+    let limits = &started.plan.rules.limits;
+    let expect = Expect {
+        stream: started.plan.habits.streams,
+        legacy: started.plan.legacy_functions,
+        reply: limits.reply.0,
+        event: limits.event.0,
+    };
+    started.route.upstream.ask(body, &started.head, expect)
+}
+
+fn start_call(
+    started: &Started,
+    run: Run,
+    starts: &mpsc::Sender<RunId>,
+    calls: &mut JoinSet<(RunId, Outcome)>,
+    stops: &mut HashMap<RunId, CancellationToken>,
+    ids: &mut HashMap<tokio::task::Id, RunId>,
+) {
+    let stop = CancellationToken::new();
+    stops.insert(run.id, stop.clone());
+    let tool = started.parts.tools.tool(&run.tool.name).cloned();
+    let wanted = started.parts.slots.of(&run.tool.name, &started.team.calls);
+    let telemetry = started.parts.telemetry.clone();
+    let cap = started.plan.rules.call_timeout_cap;
+    let timeout = cap.map_or(run.tool.timeout, |cap| run.tool.timeout.min(cap));
+    let limit = started.plan.rules.limits.tool_result.0;
+    let (request_id, traceparent) = (started.request_id.clone(), started.traceparent.clone());
+    let starts = starts.clone();
+    let id = run.id;
+    let task = calls.spawn(async move {
+        let queued = Instant::now();
+        let taken = match wanted.try_take() {
+            Some(taken) => Some(taken),
+            None => tokio::select! {
+                taken = wanted.take() => taken.ok(),
+                () = stop.cancelled() => None,
+            },
+        };
+        let (Some(_taken), Some(tool)) = (taken, tool) else {
+            return (id, Outcome::failed(OutcomeKind::Stopped, "stopped before it started"));
+        };
+        // The turn may be over already; then nobody listens, and the call is stopped.
+        if starts.send(id).await.is_err() {
+            return (id, Outcome::failed(OutcomeKind::Stopped, "stopped before it started"));
+        }
+        let waited = queued.elapsed();
+        let call = Call {
+            arguments: run.arguments,
+            idempotency_key: format!("{request_id}-{id}"),
+            request_id,
+            traceparent,
+            result_limit: limit.min(tool.result_limit()),
+            deadline: Instant::now() + timeout + GRACE,
+        };
+        let _in_flight = InFlight::new(&telemetry);
+        let began = Instant::now();
+        let outcome = tool.run(&call, &stop).await;
+        summary::call_ended(&telemetry, &run.tool.name, waited, began.elapsed(), outcome.kind);
+        (id, outcome)
+    });
+    ids.insert(task.id(), id);
+}
+
+/// Counts a running call as long as it lives, a panic included.
+struct InFlight(metrics::Gauge);
+
+impl InFlight {
+    fn new(telemetry: &Telemetry) -> Self {
+        telemetry.calls_in_flight.increment(1.0);
+        Self(telemetry.calls_in_flight.clone())
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.decrement(1.0);
+    }
+}
+
+fn park(started: &Started, parked: Parked) {
+    let Some(first) = parked.foreign().next().map(str::to_owned) else { return };
+    let size = parked.size();
+    let print = fingerprint(&started.messages);
+    let parking = &started.parts.parking;
+    parking.keep(&started.team.name, &first, (print, Arc::new(parked)), size);
+    #[expect(clippy::cast_precision_loss, reason = "a gauge")]
+    started.parts.telemetry.parked.set(parking.len() as f64);
+}

@@ -1,0 +1,260 @@
+//! What is told about a turn when it is over: totals for the client, metrics, one log line.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+use serde_json::{Value, json};
+
+use super::drive::Started;
+use super::sink::Totals;
+use crate::engine::{CallRecord, Finish, Record, RoundRecord, Turn};
+use crate::telemetry::{Telemetry, metrics};
+use crate::wire::failure::{Failure, FailureKind};
+use crate::wire::raw::Raw;
+use crate::wire::tool::OutcomeKind;
+
+/// A finished turn.
+pub(super) struct Summary<'a> {
+    pub(super) started: &'a Started,
+    pub(super) turn: &'a Turn,
+    pub(super) finish: &'a Finish,
+    pub(super) total: Duration,
+    pub(super) first: Option<Duration>,
+    pub(super) client_gone: bool,
+}
+
+impl Summary<'_> {
+    /// What the client gets beside the answer.
+    pub(super) fn totals(&self) -> Totals {
+        let record = self.turn.record();
+        let plan = &self.started.plan;
+        let mut own = json!({
+            "rounds": record.rounds.len(),
+            "tool_calls": record.calls.len(),
+            "parallel": plan.decision.to_string(),
+        });
+        if self.turn.usage().is_partial() {
+            own["usage_partial"] = Value::Bool(true);
+        }
+        if plan.transcript {
+            own["transcript"] = transcript(record);
+        }
+        Totals {
+            usage: self.turn.usage().total().cloned(),
+            own: Raw::parse(own.to_string()).ok(),
+            transcript: plan.transcript,
+            headers: self.headers(record),
+        }
+    }
+
+    fn headers(&self, record: &Record) -> HeaderMap {
+        let mut timing: Vec<String> = record
+            .rounds
+            .iter()
+            .enumerate()
+            .filter_map(|(i, round)| {
+                Some(format!("round{};dur={}", i + 1, millis(round.ended? - round.asked)))
+            })
+            .collect();
+        timing.push(format!("tools;dur={}", millis(record.tool_time())));
+        timing.push(format!("overhead;dur={}", millis(record.overhead(self.total))));
+        let mut headers = HeaderMap::new();
+        let mut put = |name: &'static str, value: String| {
+            if let Ok(value) = HeaderValue::try_from(value) {
+                headers.insert(HeaderName::from_static(name), value);
+            }
+        };
+        put("x-fanfold-rounds", record.rounds.len().to_string());
+        put("x-fanfold-tool-calls", record.calls.len().to_string());
+        put("server-timing", timing.join(", "));
+        headers
+    }
+
+    /// The turn's outcome, as a label.
+    fn outcome(&self) -> &'static str {
+        match self.finish {
+            Finish::Answer(_) => "ok",
+            Finish::Gone => "client_gone",
+            Finish::Failed(error) => match error.status {
+                424 => "failed_after_tools",
+                504 => "timeout",
+                400..=499 => "refused",
+                _ => "error",
+            },
+        }
+    }
+
+    /// Writes metrics and the log line.
+    pub(super) fn record(&self) {
+        let (record, started) = (self.turn.record(), self.started);
+        let telemetry = &started.parts.telemetry;
+        let team: Arc<str> = started.team.name.clone();
+        let model = started.route.model.clone();
+        let outcome = self.outcome();
+        let of_team = [("team", team.clone().into())];
+        let labels =
+            [("team", team.clone().into()), ("model", model.clone().into()), ("outcome", outcome.into())];
+        telemetry.seconds(metrics::REQUEST_SECONDS, &labels, self.total);
+        if let Some(first) = self.first {
+            telemetry.seconds(metrics::FIRST_TOKEN_SECONDS, &labels, first);
+        }
+        telemetry
+            .counter(metrics::TURNS, &[("team", team.clone().into()), ("outcome", outcome.into())])
+            .increment(1);
+        #[expect(clippy::cast_precision_loss, reason = "small counts")]
+        {
+            telemetry.histogram(metrics::INFERENCE_CALLS, &of_team).record(record.rounds.len() as f64);
+            telemetry.histogram(metrics::AGENT_TOOL_CALLS, &of_team).record(record.calls.len() as f64);
+        }
+        telemetry.saved(&team, record.saved());
+        telemetry.seconds(metrics::OVERHEAD_SECONDS, &[], record.overhead(self.total));
+        for (i, round) in record.rounds.iter().enumerate() {
+            self.record_round(round, i + 1 == record.rounds.len());
+        }
+        for limit in &record.limits {
+            telemetry.counter(metrics::LIMIT_HITS, &[("limit", limit.word().into())]).increment(1);
+        }
+        if record.mixed {
+            telemetry.counter(metrics::MIXED_REPLIES, &[]).increment(1);
+        }
+        if self.client_gone {
+            telemetry.counter(metrics::DISCONNECTS, &[]).increment(1);
+        }
+        let usage = self.turn.usage();
+        let tokens = [("input", usage.count("prompt_tokens")), ("output", usage.count("completion_tokens"))];
+        for (kind, count) in tokens {
+            let labels =
+                [("team", team.clone().into()), ("model", model.clone().into()), ("token_type", kind.into())];
+            telemetry.counter(metrics::TOKENS, &labels).increment(count);
+        }
+        self.log(outcome, tokens[0].1, tokens[1].1);
+    }
+
+    fn record_round(&self, round: &RoundRecord, last: bool) {
+        let started = self.started;
+        let failed = last && !matches!(self.finish, Finish::Answer(_)) && round.finish.is_none();
+        let labels = [
+            ("upstream", started.route.upstream.name.clone().into()),
+            ("model", started.route.model.clone().into()),
+            ("outcome", if failed { "error" } else { "ok" }.into()),
+        ];
+        let took = round.ended.unwrap_or(self.total).saturating_sub(round.asked);
+        started.parts.telemetry.seconds(metrics::OPERATION_SECONDS, &labels, took);
+    }
+
+    fn log(&self, outcome: &'static str, input: u64, output: u64) {
+        let (record, started) = (self.turn.record(), self.started);
+        let error = match self.finish {
+            Finish::Failed(error) => error.code.as_str(),
+            Finish::Answer(_) | Finish::Gone => "",
+        };
+        tracing::info!(
+            request_id = %started.request_id,
+            team = %started.team.name,
+            model = %started.request.model,
+            upstream = %started.route.upstream.name,
+            parallel = %started.plan.decision,
+            rounds = record.rounds.len(),
+            tool_calls = record.calls.len(),
+            outcome,
+            error,
+            ms = millis(self.total),
+            tools_ms = millis(record.tool_time()),
+            saved_ms = millis(record.saved()),
+            input_tokens = input,
+            output_tokens = output,
+            "turn"
+        );
+        if started.parts.log_content {
+            for call in &record.calls {
+                tracing::info!(request_id = %started.request_id, tool = %call.tool, arguments = ?call.arguments, result = ?call.result, "call");
+            }
+        }
+    }
+}
+
+fn millis(time: Duration) -> f64 {
+    (time.as_secs_f64() * 1e5).round() / 100.0
+}
+
+fn transcript(record: &Record) -> Value {
+    let time = |at: Option<Duration>| at.map_or(Value::Null, |at| json!(millis(at)));
+    let usage = |raw: &Raw| serde_json::from_slice::<Value>(raw.bytes()).unwrap_or(Value::Null);
+    let round = |round: &RoundRecord| {
+        json!({
+            "asked_ms": millis(round.asked),
+            "first_ms": time(round.first),
+            "ended_ms": time(round.ended),
+            "asked_again": round.again,
+            "finish_reason": round.finish,
+            "usage": round.usage.as_ref().map(usage),
+        })
+    };
+    let call = |call: &CallRecord| {
+        json!({
+            "round": call.round,
+            "id": call.id,
+            "tool": &*call.tool,
+            "arguments": call.arguments,
+            "outcome": call.outcome,
+            "result": call.result,
+            "queued_ms": millis(call.queued),
+            "started_ms": time(call.started),
+            "ended_ms": time(call.ended),
+            "shared": call.shared,
+        })
+    };
+    json!({
+        "rounds": record.rounds.iter().map(round).collect::<Vec<_>>(),
+        "calls": record.calls.iter().map(call).collect::<Vec<_>>(),
+        "limits": record.limits.iter().map(|limit| limit.word()).collect::<Vec<_>>(),
+        "saved_ms": millis(record.saved()),
+    })
+}
+
+/// An ask failed; whatever comes of it.
+pub(super) fn ask_failed(started: &Started, failure: &Failure) {
+    if failure.kind == FailureKind::Credentials {
+        let name = &started.route.upstream.name;
+        let labels = [("upstream", name.clone().into())];
+        started.parts.telemetry.counter(metrics::CREDENTIALS_REFUSED, &labels).increment(1);
+        tracing::error!(upstream = %name, "the upstream refuses this gateway's credentials: check `upstreams.{name}.api_key`");
+    }
+}
+
+/// A question is asked again.
+pub(super) fn asked_again(started: &Started, why: FailureKind) {
+    let labels = [("reason", why.label().into())];
+    started.parts.telemetry.counter(metrics::UPSTREAM_RETRIES, &labels).increment(1);
+}
+
+/// The upstream does not take `parallel_tool_calls` for this model.
+pub(super) fn learned(started: &Started) {
+    let upstream = &started.route.upstream;
+    upstream.learn_no_parallel(&started.request.model);
+    let labels = [("upstream", upstream.name.clone().into())];
+    started.parts.telemetry.counter(metrics::PARALLEL_LEARNED, &labels).increment(1);
+    tracing::warn!(upstream = %upstream.name, model = %started.request.model, "the upstream does not take parallel_tool_calls for this model; it is left out from now on (set `parallel_tool_calls: false` on the route to say so yourself)");
+}
+
+/// A call ended.
+pub(super) fn call_ended(
+    telemetry: &Telemetry,
+    tool: &Arc<str>,
+    waited: Duration,
+    ran: Duration,
+    outcome: OutcomeKind,
+) {
+    let label = match outcome {
+        OutcomeKind::Ok => "ok",
+        OutcomeKind::Error => "error",
+        OutcomeKind::Timeout => "timeout",
+        OutcomeKind::InvalidArguments => "invalid_arguments",
+        OutcomeKind::Denied => "denied",
+        OutcomeKind::Stopped => "stopped",
+    };
+    let of_tool = ("tool", tool.clone().into());
+    telemetry.seconds(metrics::TOOL_SECONDS, &[of_tool.clone(), ("outcome", label.into())], ran);
+    telemetry.seconds(metrics::TOOL_WAIT_SECONDS, &[of_tool], waited);
+}

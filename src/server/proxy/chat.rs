@@ -1,0 +1,263 @@
+//! A chat: read, planned, then relayed or made a turn.
+
+use bytes::Bytes;
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, HeaderValue, Method, Request, Response};
+use hyper::body::Incoming;
+
+use super::{Asked, Proxy, Refusal, holding, is_json, route};
+use crate::engine::restore;
+use crate::policy::parallel::Decision;
+use crate::policy::pattern::fits_any;
+use crate::policy::plan::{Circumstances, Plan, Rules, plan};
+use crate::relay::body::Body;
+use crate::relay::pass::{self, Passing};
+use crate::relay::{Client, Started, begin, first_question};
+use crate::telemetry::metrics;
+use crate::upstream::{AskHead, Route};
+use crate::wire::error::ErrorReply;
+use crate::wire::raw::{Raw, write_string};
+use crate::wire::request::{ChatRequest, Choice, Outgoing, includes_transcript};
+
+/// The longest list of tools a header may name.
+const MOST_NAMED: usize = 256;
+
+impl Proxy {
+    pub(super) async fn chat(
+        &self,
+        request: Request<Incoming>,
+        mut asked: Asked,
+    ) -> Result<Response<Body>, Refusal> {
+        let (parts, incoming) = request.into_parts();
+        content_type(&parts.headers)?;
+        let place = self.place(&asked.team)?;
+        let held = self.read(&asked, &parts.headers, incoming).await?;
+        let (body, reservation) = held.into_parts();
+        let mut request = ChatRequest::read(&body)?;
+        let route = route(&asked, &request.model)?;
+        let messages = request.messages();
+        let changed = restore_parked(&asked, &mut request);
+        let narrowed = named_tools(&parts.headers)?;
+        let rules = rules(&asked, &route);
+        let stream = request.stream;
+        let needs_rule = fits_any(&asked.snapshot.policy.strict_parallel_models, &request.model);
+        let habits = route.upstream.habits(&request.model, needs_rule, route.takes_parallel, stream);
+        let planned = plan(
+            &request,
+            &Circumstances {
+                offered: &asked.team.tools,
+                narrowed: narrowed.as_deref(),
+                transcript: wants_transcript(&parts.headers)?,
+                changed,
+                habits: &habits,
+                rules: &rules,
+            },
+        )?;
+        let decision = match &planned {
+            Plan::Relay { decision, .. } => *decision,
+            Plan::Turn(turn) => turn.decision,
+        };
+        tell(&mut asked, decision);
+        let headers = pass::to_upstream(&parts.headers, &asked.request_id, true);
+        match planned {
+            _ if is_dry_run(&parts.headers)? => Ok(dry_run(&asked, &request, &planned, &body, &route)),
+            Plan::Relay { rewrite, .. } => {
+                let body = if rewrite { rewritten(&request, decision) } else { body };
+                let passing = Passing {
+                    upstream: route.upstream.clone(),
+                    telemetry: asked.snapshot.parts.telemetry.clone(),
+                    team: asked.team.name.clone(),
+                    model: route.model.clone(),
+                    since: asked.since,
+                    headers: asked.headers,
+                };
+                let response = passing
+                    .pass(Method::POST, "/chat/completions", headers, pass::Request::Whole(body))
+                    .await;
+                Ok(holding(response, (place, reservation)))
+            }
+            Plan::Turn(plan) => {
+                let server = &asked.snapshot.server;
+                let client = Client {
+                    headers: asked.headers,
+                    buffer: server.write_buffer.0 / 4,
+                    keep_alive: server.keep_alive.0,
+                };
+                let gauge = TurnInFlight::new(&asked.snapshot.parts.telemetry.turns_in_flight);
+                let started = Started {
+                    parts: asked.snapshot.parts.clone(),
+                    team: asked.team.clone(),
+                    route,
+                    plan,
+                    request,
+                    messages,
+                    traceparent: text(&parts.headers, "traceparent").map(str::to_owned),
+                    head: AskHead { headers },
+                    request_id: asked.request_id,
+                    gone: asked.peer.gone,
+                    shutdown: self.shutdown.clone(),
+                    since: asked.since,
+                };
+                let response = begin(started, client, &self.tasks, (place, reservation, gauge)).await;
+                // Without an answer there is nobody to read one.
+                Ok(response.unwrap_or_default())
+            }
+        }
+    }
+}
+
+/// Counts a turn as long as it lives.
+struct TurnInFlight(::metrics::Gauge);
+
+impl TurnInFlight {
+    fn new(gauge: &::metrics::Gauge) -> Self {
+        gauge.increment(1.0);
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for TurnInFlight {
+    fn drop(&mut self) {
+        self.0.decrement(1.0);
+    }
+}
+
+fn content_type(headers: &HeaderMap) -> Result<(), Refusal> {
+    match text(headers, CONTENT_TYPE.as_str()) {
+        Some(kind) if !is_json(kind) => Err(ErrorReply::new(
+            415,
+            "unsupported_media_type",
+            "The body has to be JSON: send the header `content-type: application/json`.",
+        )
+        .into()),
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// Puts parked results back; whether there were any.
+fn restore_parked(asked: &Asked, request: &mut ChatRequest) -> bool {
+    let parking = &asked.snapshot.parts.parking;
+    if parking.is_empty() {
+        return false;
+    }
+    let find = |id: &str| {
+        parking.find(&asked.team.name, id).iter().map(|entry| (entry.0, entry.1.clone())).collect()
+    };
+    match restore(&request.messages(), find) {
+        Some(messages) => {
+            request.set_messages(messages);
+            true
+        }
+        None => false,
+    }
+}
+
+/// The rules that hold: the process's, over them the team's, over those the route's.
+fn rules(asked: &Asked, route: &Route) -> Rules {
+    let (global, team) = (&asked.snapshot.policy, &asked.team);
+    let limits = &asked.snapshot.limits;
+    let lowered = limits.lowered_by(&team.limits).lowered_by(&route.limits);
+    let cap = (lowered.call_timeout < limits.call_timeout).then_some(lowered.call_timeout.0);
+    Rules {
+        strict_parallel: route
+            .policy
+            .strict_parallel
+            .or(team.policy.strict_parallel)
+            .unwrap_or(global.strict_parallel),
+        interim_text: route.policy.interim_text.or(team.policy.interim_text).unwrap_or(global.interim_text),
+        call_timeout_cap: cap,
+        limits: if lowered == **limits { limits.clone() } else { lowered.into() },
+    }
+}
+
+/// Writes the decision where people look for it.
+fn tell(asked: &mut Asked, decision: Decision) {
+    if let Ok(value) = HeaderValue::from_str(&decision.to_string()) {
+        asked.headers.insert("x-fanfold-parallel", value);
+    }
+    let labels = [("decision", decision.word().into()), ("reason", decision.reason.word().into())];
+    asked.snapshot.parts.telemetry.counter(metrics::DECISIONS, &labels).increment(1);
+}
+
+/// A relayed body with the one member changed that the rule decides about.
+fn rewritten(request: &ChatRequest, decision: Decision) -> Bytes {
+    request.render(&Outgoing {
+        parallel: decision.send,
+        stream: request.stream,
+        choice: if request.tools.is_empty() && !request.legacy_functions {
+            Choice::Drop
+        } else {
+            Choice::Keep
+        },
+        keep_stream_options: true,
+        ..Outgoing::default()
+    })
+}
+
+/// `x-fanfold-tools: name,name` or `none`.
+fn named_tools(headers: &HeaderMap) -> Result<Option<Vec<String>>, Refusal> {
+    let Some(list) = text(headers, "x-fanfold-tools") else { return Ok(None) };
+    if list.trim().eq_ignore_ascii_case("none") {
+        return Ok(Some(Vec::new()));
+    }
+    let names: Vec<String> =
+        list.split(',').map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()).collect();
+    if names.len() > MOST_NAMED {
+        let error = ErrorReply::invalid_value(
+            "x-fanfold-tools",
+            format!("The header names more than {MOST_NAMED} tools."),
+        );
+        return Err(error.into());
+    }
+    Ok(Some(names))
+}
+
+fn wants_transcript(headers: &HeaderMap) -> Result<bool, Refusal> {
+    let Some(list) = text(headers, "x-fanfold-include") else { return Ok(false) };
+    let names: Vec<String> = list.split(',').map(|name| name.trim().to_owned()).collect();
+    Ok(includes_transcript(&names)?)
+}
+
+fn is_dry_run(headers: &HeaderMap) -> Result<bool, Refusal> {
+    match text(headers, "x-fanfold-dry-run") {
+        None => Ok(false),
+        Some("plan") => Ok(true),
+        Some(_) => Err(ErrorReply::invalid_value(
+            "x-fanfold-dry-run",
+            "The header `x-fanfold-dry-run` takes `plan` only.",
+        )
+        .into()),
+    }
+}
+
+/// What would be sent, and why; nothing is.
+fn dry_run(
+    asked: &Asked,
+    request: &ChatRequest,
+    planned: &Plan,
+    body: &Bytes,
+    route: &Route,
+) -> Response<Body> {
+    let (kind, decision, body) = match planned {
+        Plan::Turn(plan) => ("turn", plan.decision, first_question(request, plan)),
+        Plan::Relay { decision, rewrite: true } => ("relay", *decision, rewritten(request, *decision)),
+        Plan::Relay { decision, rewrite: false } => ("relay", *decision, body.clone()),
+    };
+    let mut out = b"{\"object\":\"fanfold.plan\",\"plan\":".to_vec();
+    write_string(&mut out, kind);
+    out.extend_from_slice(b",\"parallel\":");
+    write_string(&mut out, &decision.to_string());
+    out.extend_from_slice(b",\"upstream\":");
+    write_string(&mut out, &route.upstream.name);
+    out.extend_from_slice(b",\"body\":");
+    out.extend_from_slice(Raw::parse(body).unwrap_or(Raw::NULL).bytes());
+    out.push(b'}');
+    let mut response = Response::new(Body::Full(out.into()));
+    *response.headers_mut() = asked.headers.clone();
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok()
+}

@@ -1,0 +1,381 @@
+//! What a path means: a chat, the list of models, anything else of the API, or a mistake.
+//!
+//! ```text
+//! request ─▶ path ─▶ key ─▶ team ─▶ drain? ─▶ chat · models · relay
+//! ```
+//!
+//! Every response has `x-request-id` and `x-fanfold-parallel`. A request takes one snapshot of
+//! routes, tools and teams at its start, so a reload never changes it.
+
+mod chat;
+mod models;
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use http::header::{ALLOW, AUTHORIZATION, CONTENT_TYPE};
+use http::{HeaderMap, HeaderValue, Method, Request, Response};
+use hyper::body::Incoming;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::body::{self, BodyError, Bounds, Held, InFlightBudget};
+use super::drain::{Drain, Stage};
+use super::settings::Settings;
+use super::{Handler, Peer};
+use crate::policy::settings as policy;
+use crate::relay::body::Body;
+use crate::relay::pass::{self, Passing};
+use crate::relay::{Parts, error_response};
+use crate::team::{Team, Teams};
+use crate::telemetry::metrics;
+use crate::upstream::Routes;
+use crate::wire::error::ErrorReply;
+use crate::wire::raw::Members;
+
+/// The decision of a request that has no tools to decide about.
+const NO_DECISION: &str = "off; reason=no_tools";
+const CHAT: &str = "/v1/chat/completions";
+
+/// Everything a request needs that a reload may change.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// Who may ask.
+    pub teams: Teams,
+    /// Where models are.
+    pub routes: Routes,
+    /// What turns need.
+    pub parts: Parts,
+    /// The rules, before teams and routes lay theirs over.
+    pub policy: policy::Settings,
+    /// Every bound.
+    pub limits: Arc<policy::Limits>,
+    /// What a client connection may take.
+    pub server: Settings,
+}
+
+/// The proxy.
+pub struct Proxy {
+    /// The current snapshot.
+    pub snapshot: Arc<ArcSwap<Snapshot>>,
+    /// The stage of stopping.
+    pub drain: Drain,
+    /// The tasks of turns.
+    pub tasks: TaskTracker,
+    /// Cancelled when turns have to end at once.
+    pub shutdown: CancellationToken,
+    /// The bytes that request bodies may hold together.
+    pub bodies: Arc<InFlightBudget>,
+    /// The turns that may be in flight together.
+    pub turns: Arc<Semaphore>,
+}
+
+/// One request, as far as it is known before its body is read.
+struct Asked {
+    snapshot: Arc<Snapshot>,
+    team: Arc<Team>,
+    request_id: String,
+    /// Headers of the response.
+    headers: HeaderMap,
+    since: Instant,
+    peer: Peer,
+}
+
+impl Handler for Proxy {
+    type Body = Body;
+
+    async fn handle(&self, request: Request<Incoming>, peer: Peer) -> Response<Body> {
+        let since = Instant::now();
+        let request_id = request_id(request.headers());
+        let mut headers = HeaderMap::new();
+        if let Ok(value) = HeaderValue::from_str(&request_id) {
+            headers.insert("x-request-id", value);
+        }
+        headers.insert("x-fanfold-parallel", HeaderValue::from_static(NO_DECISION));
+        let answered = match self.admit(&request, &peer, request_id, headers.clone(), since) {
+            Ok(asked) => self.answer(request, asked).await,
+            Err(error) => Err(error),
+        };
+        answered.unwrap_or_else(|refusal| refusal.into_response(headers))
+    }
+}
+
+/// A request that is not served: the error, and a header only some have.
+struct Refusal {
+    error: ErrorReply,
+    allow: Option<&'static str>,
+}
+
+impl From<ErrorReply> for Refusal {
+    fn from(error: ErrorReply) -> Self {
+        Self { error, allow: None }
+    }
+}
+
+impl Refusal {
+    fn into_response(self, headers: HeaderMap) -> Response<Body> {
+        let mut response = error_response(&self.error);
+        response.headers_mut().extend(headers);
+        if let Some(allow) = self.allow {
+            response.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
+        }
+        response
+    }
+}
+
+impl Proxy {
+    /// Finds out who asks, and whether anything is served at all.
+    fn admit(
+        &self,
+        request: &Request<Incoming>,
+        peer: &Peer,
+        request_id: String,
+        headers: HeaderMap,
+        since: Instant,
+    ) -> Result<Asked, Refusal> {
+        let path = request.uri().path();
+        if !path.starts_with("/v1/") || path.starts_with("/v1/v1/") || path.contains("//") {
+            return Err(wrong_path(path).into());
+        }
+        let snapshot = self.snapshot.load_full();
+        let team = snapshot.teams.of_key(key(request.headers())).map_err(|_| unknown_key())?;
+        if self.drain.stage() >= Stage::Refusing {
+            let error = ErrorReply::new(503, "shutting_down", "This gateway is being restarted. Try again.");
+            return Err(error.retry_after(1).into());
+        }
+        if request.headers().get("x-stainless-retry-count").is_some_and(|count| count != "0") {
+            snapshot.parts.telemetry.counter(metrics::CLIENT_RETRIES, &[]).increment(1);
+        }
+        Ok(Asked { snapshot, team, request_id, headers, since, peer: peer.clone() })
+    }
+
+    async fn answer(&self, request: Request<Incoming>, asked: Asked) -> Result<Response<Body>, Refusal> {
+        match (request.uri().path(), request.method()) {
+            (CHAT, &Method::POST) => self.chat(request, asked).await,
+            (CHAT, &Method::GET) => self.relay(request, asked).await,
+            (CHAT, _) => Err(wrong_method("GET, POST")),
+            ("/v1/models", &Method::GET) => Ok(models::list(&asked).await),
+            ("/v1/models", _) => Err(wrong_method("GET")),
+            _ => self.relay(request, asked).await,
+        }
+    }
+
+    /// Takes a place among the turns of the team and of the process.
+    fn place(&self, team: &Team) -> Result<(OwnedSemaphorePermit, OwnedSemaphorePermit), Refusal> {
+        let of_team = team.turns.clone().try_acquire_owned().map_err(|_| {
+            ErrorReply::new(
+                429,
+                "rate_limit_exceeded",
+                "Your team has as many requests in flight as it may. Try again when one of them is answered.",
+            )
+            .retry_after(1)
+        })?;
+        let of_process = self.turns.clone().try_acquire_owned().map_err(|_| {
+            ErrorReply::new(
+                503,
+                "overloaded",
+                "This gateway serves as many requests as it may. Try again shortly.",
+            )
+            .retry_after(1)
+        })?;
+        Ok((of_team, of_process))
+    }
+
+    /// Hands a request through, bytes untouched.
+    async fn relay(&self, request: Request<Incoming>, asked: Asked) -> Result<Response<Body>, Refusal> {
+        let place = self.place(&asked.team)?;
+        let (parts, incoming) = request.into_parts();
+        let rest = parts.uri.path_and_query().map_or("", |p| p.as_str()).trim_start_matches("/v1").to_owned();
+        let headers = pass::to_upstream(&parts.headers, &asked.request_id, false);
+        let (upstream, model, body) = if self.routed_by_model(&parts.headers, &parts.method, &asked) {
+            let held = self.read(&asked, &parts.headers, incoming).await?;
+            let (route, body) = route_of_body(&asked, held)?;
+            (route.upstream.clone(), route.model.clone(), pass::Request::Whole(body))
+        } else {
+            let upstream = asked.snapshot.routes.any().cloned().ok_or_else(|| no_model("-"))?;
+            let sent =
+                http_body_util::BodyExt::boxed_unsync(http_body_util::BodyExt::map_err(incoming, Into::into));
+            (upstream, metrics::OTHER.into(), pass::Request::Streamed(sent))
+        };
+        let passing = Passing {
+            upstream,
+            telemetry: asked.snapshot.parts.telemetry.clone(),
+            team: asked.team.name.clone(),
+            model,
+            since: asked.since,
+            headers: asked.headers,
+        };
+        Ok(holding(passing.pass(parts.method, &rest, headers, body).await, place))
+    }
+
+    /// Whether the body has to be looked at: the model decides where it goes, or whether it may.
+    fn routed_by_model(&self, headers: &HeaderMap, method: &Method, asked: &Asked) -> bool {
+        let json = headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).is_some_and(is_json);
+        let matters = asked.snapshot.routes.upstreams().count() > 1 || asked.team.restricts_models();
+        *method == Method::POST && json && matters
+    }
+
+    async fn read(&self, asked: &Asked, headers: &HeaderMap, incoming: Incoming) -> Result<Held, Refusal> {
+        let server = &asked.snapshot.server;
+        let bounds = Bounds {
+            limit: asked.snapshot.limits.body.0,
+            deadline: server.body_timeout.0,
+            rate: server.body_rate.0,
+        };
+        body::read(headers, incoming, &bounds, &self.bodies).await.map_err(|error| {
+            let (status, code, message) = error.parts();
+            let reply = ErrorReply::new(status.as_u16(), code, message);
+            match error {
+                BodyError::Overloaded => reply.retry_after(1),
+                BodyError::TooLarge { .. } | BodyError::Timeout { .. } | BodyError::Broken => reply,
+            }
+            .into()
+        })
+    }
+}
+
+/// Keeps `held` as long as the response's body lives.
+fn holding<H: Send + 'static>(response: Response<Body>, held: H) -> Response<Body> {
+    let (parts, body) = response.into_parts();
+    let body = http_body_util::BodyExt::map_frame(body, move |frame| {
+        let _held = &held;
+        frame
+    });
+    Response::from_parts(parts, Body::boxed(body))
+}
+
+fn route_of_body(asked: &Asked, held: Held) -> Result<(Arc<crate::upstream::Route>, bytes::Bytes), Refusal> {
+    let (body, _reservation) = held.into_parts();
+    let members = Members::read(&body).map_err(|e| {
+        ErrorReply::new(
+            400,
+            "invalid_json",
+            format!("We could not read the body of your request as a JSON object: {e}."),
+        )
+    })?;
+    let model = members.find("model").and_then(|raw| raw.as_string()).unwrap_or_default();
+    Ok((route(asked, &model)?, body))
+}
+
+/// The route of a model the team may use.
+fn route(asked: &Asked, model: &str) -> Result<Arc<crate::upstream::Route>, Refusal> {
+    let allowed = asked.team.may_use_model(model);
+    let found = asked.snapshot.routes.of(model).filter(|_| allowed);
+    found.cloned().ok_or_else(|| no_model(model))
+}
+
+fn no_model(model: &str) -> Refusal {
+    let model: String = model.chars().take(200).collect();
+    ErrorReply::new(
+        404,
+        "model_not_found",
+        format!("The model `{model}` does not exist or you do not have access to it."),
+    )
+    .about("model")
+    .into()
+}
+
+fn unknown_key() -> ErrorReply {
+    ErrorReply::new(
+        401,
+        "invalid_api_key",
+        "Incorrect API key provided. This gateway has keys of its own: ask its operator for yours and send it as `Authorization: Bearer KEY`.",
+    )
+}
+
+fn wrong_method(allow: &'static str) -> Refusal {
+    let error = ErrorReply::new(405, "method_not_allowed", format!("This path takes {allow} only."));
+    Refusal { error, allow: Some(allow) }
+}
+
+fn wrong_path(path: &str) -> ErrorReply {
+    let shown: String = path.chars().filter(|c| !c.is_control()).take(100).collect();
+    let message = if path.starts_with("/v1/v1/") {
+        format!(
+            "There is nothing at {shown}: `/v1` is there twice. Your SDK's base URL has to end in /v1, and only once."
+        )
+    } else if path.contains("//") {
+        format!(
+            "There is nothing at {shown}: a slash is there twice. Your SDK's base URL has to end in /v1, without a slash after it."
+        )
+    } else {
+        format!(
+            "There is nothing at {shown}. This gateway's API is below /v1: your SDK's base URL has to be http(s)://HOST:PORT/v1."
+        )
+    };
+    ErrorReply::new(404, "unknown_url", message)
+}
+
+/// The key a client sends, in the header of OpenAI's SDKs or of Azure's.
+fn key(headers: &HeaderMap) -> Option<&[u8]> {
+    let bearer = headers.get(AUTHORIZATION).map(HeaderValue::as_bytes).and_then(|value| {
+        let (scheme, key) = value.split_at_checked(7)?;
+        scheme.eq_ignore_ascii_case(b"bearer ").then(|| key.trim_ascii())
+    });
+    bearer.or_else(|| headers.get("api-key").map(HeaderValue::as_bytes))
+}
+
+fn is_json(content_type: &str) -> bool {
+    let kind = content_type.split(';').next().unwrap_or_default().trim();
+    kind.eq_ignore_ascii_case("application/json")
+        || (kind.starts_with("application/") && kind.ends_with("+json"))
+}
+
+/// The client's id for the request if it is well-formed, else a new one.
+fn request_id(headers: &HeaderMap) -> String {
+    const LONGEST: usize = 128;
+    let well_formed = |id: &&str| {
+        (1..=LONGEST).contains(&id.len())
+            && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.:".contains(&b))
+    };
+    let sent = headers.get("x-request-id").and_then(|v| v.to_str().ok()).filter(well_formed);
+    sent.map_or_else(|| uuid::Uuid::now_v7().to_string(), str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_found_in_either_header() {
+        let of = |name: &'static str, value: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(name, HeaderValue::from_static(value));
+            key(&headers).map(<[u8]>::to_vec)
+        };
+        assert_eq!(of("authorization", "Bearer k"), Some(b"k".to_vec()));
+        assert_eq!(of("authorization", "bearer  k"), Some(b"k".to_vec()));
+        assert_eq!(of("authorization", "Basic k"), None);
+        assert_eq!(of("authorization", "Bear"), None);
+        assert_eq!(of("api-key", "k"), Some(b"k".to_vec()));
+    }
+
+    #[test]
+    fn a_malformed_request_id_is_replaced() {
+        let of = |value: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("x-request-id", HeaderValue::from_static(value));
+            request_id(&headers)
+        };
+        assert_eq!(of("req_1-a.b:c"), "req_1-a.b:c");
+        for bad in ["", "a b", "a\"b", "a/b"] {
+            assert_eq!(of(bad).len(), 36, "{bad}");
+        }
+    }
+
+    #[test]
+    fn typical_mistakes_are_told_the_right_base_url() {
+        for path in
+            ["/chat/completions", "/", "/v1/v1/chat/completions", "/v1//chat/completions", "/v2/x", "/v1"]
+        {
+            let error = wrong_path(path);
+            assert!(
+                error.message.contains("/v1") && error.message.contains("base URL"),
+                "{path}: {}",
+                error.message
+            );
+        }
+    }
+}
