@@ -184,6 +184,18 @@ describe('the stream helper', () => {
     assert.equal(finish_reason, 'tool_calls');
   });
 
+  test('over the text of three rounds', async () => {
+    const model = await lab.script('js-h-three', [
+      says('Paris first.', [call('get_weather', { city: 'Paris' })]),
+      says('Now Lima.', [call('get_weather', { city: 'Lima' })]),
+      says('Both are fine.'),
+    ]);
+    const stream = openai.chat.completions.stream({ model, messages: HI, stream_options: { include_usage: true } });
+    const { choices: [{ message }], usage } = await stream.finalChatCompletion();
+    assert.equal(message.content, 'Paris first.\n\nNow Lima.\n\nBoth are fine.');
+    assert.equal(usage.total_tokens, 45);
+  });
+
   test('an error in the middle raises', async () => {
     const model = await lab.script('js-h-mid', [{ steps: [{ events: [...BEGUN, OUCH] }] }], { repeat: true });
     await assert.rejects(openai.chat.completions.stream({ model, messages: HI }).finalMessage(), OpenAI.APIError);
