@@ -157,3 +157,11 @@ for (const end of ['end', 'close', 'reset']) {
     await assert.rejects(ask(true, model));
   });
 }
+
+for (const end of ['end', 'close', 'reset']) {
+  test(`a relayed stream that breaks off raises: ${end}`, async () => {
+    const steps = [{ events: BEGUN }, { wait_ms: 50 }, end];
+    const model = await lab.script(`ai-relay-${end}`, [{ steps }], { repeat: true });
+    await assert.rejects(ask(true, model, { headers: { 'x-fanfold-tools': 'none' } }));
+  });
+}

@@ -157,6 +157,15 @@ for (const end of ['end', 'close', 'reset']) {
   });
 }
 
+for (const end of ['end', 'close', 'reset']) {
+  test(`a relayed stream that breaks off raises: ${end}`, async () => {
+    const steps = [{ events: BEGUN }, { wait_ms: 50 }, end];
+    const model = await lab.script(`js-relay-${end}`, [{ steps }], { repeat: true });
+    const relayed = openai.withOptions({ defaultHeaders: { 'x-fanfold-tools': 'none' } });
+    await assert.rejects(ask(relayed, true, model), OpenAI.APIError);
+  });
+}
+
 describe('the stream helper', () => {
   test('direct: plain text', async () => {
     const model = await lab.script('js-h-plain', [says('one two three four five')]);
