@@ -92,6 +92,8 @@ pub struct Started {
 
 pub(super) struct Driver {
     started: Started,
+    /// Names the turn towards tools: unlike the request's id, no client can choose it.
+    turn_id: uuid::Uuid,
     owned: Vec<Arc<str>>,
     turn: Turn,
     sink: Sink,
@@ -110,6 +112,7 @@ impl Driver {
     pub(super) fn new(started: Started, sink: Sink) -> Self {
         let owned = started.plan.owned.values().map(|tool| tool.definition.clone()).collect();
         Self {
+            turn_id: uuid::Uuid::now_v7(),
             turn: Turn::new(started.plan.clone(), fastrand::u64(..)),
             owned,
             started,
@@ -238,6 +241,7 @@ impl Driver {
                 Action::Cancel => self.reply = None,
                 Action::Run(run) => start_call(
                     &self.started,
+                    format!("{}-{}", self.turn_id, run.id),
                     run,
                     &self.starts.0,
                     &mut self.calls,
@@ -348,6 +352,7 @@ fn ask_upstream(started: &Started, owned: &[Arc<str>], turn: &Turn, ask: &Ask) -
 
 fn start_call(
     started: &Started,
+    idempotency_key: String,
     run: Run,
     starts: &mpsc::Sender<RunId>,
     calls: &mut JoinSet<(RunId, Outcome)>,
@@ -384,7 +389,7 @@ fn start_call(
         let waited = queued.elapsed();
         let call = Call {
             arguments: run.arguments,
-            idempotency_key: format!("{request_id}-{id}"),
+            idempotency_key,
             request_id,
             traceparent,
             result_limit: limit.min(tool.result_limit()),
