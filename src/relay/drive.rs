@@ -99,6 +99,8 @@ pub(super) struct Driver {
     sink: Sink,
     reply: Option<(u32, Reply)>,
     calls: JoinSet<(RunId, Outcome)>,
+    /// Ends of replies that are complete.
+    rests: JoinSet<()>,
     stops: HashMap<RunId, CancellationToken>,
     ids: HashMap<tokio::task::Id, RunId>,
     starts: (mpsc::Sender<RunId>, mpsc::Receiver<RunId>),
@@ -119,6 +121,7 @@ impl Driver {
             sink,
             reply: None,
             calls: JoinSet::new(),
+            rests: JoinSet::new(),
             stops: HashMap::new(),
             ids: HashMap::new(),
             starts: mpsc::channel(STARTS),
@@ -128,8 +131,9 @@ impl Driver {
         }
     }
 
-    /// Drives the turn to its finish and tells the client.
-    pub(super) async fn run(mut self) {
+    /// Drives the turn to its finish and tells the client. What it gives is the ends of replies that
+    /// nobody needs but the connections they came on.
+    pub(super) async fn run(mut self) -> JoinSet<()> {
         let mut actions = Vec::new();
         let mut pieces = Vec::new();
         self.turn.step(Input::Begin, self.now(), &mut actions);
@@ -146,7 +150,7 @@ impl Driver {
             }
             self.hear(&mut pieces, &mut actions).await;
         };
-        self.end(finish).await;
+        self.end(finish).await
     }
 
     fn now(&self) -> Duration {
@@ -199,7 +203,9 @@ impl Driver {
             Heard::Accepted => self.step(Input::Accepted(ask), actions),
             Heard::Pieces => {}
             Heard::Ended { done } => {
-                self.reply = None;
+                if let Some(rest) = self.reply.take().and_then(|(_, reply)| reply.into_rest()) {
+                    self.rests.spawn(rest);
+                }
                 self.step(Input::Ended { ask, done }, actions);
             }
             Heard::Failed(failure) => {
@@ -267,7 +273,7 @@ impl Driver {
         None
     }
 
-    async fn end(self, finish: Finish) {
+    async fn end(self, finish: Finish) -> JoinSet<()> {
         let summary = Summary {
             started: &self.started,
             turn: &self.turn,
@@ -289,6 +295,7 @@ impl Driver {
         // Calls that were stopped say goodbye in their own time, bounded by their own grace.
         let mut calls = self.calls;
         while calls.join_next().await.is_some() {}
+        self.rests
     }
 }
 

@@ -158,6 +158,12 @@ impl Proxy {
             (CHAT, _) => Err(wrong_method("GET, POST")),
             ("/v1/models", &Method::GET) => Ok(models::list(&asked).await),
             ("/v1/models", _) => Err(wrong_method("GET")),
+            (path, &Method::GET) if path.starts_with("/v1/models/") => {
+                let id = path.trim_start_matches("/v1/models/");
+                let id = percent_encoding::percent_decode_str(id).decode_utf8_lossy().into_owned();
+                route(&asked, &id)?;
+                self.relay(request, asked).await
+            }
             _ => self.relay(request, asked).await,
         }
     }
