@@ -5,6 +5,7 @@
 pub mod body;
 mod chat;
 mod drive;
+mod ending;
 pub mod pass;
 mod sink;
 mod slots;

@@ -1,7 +1,8 @@
 //! Bytes go through: paths that are no chat, and chats in which nothing has to be done.
 //!
 //! Both bodies stream; what is held is bounded by the connections' own buffers. The reply is only
-//! looked at for its usage, and only where it is small or an event stream.
+//! looked at for its usage, and only where it is small or an event stream. A chat's stream that breaks
+//! off is ended by an error event, because clients take one that just stops for complete.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -10,8 +11,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{
-    ACCEPT_ENCODING, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderName,
-    PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+    ACCEPT_ENCODING, AUTHORIZATION, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, COOKIE,
+    EXPECT, HOST, HeaderName, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING,
+    UPGRADE,
 };
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use http_body::{Body as _, Frame, SizeHint};
@@ -20,6 +22,7 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
 use super::body::{Body, BoxError};
+use super::ending;
 use super::sink::error_response;
 use crate::telemetry::{Telemetry, metrics};
 use crate::upstream::{Sent, Upstream};
@@ -30,6 +33,9 @@ use crate::wire::raw::{Members, Raw};
 const LOOKED_THROUGH: usize = 64 * 1024;
 /// The largest error body that is read whole, in bytes.
 const LARGEST_ERROR: usize = 1024 * 1024;
+
+/// The path whose streams have to end in a way that clients understand.
+const CHAT: &str = "/chat/completions";
 
 /// Whose request goes through, and what it is counted as.
 #[derive(Debug, Clone)]
@@ -66,12 +72,13 @@ impl Passing {
         headers: HeaderMap,
         request: Request,
     ) -> Response<Body> {
+        let is_chat = method == Method::POST && path == CHAT;
         let sent = match request {
             Request::Streamed(body) => self.upstream.forward(method, path, headers, body).await,
             Request::Whole(body) => self.whole(&method, path, &headers, &body).await,
         };
         match sent {
-            Ok(response) => self.answer(response).await,
+            Ok(response) => self.answer(response, is_chat).await,
             Err(failure) => self.failed(&failure),
         }
     }
@@ -99,7 +106,7 @@ impl Passing {
         }
     }
 
-    async fn answer(self, response: Response<Incoming>) -> Response<Body> {
+    async fn answer(self, response: Response<Incoming>, is_chat: bool) -> Response<Body> {
         let status = response.status();
         if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
             return self.failed(&Failure::of_status(status.as_u16(), Bytes::new(), None));
@@ -113,7 +120,12 @@ impl Passing {
         let (parts, body) = response.into_parts();
         let mut headers = end_to_end(&parts.headers);
         headers.extend(self.headers.clone());
-        let metered = Metered::new(body, self, status);
+        let checked = is_chat && status.is_success() && is_plain_event_stream(&headers);
+        if checked {
+            // An error event may come on top.
+            headers.remove(CONTENT_LENGTH);
+        }
+        let metered = Metered::new(body, self, status, checked);
         let mut answer = Response::new(Body::boxed(metered));
         *answer.status_mut() = status;
         *answer.headers_mut() = headers;
@@ -151,6 +163,11 @@ impl Passing {
     }
 }
 
+fn is_plain_event_stream(headers: &HeaderMap) -> bool {
+    let kind = headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    kind.starts_with("text/event-stream") && !headers.contains_key(CONTENT_ENCODING)
+}
+
 /// A reply that goes through while its end is remembered for the usage in it, and that ends with an
 /// error when it is silent for too long.
 struct Metered {
@@ -160,10 +177,14 @@ struct Metered {
     tail: Vec<u8>,
     stall: Pin<Box<Sleep>>,
     allowed: Duration,
+    /// A chat's stream: how it ends is looked at.
+    checked: bool,
+    /// Nothing comes any more.
+    over: bool,
 }
 
 impl Metered {
-    fn new(body: Incoming, passing: Passing, status: StatusCode) -> Self {
+    fn new(body: Incoming, passing: Passing, status: StatusCode, checked: bool) -> Self {
         let allowed = passing.upstream.stall_timeout();
         Self {
             body,
@@ -172,7 +193,18 @@ impl Metered {
             tail: Vec::new(),
             stall: Box::pin(tokio::time::sleep(allowed)),
             allowed,
+            checked,
+            over: false,
         }
+    }
+
+    /// Ends a reply that broke off: with an error event where one can follow, else by breaking off.
+    fn broken(&mut self, kind: FailureKind, error: BoxError) -> Result<Frame<Bytes>, BoxError> {
+        self.over = true;
+        if self.checked && ending::is_between_events(&self.tail) {
+            return Ok(Frame::data(ending::event(kind)));
+        }
+        Err(error)
     }
 
     fn remember(&mut self, data: &Bytes) {
@@ -204,6 +236,9 @@ impl http_body::Body for Metered {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        if self.over {
+            return Poll::Ready(None);
+        }
         match Pin::new(&mut self.body).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 let again = Instant::now() + self.allowed;
@@ -216,7 +251,12 @@ impl http_body::Body for Metered {
             }
             Poll::Ready(Some(Err(error))) => {
                 self.end("error");
-                Poll::Ready(Some(Err(error.into())))
+                Poll::Ready(Some(self.broken(FailureKind::Truncated, error.into())))
+            }
+            Poll::Ready(None) if self.checked && !ending::is_complete(&self.tail) => {
+                self.end("error");
+                let error = "the stream ended before it was complete".into();
+                Poll::Ready(Some(self.broken(FailureKind::Truncated, error)))
             }
             Poll::Ready(None) => {
                 self.end("ok");
@@ -224,18 +264,19 @@ impl http_body::Body for Metered {
             }
             Poll::Pending if self.stall.as_mut().poll(cx).is_ready() => {
                 self.end("timeout");
-                Poll::Ready(Some(Err("the upstream was silent for too long".into())))
+                let error = "the upstream was silent for too long".into();
+                Poll::Ready(Some(self.broken(FailureKind::Timeout, error)))
             }
             Poll::Pending => Poll::Pending,
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.over || (!self.checked && self.body.is_end_stream())
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        if self.checked { SizeHint::default() } else { self.body.size_hint() }
     }
 }
 
