@@ -7,4 +7,5 @@
 pub mod client;
 pub mod fold;
 pub mod lab;
+pub mod proxy;
 pub mod scripts;

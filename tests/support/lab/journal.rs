@@ -52,6 +52,9 @@ pub struct Request {
     pub headers: BTreeMap<String, String>,
     /// The body as JSON; a text if it is none.
     pub body: Value,
+    /// The body as it came, for what reading it as JSON would change.
+    #[serde(skip)]
+    pub text: String,
     /// The script that answers it.
     pub script: Option<String>,
     /// The round of that script, from 0.

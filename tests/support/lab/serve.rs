@@ -89,7 +89,8 @@ impl Connection {
                 self.control(&head, &body, &mut write).await?;
                 continue;
             }
-            let plan = self.plan(&head, &shown(&body));
+            let mut plan = self.plan(&head, &shown(&body));
+            plan.noted.text = String::from_utf8_lossy(&body).into_owned();
             let tool = plan.noted.tool.clone();
             let request = self.state.journal.note(self.id, What::Request(plan.noted));
             let steps = match &tool {
