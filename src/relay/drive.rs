@@ -393,7 +393,11 @@ fn start_call(
         let _in_flight = InFlight::new(&telemetry);
         let began = Instant::now();
         let outcome = tool.run(&call, &stop).await;
-        summary::call_ended(&telemetry, &run.tool.name, waited, began.elapsed(), outcome.kind);
+        let ran = began.elapsed();
+        // The turn stops a call whose time is over, before the tool would end it by itself.
+        let late = outcome.kind == OutcomeKind::Stopped && ran >= timeout;
+        let kind = if late { OutcomeKind::Timeout } else { outcome.kind };
+        summary::call_ended(&telemetry, &run.tool.name, waited, ran, kind);
         (id, outcome)
     });
     ids.insert(task.id(), id);

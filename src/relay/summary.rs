@@ -112,6 +112,9 @@ impl Summary<'_> {
         for (i, round) in record.rounds.iter().enumerate() {
             self.record_round(round, i + 1 == record.rounds.len());
         }
+        for call in &record.calls {
+            self.record_not_run(call);
+        }
         for limit in &record.limits {
             telemetry.counter(metrics::LIMIT_HITS, &[("limit", limit.word().into())]).increment(1);
         }
@@ -129,6 +132,18 @@ impl Summary<'_> {
             telemetry.counter(metrics::TOKENS, &labels).increment(count);
         }
         self.log(outcome, tokens[0].1, tokens[1].1);
+    }
+
+    /// A call of a known tool that was over before it could start: its arguments were no JSON, or it
+    /// got no slot in time. The others are counted where they run.
+    fn record_not_run(&self, call: &CallRecord) {
+        let waited = call.ended.map(|ended| ended.saturating_sub(call.queued));
+        let (true, None, false, Some(waited)) = (call.known, call.started, call.shared, waited) else {
+            return;
+        };
+        if let Some(outcome @ (OutcomeKind::InvalidArguments | OutcomeKind::Timeout)) = call.outcome {
+            call_ended(&self.started.parts.telemetry, &call.tool, waited, Duration::ZERO, outcome);
+        }
     }
 
     fn record_round(&self, round: &RoundRecord, last: bool) {
