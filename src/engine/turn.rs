@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::record::{CallRecord, Record, RoundRecord};
 use super::round::{Round, Stands, Whose, unknown};
 use super::{Action, Ask, AskId, Elapsed, Finish, Input, Limit, Parked, Part, Run, RunId, Show, Slot};
+use crate::policy::parallel::Decision;
 use crate::policy::plan::TurnPlan;
 use crate::policy::settings::InterimText;
 use crate::wire::error::ErrorReply;
@@ -111,6 +112,12 @@ impl Turn {
     #[must_use]
     pub const fn usage(&self) -> &Sum {
         &self.usage
+    }
+
+    /// The decision about parallel calls, as far as the upstream took it.
+    #[must_use]
+    pub fn decision(&self) -> Decision {
+        if self.omit_parallel { Decision::UNSUPPORTED } else { self.plan.decision }
     }
 
     /// What happened so far.

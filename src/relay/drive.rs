@@ -256,7 +256,11 @@ impl Driver {
                     self.sink.show(&show);
                 }
                 Action::Park(parked) => park(&self.started, parked),
-                Action::LearnNoParallel => summary::learned(&self.started),
+                Action::LearnNoParallel => {
+                    let Started { parts, route, request, .. } = &self.started;
+                    summary::learned(&parts.telemetry, &route.upstream, &request.model);
+                    self.sink.decided(self.turn.decision());
+                }
                 Action::Finish(finish) => return Some(finish),
             }
         }
