@@ -24,6 +24,8 @@ use tokio::time::{Instant, Sleep};
 use super::body::{Body, BoxError};
 use super::ending;
 use super::sink::error_response;
+use super::summary;
+use crate::policy::parallel::Decision;
 use crate::telemetry::{Telemetry, metrics};
 use crate::upstream::{Sent, Upstream};
 use crate::wire::failure::{Failure, FailureKind};
@@ -31,6 +33,8 @@ use crate::wire::raw::{Members, Raw};
 
 /// The largest reply, or end of one, that is looked through for its usage, in bytes.
 const LOOKED_THROUGH: usize = 64 * 1024;
+/// Where chats are, below an upstream's base URL.
+const CHAT: &str = "/chat/completions";
 /// The largest error body that is read whole, in bytes.
 const LARGEST_ERROR: usize = 1024 * 1024;
 
@@ -81,6 +85,40 @@ impl Passing {
             Ok(response) => self.answer(response, is_chat).await,
             Err(failure) => self.failed(&failure),
         }
+    }
+
+    /// Sends a chat. Where the upstream refuses `parallel_tool_calls` itself, that is remembered and
+    /// the chat is sent once more, with the body that `without` makes.
+    pub async fn chat(
+        mut self,
+        headers: HeaderMap,
+        body: Bytes,
+        model: &str,
+        without: impl FnOnce() -> Bytes,
+    ) -> Response<Body> {
+        let response = match self.whole(&Method::POST, CHAT, &headers, &body).await {
+            Ok(response) => response,
+            Err(failure) => return self.failed(&failure),
+        };
+        if !matches!(response.status(), StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY) {
+            return self.answer(response).await;
+        }
+        let (parts, body) = response.into_parts();
+        let read = http_body_util::Limited::new(body, LARGEST_ERROR).collect().await;
+        let read = read.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+        let failure = Failure::of_status(parts.status.as_u16(), read.clone(), None);
+        if failure.kind != FailureKind::ParallelRefused {
+            self.ended("refused", None);
+            let mut answer = Response::new(Body::Full(read));
+            *answer.status_mut() = parts.status;
+            *answer.headers_mut() = end_to_end(&parts.headers);
+            answer.headers_mut().remove(CONTENT_LENGTH);
+            answer.headers_mut().extend(self.headers);
+            return answer;
+        }
+        summary::learned(&self.telemetry, &self.upstream, model);
+        tell(&mut self.headers, Decision::UNSUPPORTED);
+        self.pass(Method::POST, CHAT, headers, Request::Whole(without())).await
     }
 
     /// Sends a body that is held, again where nothing has been answered yet.
@@ -303,6 +341,13 @@ fn usage_in(text: &[u8]) -> Option<(u64, u64)> {
             .unwrap_or(0)
     };
     Some((count(["prompt_tokens", "input_tokens"]), count(["completion_tokens", "output_tokens"])))
+}
+
+/// Writes the decision about parallel calls where people look for it.
+pub fn tell(headers: &mut HeaderMap, decision: Decision) {
+    if let Ok(value) = HeaderValue::from_str(&decision.to_string()) {
+        headers.insert("x-fanfold-parallel", value);
+    }
 }
 
 /// Headers that belong to one connection, and credentials of one hop.

@@ -8,4 +8,5 @@ pub mod client;
 pub mod demo;
 pub mod fold;
 pub mod lab;
+pub mod proxy;
 pub mod scripts;

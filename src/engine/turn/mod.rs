@@ -15,6 +15,7 @@ use self::ids::Ids;
 use super::record::{Record, RoundRecord};
 use super::round::{Round, Stands, Whose};
 use super::{Action, Ask, AskId, Elapsed, Finish, Input, Limit, Part, RunId, Show};
+use crate::policy::parallel::Decision;
 use crate::policy::plan::TurnPlan;
 use crate::policy::settings::InterimText;
 use crate::wire::error::ErrorReply;
@@ -118,6 +119,12 @@ impl Turn {
     #[must_use]
     pub const fn usage(&self) -> &Sum {
         &self.usage
+    }
+
+    /// The decision about parallel calls, as far as the upstream took it.
+    #[must_use]
+    pub fn decision(&self) -> Decision {
+        if self.omit_parallel { Decision::UNSUPPORTED } else { self.plan.decision }
     }
 
     /// What happened so far.

@@ -71,9 +71,12 @@ impl Proxy {
                     since: asked.since,
                     headers: asked.headers,
                 };
-                let response = passing
-                    .pass(Method::POST, "/chat/completions", headers, pass::Request::Whole(body))
-                    .await;
+                let response = if decision.send.is_some() {
+                    let without = || rewritten(&request, Decision::UNSUPPORTED);
+                    passing.chat(headers, body, &request.model, without).await
+                } else {
+                    passing.pass(Method::POST, "/chat/completions", headers, pass::Request::Whole(body)).await
+                };
                 Ok(holding(response, (place, reservation)))
             }
             Plan::Turn(plan) => {
@@ -175,9 +178,7 @@ fn rules(asked: &Asked, route: &Route) -> Rules {
 
 /// Writes the decision where people look for it.
 fn tell(asked: &mut Asked, decision: Decision) {
-    if let Ok(value) = HeaderValue::from_str(&decision.to_string()) {
-        asked.headers.insert("x-fanfold-parallel", value);
-    }
+    pass::tell(&mut asked.headers, decision);
     let labels = [("decision", decision.word().into()), ("reason", decision.reason.word().into())];
     asked.snapshot.parts.telemetry.counter(metrics::DECISIONS, &labels).increment(1);
 }
