@@ -38,9 +38,6 @@ const CHAT: &str = "/chat/completions";
 /// The largest error body that is read whole, in bytes.
 const LARGEST_ERROR: usize = 1024 * 1024;
 
-/// The path whose streams have to end in a way that clients understand.
-const CHAT: &str = "/chat/completions";
-
 /// Whose request goes through, and what it is counted as.
 #[derive(Debug, Clone)]
 pub struct Passing {
@@ -101,7 +98,7 @@ impl Passing {
             Err(failure) => return self.failed(&failure),
         };
         if !matches!(response.status(), StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY) {
-            return self.answer(response).await;
+            return self.answer(response, true).await;
         }
         let (parts, body) = response.into_parts();
         let read = http_body_util::Limited::new(body, LARGEST_ERROR).collect().await;
