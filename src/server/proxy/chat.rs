@@ -70,11 +70,12 @@ impl Proxy {
                     model: route.model.clone(),
                     since: asked.since,
                     headers: asked.headers,
+                    shutdown: self.shutdown.clone(),
                 };
                 let response = passing
                     .pass(Method::POST, "/chat/completions", headers, pass::Request::Whole(body))
                     .await;
-                Ok(holding(response, (place, reservation)))
+                Ok(holding(response, (place, reservation, asked.in_flight)))
             }
             Plan::Turn(plan) => {
                 let server = &asked.snapshot.server;
