@@ -6,5 +6,7 @@
 
 pub mod client;
 pub mod fold;
+pub mod gateway;
 pub mod lab;
+pub mod process;
 pub mod scripts;
