@@ -65,12 +65,17 @@ impl Gateway {
         }
     }
 
-    /// Nothing is in flight any more, and after the stop nothing is connected to the lab.
-    pub async fn ends_at_baseline(self, lab: &Lab) {
+    /// Nothing is in flight any more; then it stops.
+    pub async fn ends_idle(self) {
         for gauge in ["fanfold_turns_in_flight", "fanfold_tool_calls_in_flight", "fanfold_connections"] {
             self.metric_becomes(gauge, 0.0).await;
         }
         soon(self.app.stop()).await;
+    }
+
+    /// The same, and nothing of it is left at the lab.
+    pub async fn ends_at_baseline(self, lab: &Lab) {
+        self.ends_idle().await;
         soon(lab.wait_until(|seen| seen.connections_open == 0 && seen.all_tools.running == 0)).await;
     }
 }

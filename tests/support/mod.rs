@@ -10,3 +10,4 @@ pub mod gateway;
 pub mod lab;
 pub mod process;
 pub mod scripts;
+pub mod tls;
