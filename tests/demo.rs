@@ -1,6 +1,5 @@
 //! The demo shows what it says: tools in parallel, an answer that streams, metrics.
 
-
 mod support;
 
 use bytes::Bytes;

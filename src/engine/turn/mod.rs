@@ -199,9 +199,7 @@ impl Turn {
             Input::Tick => self.tick(actions),
             Input::ClientGone => self.leave(actions),
             Input::Shutdown => {
-                let error =
-                    ErrorReply::new(503, "shutting_down", "This gateway is being restarted. Try again.");
-                self.fail(error.retry_after(1), actions);
+                self.fail(ErrorReply::shutting_down(), actions);
             }
         }
     }
