@@ -231,6 +231,10 @@ impl Driver {
             }
         };
         self.stops.remove(&run);
+        // A call says that it starts before it ends; the engine hears it in this order too.
+        while let Ok(started) = self.starts.1.try_recv() {
+            self.step(Input::Started(started), actions);
+        }
         self.step(Input::Outcome(run, outcome), actions);
     }
 
