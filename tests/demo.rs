@@ -1,7 +1,5 @@
 //! The demo shows what it says: tools in parallel, an answer that streams, metrics.
 
-#![expect(clippy::unwrap_used, reason = "a demo that does not answer has failed")]
-
 mod support;
 
 use bytes::Bytes;
