@@ -266,7 +266,11 @@ impl Driver {
                     self.sink.show(&show);
                 }
                 Action::Park(parked) => park(&self.started, parked),
-                Action::LearnNoParallel => summary::learned(&self.started),
+                Action::LearnNoParallel => {
+                    let Started { parts, route, request, .. } = &self.started;
+                    summary::learned(&parts.telemetry, &route.upstream, &request.model);
+                    self.sink.decided(self.turn.decision());
+                }
                 Action::Finish(finish) => return Some(finish),
             }
         }
@@ -405,7 +409,11 @@ fn start_call(
         let _in_flight = InFlight::new(&telemetry);
         let began = Instant::now();
         let outcome = tool.run(&call, &stop).await;
-        summary::call_ended(&telemetry, &run.tool.name, waited, began.elapsed(), outcome.kind);
+        let ran = began.elapsed();
+        // The turn stops a call whose time is over, before the tool would end it by itself.
+        let late = outcome.kind == OutcomeKind::Stopped && ran >= timeout;
+        let kind = if late { OutcomeKind::Timeout } else { outcome.kind };
+        summary::call_ended(&telemetry, &run.tool.name, waited, ran, kind);
         (id, outcome)
     });
     ids.insert(task.id(), id);

@@ -4,10 +4,7 @@
 //! at: without a `finish_reason`, an error or `[DONE]` it broke off, and an error event says so,
 //! as long as it can be told apart from what went before.
 
-use bytes::Bytes;
 use memchr::memmem;
-
-use crate::wire::failure::{Failure, FailureKind};
 
 /// Whether the end of a stream says that the stream is complete, or what went wrong.
 pub(super) fn is_complete(tail: &[u8]) -> bool {
@@ -29,12 +26,6 @@ fn has_value(text: &[u8], name: &[u8]) -> bool {
 /// Whether the last event is whole, so that another one may follow.
 pub(super) fn is_between_events(tail: &[u8]) -> bool {
     tail.is_empty() || [&b"\n\n"[..], b"\r\n\r\n", b"\r\r"].iter().any(|end| tail.ends_with(end))
-}
-
-/// The event that tells a client what happened.
-pub(super) fn event(kind: FailureKind) -> Bytes {
-    let error = Failure::new(kind, "").reply.to_event();
-    [b"data: ", &error[..], b"\n\n"].concat().into()
 }
 
 #[cfg(test)]
@@ -76,8 +67,5 @@ mod tests {
         for half in [&b"data: x"[..], b"data: x\n", b"data: x\r\n"] {
             assert!(!is_between_events(half));
         }
-        let event = String::from_utf8(event(FailureKind::Truncated).to_vec()).unwrap();
-        assert!(event.starts_with("data: {\"error\":{") && event.contains("upstream_truncated"), "{event}");
-        assert!(event.ends_with("}}\n\n"));
     }
 }

@@ -6,6 +6,8 @@ pub mod body;
 mod chat;
 mod drive;
 mod ending;
+pub mod headers;
+mod metered;
 pub mod pass;
 mod sink;
 mod slots;

@@ -7,5 +7,9 @@
 pub mod client;
 pub mod demo;
 pub mod fold;
+pub mod gateway;
 pub mod lab;
+pub mod process;
+pub mod proxy;
 pub mod scripts;
+pub mod tls;

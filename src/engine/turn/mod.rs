@@ -15,6 +15,7 @@ use self::ids::Ids;
 use super::record::{Record, RoundRecord};
 use super::round::{Round, Stands, Whose};
 use super::{Action, Ask, AskId, Elapsed, Finish, Input, Limit, Part, RunId, Show};
+use crate::policy::parallel::Decision;
 use crate::policy::plan::TurnPlan;
 use crate::policy::settings::InterimText;
 use crate::wire::error::ErrorReply;
@@ -120,6 +121,12 @@ impl Turn {
         &self.usage
     }
 
+    /// The decision about parallel calls, as far as the upstream took it.
+    #[must_use]
+    pub fn decision(&self) -> Decision {
+        if self.omit_parallel { Decision::UNSUPPORTED } else { self.plan.decision }
+    }
+
     /// What happened so far.
     #[must_use]
     pub const fn record(&self) -> &Record {
@@ -192,9 +199,7 @@ impl Turn {
             Input::Tick => self.tick(actions),
             Input::ClientGone => self.leave(actions),
             Input::Shutdown => {
-                let error =
-                    ErrorReply::new(503, "shutting_down", "This gateway is being restarted. Try again.");
-                self.fail(error.retry_after(1), actions);
+                self.fail(ErrorReply::shutting_down(), actions);
             }
         }
     }

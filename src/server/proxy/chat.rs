@@ -11,6 +11,7 @@ use crate::policy::parallel::Decision;
 use crate::policy::pattern::fits_any;
 use crate::policy::plan::{Circumstances, Plan, Rules, plan};
 use crate::relay::body::Body;
+use crate::relay::headers::{self, to_upstream};
 use crate::relay::pass::{self, Passing};
 use crate::relay::{Client, Started, begin, first_question};
 use crate::telemetry::metrics;
@@ -58,7 +59,7 @@ impl Proxy {
             Plan::Turn(turn) => turn.decision,
         };
         tell(&mut asked, decision);
-        let mut headers = pass::to_upstream(&parts.headers, &asked.request_id, true);
+        let mut headers = to_upstream(&parts.headers, &asked.request_id, true);
         match planned {
             _ if is_dry_run(&parts.headers)? => Ok(dry_run(&asked, &request, &planned, &body, &route)),
             Plan::Relay { rewrite, .. } => {
@@ -70,11 +71,16 @@ impl Proxy {
                     model: route.model.clone(),
                     since: asked.since,
                     headers: asked.headers,
+                    shutdown: self.shutdown.clone(),
                 };
-                let response = passing
-                    .pass(Method::POST, "/chat/completions", headers, pass::Request::Whole(body))
-                    .await;
-                Ok(holding(response, (place, reservation)))
+                let chat = pass::Chat {
+                    body,
+                    model: &request.model,
+                    without: &|| rewritten(&request, Decision::UNSUPPORTED),
+                };
+                let response =
+                    passing.pass(Method::POST, "/chat/completions", headers, pass::Request::Chat(chat)).await;
+                Ok(holding(response, (place, reservation, asked.in_flight)))
             }
             Plan::Turn(plan) => {
                 // The key names the client's request, not the several a turn makes of it: an upstream
@@ -175,9 +181,7 @@ fn rules(asked: &Asked, route: &Route) -> Rules {
 
 /// Writes the decision where people look for it.
 fn tell(asked: &mut Asked, decision: Decision) {
-    if let Ok(value) = HeaderValue::from_str(&decision.to_string()) {
-        asked.headers.insert("x-fanfold-parallel", value);
-    }
+    headers::tell(&mut asked.headers, decision);
     let labels = [("decision", decision.word().into()), ("reason", decision.reason.word().into())];
     asked.snapshot.parts.telemetry.counter(metrics::DECISIONS, &labels).increment(1);
 }
