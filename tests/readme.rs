@@ -189,7 +189,7 @@ fn the_configuration_has_every_part_and_serves() {
         fanfold serve --listen 127.0.0.1:0 --admin-listen 127.0.0.1:0 2>log & pid=$!
         for i in $(seq 200); do grep -q 'fanfold serves' log && break; sleep 0.05; done
         admin=$(grep -o '\"admin\":\"http://[^\"]*' log | cut -c10-)
-        curl -s $admin/readyz; kill $pid; wait $pid; cat log";
+        curl -s $admin/readyz; kill -KILL $pid; wait $pid || true; cat log";
     let out = shell(serve, folder.path());
     assert!(out.starts_with("ok\n") && out.contains("https://127.0.0.1:"), "{out}");
 }
