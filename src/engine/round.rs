@@ -137,7 +137,9 @@ impl Round {
             let at = self.assembler.add(call, &mut *fresh)?;
             if at == known {
                 self.standings.push(Standing::new());
-                closed.extend((0..known).filter(|i| matches!(self.standings[*i].stands, Stands::Coming)));
+                let coming = |i: &usize| matches!(self.standings[*i].stands, Stands::Coming);
+                // A piece may hold many calls; each of them is closed once.
+                closed = (0..known).filter(coming).collect();
             }
             let more = call.arguments.as_ref().is_some_and(|a| a.text() != "\"\"");
             if more && self.standings[at].key.is_some() {
