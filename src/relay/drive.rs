@@ -222,6 +222,10 @@ impl Driver {
             }
         };
         self.stops.remove(&run);
+        // The news of its start was sent before it ended, and is heard before.
+        while let Ok(started) = self.starts.1.try_recv() {
+            self.step(Input::Started(started), actions);
+        }
         self.step(Input::Outcome(run, outcome), actions);
     }
 
