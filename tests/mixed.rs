@@ -280,6 +280,36 @@ async fn ids_that_return_in_every_conversation_do_not_cross() {
 }
 
 #[tokio::test]
+async fn every_mixed_reply_of_a_conversation_is_restored_even_if_its_ids_return() {
+    let lab = Lab::start().await;
+    let proxy = start(&lab, json!({})).await;
+    let ids = [["call_0", "call_1"], ["call_0", "call_1"], ["", ""], ["call_ours00003", "call_mine00003"]];
+    let mut rounds: Vec<Value> = ids
+        .iter()
+        .map(|[ours, mine]| json!({ "reply": { "calls": [call("count", ours), call("mine", mine)] } }))
+        .collect();
+    rounds.push(json!({ "reply": { "text": "done" } }));
+    lab.script("m", json!({ "rounds": rounds }));
+    let mut request = with_mine(chat("m"));
+    for round in 1..=ids.len() {
+        let reply = proxy.reply(&request).await;
+        assert_eq!((reply.calls.len(), reply.finish.as_str()), (1, "tool_calls"));
+        request = go_on(&request, &reply);
+        assert_eq!(lab.journal().tools["count"].started, round as u64);
+    }
+    assert_eq!(proxy.reply(&request).await.text, "done");
+    let seen = lab.journal();
+    let asked = last(&seen, "m");
+    let messages = asked.body["messages"].as_array().expect("messages");
+    assert_eq!(messages.len(), 1 + 3 * ids.len(), "{}", asked.text);
+    for (i, round) in messages[1..].chunks(3).enumerate() {
+        let id = |at: usize| &round[0]["tool_calls"][at]["id"];
+        assert_eq!((&round[1]["tool_call_id"], &round[2]["tool_call_id"]), (id(0), id(1)));
+        assert_eq!(round[1]["content"], format!("{{\"run\":{}}}", i + 1), "each reply has its own result");
+    }
+}
+
+#[tokio::test]
 async fn what_is_parked_is_bounded_and_the_oldest_goes_first() {
     let lab = Lab::start().await;
     let proxy = start(&lab, json!({ "limits": { "parked_entries": 2 } })).await;
