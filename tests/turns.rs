@@ -210,6 +210,41 @@ async fn a_call_that_only_reads_starts_while_the_model_still_writes_and_one_with
 }
 
 #[tokio::test]
+async fn calls_that_are_all_opened_before_any_has_arguments_run_once_with_theirs() {
+    let lab = Lab::start().await;
+    let proxy = with_tools(&lab, json!({ "read": tool(&lab, "echo", "read") })).await;
+    let part = |calls: Value| {
+        json!({ "id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m",
+            "choices": [{ "index": 0, "delta": { "tool_calls": calls }, "finish_reason": null }] })
+    };
+    let open = |i: usize| {
+        json!([{ "index": i, "id": format!("call_{i}"), "type": "function",
+            "function": { "name": "read", "arguments": "" } }])
+    };
+    let more = |i: usize, text: &str| json!([{ "index": i, "function": { "arguments": text } }]);
+    let events = json!([
+        part(open(0)),
+        part(open(1)),
+        part(open(2)),
+        part(more(0, "{\"n\"")),
+        part(more(1, "{\"n\"")),
+        part(more(2, "{\"n\"")),
+        part(more(0, ":0}")),
+        part(more(1, ":1}")),
+        part(more(2, ":2}")),
+        "[DONE]"
+    ]);
+    lab.script(
+        "s",
+        json!({ "rounds": [{ "steps": [{ "events": events }] }, { "reply": { "text": "done" } }] }),
+    );
+    assert_eq!(proxy.reply(&chat("s")).await.text, "done");
+    let mut ran = arguments(&lab.journal(), "read");
+    ran.sort_by_key(|body| body["n"].as_i64());
+    assert_eq!(ran, [json!({ "n": 0 }), json!({ "n": 1 }), json!({ "n": 2 })]);
+}
+
+#[tokio::test]
 async fn the_same_reading_call_twice_runs_once_and_answers_both() {
     let lab = Lab::start().await;
     let write = with(tool(&lab, "count", "write"), json!({ "effect": "write" }));

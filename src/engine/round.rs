@@ -243,10 +243,14 @@ impl Round {
         if self.complete { &self.calls[at] } else { &self.assembler.calls()[at] }
     }
 
-    /// Whether the call at `at` may start before the reply is complete.
+    /// Whether the call at `at` may start before the reply is complete. Without any arguments it is
+    /// not known to be complete: some servers open all calls first.
     pub(super) fn may_start_early(&self, at: usize) -> bool {
         match &self.standings[at].whose {
-            Whose::Owned(tool) => tool.effect == Effect::Read && self.call(at).parses(),
+            Whose::Owned(tool) => {
+                let call = self.call(at);
+                tool.effect == Effect::Read && call.has_arguments() && call.parses()
+            }
             Whose::Open | Whose::Foreign(_) | Whose::Nobody => false,
         }
     }

@@ -222,6 +222,20 @@ fn a_reading_tool_starts_as_soon_as_the_next_call_begins() {
 }
 
 #[test]
+fn a_call_that_has_no_arguments_yet_does_not_start_early() {
+    let mut scene = Scene::begun(plan());
+    assert_eq!(scene.call(0, "read", ""), [""; 0]);
+    assert_eq!(scene.call(1, "read", ""), [""; 0]);
+    assert_eq!(scene.call(0, "", "{\"x\":0}"), [""; 0]);
+    assert_eq!(scene.call(1, "", "{\"x\":1}"), [""; 0]);
+    assert_eq!(scene.end("tool_calls"), ["run 1 read {\"x\":0}", "run 2 read {\"x\":1}"]);
+    let mut scene = Scene::begun(plan());
+    scene.call(0, "read", "");
+    scene.call(1, "look", "{}");
+    assert_eq!(scene.end("tool_calls"), ["run 1 read {}", "run 2 look {}"]);
+}
+
+#[test]
 fn calls_that_come_in_one_piece_run_once_each() {
     for kind in ["delta", "message"] {
         let mut scene = Scene::begun(plan());
