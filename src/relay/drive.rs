@@ -92,11 +92,15 @@ pub struct Started {
 
 pub(super) struct Driver {
     started: Started,
+    /// Names the turn towards tools: unlike the request's id, no client can choose it.
+    turn_id: uuid::Uuid,
     owned: Vec<Arc<str>>,
     turn: Turn,
     sink: Sink,
     reply: Option<(u32, Reply)>,
     calls: JoinSet<(RunId, Outcome)>,
+    /// Ends of replies that are complete.
+    rests: JoinSet<()>,
     stops: HashMap<RunId, CancellationToken>,
     ids: HashMap<tokio::task::Id, RunId>,
     starts: (mpsc::Sender<RunId>, mpsc::Receiver<RunId>),
@@ -110,12 +114,14 @@ impl Driver {
     pub(super) fn new(started: Started, sink: Sink) -> Self {
         let owned = started.plan.owned.values().map(|tool| tool.definition.clone()).collect();
         Self {
+            turn_id: uuid::Uuid::now_v7(),
             turn: Turn::new(started.plan.clone(), fastrand::u64(..)),
             owned,
             started,
             sink,
             reply: None,
             calls: JoinSet::new(),
+            rests: JoinSet::new(),
             stops: HashMap::new(),
             ids: HashMap::new(),
             starts: mpsc::channel(STARTS),
@@ -125,8 +131,9 @@ impl Driver {
         }
     }
 
-    /// Drives the turn to its finish and tells the client.
-    pub(super) async fn run(mut self) {
+    /// Drives the turn to its finish and tells the client. What it gives is the ends of replies that
+    /// nobody needs but the connections they came on.
+    pub(super) async fn run(mut self) -> JoinSet<()> {
         let mut actions = Vec::new();
         let mut pieces = Vec::new();
         self.turn.step(Input::Begin, self.now(), &mut actions);
@@ -143,7 +150,7 @@ impl Driver {
             }
             self.hear(&mut pieces, &mut actions).await;
         };
-        self.end(finish).await;
+        self.end(finish).await
     }
 
     fn now(&self) -> Duration {
@@ -196,7 +203,9 @@ impl Driver {
             Heard::Accepted => self.step(Input::Accepted(ask), actions),
             Heard::Pieces => {}
             Heard::Ended { done } => {
-                self.reply = None;
+                if let Some(rest) = self.reply.take().and_then(|(_, reply)| reply.into_rest()) {
+                    self.rests.spawn(rest);
+                }
                 self.step(Input::Ended { ask, done }, actions);
             }
             Heard::Failed(failure) => {
@@ -242,6 +251,7 @@ impl Driver {
                 Action::Cancel => self.reply = None,
                 Action::Run(run) => start_call(
                     &self.started,
+                    format!("{}-{}", self.turn_id, run.id),
                     run,
                     &self.starts.0,
                     &mut self.calls,
@@ -271,7 +281,7 @@ impl Driver {
         None
     }
 
-    async fn end(self, finish: Finish) {
+    async fn end(self, finish: Finish) -> JoinSet<()> {
         let summary = Summary {
             started: &self.started,
             turn: &self.turn,
@@ -293,6 +303,7 @@ impl Driver {
         // Calls that were stopped say goodbye in their own time, bounded by their own grace.
         let mut calls = self.calls;
         while calls.join_next().await.is_some() {}
+        self.rests
     }
 }
 
@@ -356,6 +367,7 @@ fn ask_upstream(started: &Started, owned: &[Arc<str>], turn: &Turn, ask: &Ask) -
 
 fn start_call(
     started: &Started,
+    idempotency_key: String,
     run: Run,
     starts: &mpsc::Sender<RunId>,
     calls: &mut JoinSet<(RunId, Outcome)>,
@@ -392,7 +404,7 @@ fn start_call(
         let waited = queued.elapsed();
         let call = Call {
             arguments: run.arguments,
-            idempotency_key: format!("{request_id}-{id}"),
+            idempotency_key,
             request_id,
             traceparent,
             result_limit: limit.min(tool.result_limit()),

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::body::{Body, SendError, Sender, channel};
 use super::chat::{Envelope, Fallback, Folding};
-use super::pass;
+use super::headers;
 use crate::engine::{Finish, Part, Show};
 use crate::policy::parallel::Decision;
 use crate::wire::error::ErrorReply;
@@ -93,7 +93,7 @@ impl Sink {
 
     /// The decision about parallel calls changed before anything left.
     pub(super) fn decided(&mut self, decision: Decision) {
-        pass::tell(&mut self.options.headers, decision);
+        headers::tell(&mut self.options.headers, decision);
     }
 
     /// Takes what the engine shows. Nothing leaves before [`flush`](Self::flush).
