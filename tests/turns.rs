@@ -60,7 +60,16 @@ async fn with_tools(lab: &Lab, tools: Value) -> Proxy {
 #[tokio::test]
 async fn eight_calls_run_side_by_side_and_come_back_in_call_order() {
     let lab = Lab::start().await;
-    let proxy = with_tools(&lab, json!({ "nap": tool(&lab, "sleep?ms=300", "nap") })).await;
+    for mode in ["stream", "whole"] {
+        let upstream = json!({ "main": { "base_url": lab.base_url(), "mode": mode } });
+        let tools = json!({ "nap": tool(&lab, "sleep?ms=300", "nap") });
+        let proxy = Proxy::before(&lab, json!({ "tools": tools, "upstreams": upstream })).await;
+        eight_at_once(&lab, &proxy).await;
+    }
+}
+
+async fn eight_at_once(lab: &Lab, proxy: &Proxy) {
+    lab.clear();
     lab.script("eight", then_done(&calls("nap", 8)));
     let reply = proxy.reply(&chat("eight")).await;
     assert_eq!((reply.text.as_str(), reply.finish.as_str()), ("done", "stop"));
@@ -198,6 +207,41 @@ async fn a_call_that_only_reads_starts_while_the_model_still_writes_and_one_with
         let ids: Vec<String> = results(requests(&seen, script)[1]).into_iter().map(|(id, _)| id).collect();
         assert_eq!(ids, ["call_0", "call_1", "call_2", "call_3"]);
     }
+}
+
+#[tokio::test]
+async fn calls_that_are_all_opened_before_any_has_arguments_run_once_with_theirs() {
+    let lab = Lab::start().await;
+    let proxy = with_tools(&lab, json!({ "read": tool(&lab, "echo", "read") })).await;
+    let part = |calls: Value| {
+        json!({ "id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m",
+            "choices": [{ "index": 0, "delta": { "tool_calls": calls }, "finish_reason": null }] })
+    };
+    let open = |i: usize| {
+        json!([{ "index": i, "id": format!("call_{i}"), "type": "function",
+            "function": { "name": "read", "arguments": "" } }])
+    };
+    let more = |i: usize, text: &str| json!([{ "index": i, "function": { "arguments": text } }]);
+    let events = json!([
+        part(open(0)),
+        part(open(1)),
+        part(open(2)),
+        part(more(0, "{\"n\"")),
+        part(more(1, "{\"n\"")),
+        part(more(2, "{\"n\"")),
+        part(more(0, ":0}")),
+        part(more(1, ":1}")),
+        part(more(2, ":2}")),
+        "[DONE]"
+    ]);
+    lab.script(
+        "s",
+        json!({ "rounds": [{ "steps": [{ "events": events }] }, { "reply": { "text": "done" } }] }),
+    );
+    assert_eq!(proxy.reply(&chat("s")).await.text, "done");
+    let mut ran = arguments(&lab.journal(), "read");
+    ran.sort_by_key(|body| body["n"].as_i64());
+    assert_eq!(ran, [json!({ "n": 0 }), json!({ "n": 1 }), json!({ "n": 2 })]);
 }
 
 #[tokio::test]
@@ -717,6 +761,95 @@ async fn interim_text_is_shown_as_it_comes_or_held_back() {
         }
         assert!(lab.journal().of_script("s").last().expect("a round").1.text.contains("Let me look."));
     }
+}
+
+#[tokio::test]
+async fn a_client_narrows_the_tools_and_is_told_what_it_may_not_use() {
+    let lab = Lab::start().await;
+    let tools =
+        json!({ "a": tool(&lab, "echo", "a"), "b": tool(&lab, "echo", "b"), "c": tool(&lab, "echo", "c") });
+    let team = json!({ "t": { "keys": [proxy::key("k")], "tools": ["a", "b"] } });
+    let proxy = Proxy::before(&lab, json!({ "tools": tools, "teams": team })).await;
+    lab.script("s", json!({ "rounds": [{ "reply": { "text": "hi" } }], "repeat": true }));
+    let ask = async |headers: &[(&str, &str)], more: Value| {
+        lab.clear();
+        let headers = [headers, &[("authorization", "Bearer k")]].concat();
+        proxy.chat_with(&headers, &with(chat("s"), more)).await
+    };
+    for (header, more, wanted) in [
+        (None, json!({}), vec!["a", "b"]),
+        (Some("b"), json!({}), vec!["b"]),
+        (Some("none"), json!({}), vec![]),
+        (Some(" b , a "), json!({ "fanfold": { "tools": [] } }), vec!["a", "b"]),
+        (None, json!({ "fanfold": { "tools": ["a"] } }), vec!["a"]),
+    ] {
+        let header: Vec<_> = header.map(|names| ("x-fanfold-tools", names)).into_iter().collect();
+        assert_eq!(proxy::reply(&ask(&header, more).await).text, "hi");
+        let seen = lab.journal();
+        let sent = &requests(&seen, "s")[0].body["tools"];
+        let names: Vec<_> = sent.as_array().into_iter().flatten().map(|t| &t["function"]["name"]).collect();
+        assert_eq!(names, wanted);
+    }
+    for (header, more, status, code) in [
+        ("c", json!({}), 403, "tool_not_allowed"),
+        ("nothing", json!({}), 403, "tool_not_allowed"),
+        ("a", json!({ "tools": [declared("a")] }), 400, "tool_name_conflict"),
+    ] {
+        let got = ask(&[("x-fanfold-tools", header)], more).await;
+        assert_eq!((got.status.as_u16(), proxy::code(&got).as_str()), (status, code));
+        assert_eq!(lab.journal().requests().count(), 0);
+    }
+    // A model that calls a tool of another team's is told that there is none.
+    lab.script("s", then_done(&calls("c", 1)));
+    assert_eq!(proxy::reply(&ask(&[], json!({})).await).text, "done");
+    let seen = lab.journal();
+    assert!(seen.tools.is_empty() && results(requests(&seen, "s")[1])[0].1.contains("there is no tool `c`"));
+}
+
+// ---- the stream
+
+#[tokio::test]
+async fn a_silent_stream_is_kept_alive_and_stays_what_every_client_reads() {
+    let lab = Lab::start().await;
+    let tools = json!({ "nap": tool(&lab, "sleep?ms=400", "nap") });
+    let proxy = Proxy::before(&lab, json!({ "tools": tools, "server": { "keep_alive": "100ms" } })).await;
+    let call = json!({ "text": "Let me look.", "calls": calls("nap", 1) });
+    lab.script("s", json!({ "rounds": [{ "reply": call }, { "reply": { "text": "done" } }] }));
+    let got = proxy.chat(&streamed("s")).await;
+    assert_eq!(proxy::reply(&got).text, "Let me look.\n\ndone");
+    assert!(got.body.contains("\n\n: keep-alive\n\n"), "{}", got.body);
+    assert_eq!(got.header("content-type"), "text/event-stream; charset=utf-8");
+}
+
+#[tokio::test]
+async fn a_refusal_of_the_first_round_keeps_its_status_and_body_for_every_client() {
+    let lab = Lab::start().await;
+    let proxy = with_tools(&lab, json!({ "f": tool(&lab, "echo", "f") })).await;
+    let body = r#"{"error":{"message":"too long","type":"invalid_request_error","param":"messages","code":"context_length_exceeded","n":1.10}}"#;
+    for status in [400, 404, 413, 422] {
+        let refuses = json!({ "steps": [{ "answer": { "status": status, "body": body } }] });
+        lab.script("s", json!({ "rounds": [refuses] }));
+        for request in [chat("s"), streamed("s")] {
+            lab.clear();
+            let got = proxy.chat(&request).await;
+            assert_eq!((got.status.as_u16(), got.body.as_str()), (status, body));
+            assert_eq!(lab.journal().of_script("s").count(), 1, "a refusal is not asked again");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_relayed_stream_that_breaks_is_broken_for_the_client_too() {
+    let lab = Lab::start().await;
+    let relayed = Proxy::before(&lab, json!({})).await;
+    lab.script(
+        "s",
+        json!({ "rounds": [{ "steps": [{ "events": [{ "choices": [] }] }, { "wait_ms": 50 }, "reset"] }] }),
+    );
+    let mut body = relayed.open(&[], streamed("s").to_string()).await.into_body();
+    proxy::read_until(&mut body, "choices").await;
+    let ended = within(http_body_util::BodyExt::frame(&mut body)).await;
+    assert!(matches!(ended, Some(Err(_))), "a clean end would look like a whole answer: {ended:?}");
 }
 
 // ---- the rule
