@@ -2,6 +2,8 @@
 //!
 //! Each case is played over every transport, with and without an unread byte behind the request.
 
+#![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
 mod support;
 
 use std::time::Duration;
@@ -59,15 +61,8 @@ enum Way {
     Http2Stream,
 }
 
-const WAYS: [Way; 7] = [
-    Way::Plain,
-    Way::PlainAndMore,
-    Way::PlainReset,
-    Way::Tls,
-    Way::TlsAndMore,
-    Way::Http2,
-    Way::Http2Stream,
-];
+const WAYS: [Way; 7] =
+    [Way::Plain, Way::PlainAndMore, Way::PlainReset, Way::Tls, Way::TlsAndMore, Way::Http2, Way::Http2Stream];
 
 impl Way {
     const fn is_tls(self) -> bool {
@@ -154,7 +149,8 @@ where
     connected.spawn(async move {
         let _closed = connection.await;
     });
-    let mut request = Request::post("https://localhost/v1/chat/completions").header("content-type", "application/json");
+    let mut request =
+        Request::post("https://localhost/v1/chat/completions").header("content-type", "application/json");
     for (name, value) in headers.lines().filter_map(|line| line.split_once(": ")) {
         request = request.header(name, value);
     }
@@ -295,7 +291,10 @@ async fn in_the_middle_of_a_stream() {
 #[tokio::test(flavor = "multi_thread")]
 async fn in_the_middle_of_a_relayed_stream() {
     let none = "x-fanfold-tools: none\r\n";
-    each_way("relay-streaming", |_| begun_answer(), none, Some("Hel"), asked, answer_left, 1).await.end().await;
+    each_way("relay-streaming", |_| begun_answer(), none, Some("Hel"), asked, answer_left, 1)
+        .await
+        .end()
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -334,7 +333,8 @@ async fn while_its_call_waits_for_a_slot() {
     }
     for way in WAYS {
         let script = format!("waiting-{way:?}");
-        both.lab.script(&script, json!({ "rounds": [call("only", &script), { "reply": { "text": "never" } }] }));
+        both.lab
+            .script(&script, json!({ "rounds": [call("only", &script), { "reply": { "text": "never" } }] }));
         let mut client = both.ask(way, &script, "").await;
         client.until("one moment").await;
         soon(both.lab.wait_until(|seen| asked(seen, &script))).await;
@@ -354,7 +354,11 @@ async fn while_its_call_waits_for_a_slot() {
     let seen = both.lab.journal();
     for way in WAYS {
         let script = format!("waiting-{way:?}");
-        assert_eq!((runs(&seen, &script), seen.of_script(&script).count()), (0, 1), "{way:?}: it never starts");
+        assert_eq!(
+            (runs(&seen, &script), seen.of_script(&script).count()),
+            (0, 1),
+            "{way:?}: it never starts"
+        );
     }
     both.end().await;
 }
@@ -363,7 +367,8 @@ async fn while_its_call_waits_for_a_slot() {
 async fn while_its_body_is_on_the_way() {
     let both = Both::start().await;
     let mut stream = TcpStream::connect(both.plain.app.proxy_address).await.unwrap();
-    let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000\r\n\r\n{\"model\":";
+    let head =
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000\r\n\r\n{\"model\":";
     stream.write_all(head.as_bytes()).await.unwrap();
     both.plain.metric_becomes("fanfold_connections", 1.0).await;
     drop(stream);

@@ -9,5 +9,6 @@ pub mod fold;
 pub mod gateway;
 pub mod lab;
 pub mod process;
+pub mod raw;
 pub mod scripts;
 pub mod tls;
