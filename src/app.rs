@@ -218,6 +218,7 @@ impl App {
                 },
             }
         }
+        self.drain.advance(Stage::NotReady);
         tracing::info!(
             "stopping: no longer ready, finishing what is in flight (a second signal ends it at once)"
         );
