@@ -2,6 +2,8 @@
 //!
 //! Each case is played over every transport, with and without an unread byte behind the request.
 
+#![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
 mod support;
 
 use std::time::Duration;
