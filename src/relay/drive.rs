@@ -231,7 +231,7 @@ impl Driver {
             }
         };
         self.stops.remove(&run);
-        // The news of its start was sent before it ended, and is heard before.
+        // A call says that it starts before it ends; the engine hears it in this order too.
         while let Ok(started) = self.starts.1.try_recv() {
             self.step(Input::Started(started), actions);
         }

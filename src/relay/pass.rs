@@ -92,7 +92,8 @@ impl Passing {
             () = shutdown.cancelled() => Err(ErrorReply::shutting_down()),
         };
         match answered {
-            Ok(response) => answer(response, open, chat),
+            Ok(Answer::Through(response)) => through(response, open, chat),
+            Ok(Answer::Read(response)) => open.read(response),
             Err(error) => open.refused(&error),
         }
     }
@@ -103,7 +104,7 @@ impl Passing {
         path: &str,
         headers: &HeaderMap,
         request: Request<'_>,
-    ) -> Result<Response<Incoming>, Box<Failure>> {
+    ) -> Result<Answer, Box<Failure>> {
         match request {
             Request::Streamed(body) => {
                 let response = self.upstream.forward(method.clone(), path, headers.clone(), body).await?;
@@ -129,7 +130,7 @@ impl Passing {
         headers: &HeaderMap,
         body: &Bytes,
         chat: bool,
-    ) -> Result<Response<Incoming>, Box<Failure>> {
+    ) -> Result<Answer, Box<Failure>> {
         let mut attempt = 0u8;
         loop {
             let sent = self.upstream.forward_whole(method.clone(), path, headers.clone(), body.clone()).await;
@@ -194,6 +195,18 @@ impl Open {
         response
     }
 
+    /// A refusal that goes on as it came.
+    fn read(mut self, response: Response<Bytes>) -> Response<Body> {
+        let mut answer = response.map(Body::Full);
+        *answer.headers_mut() = end_to_end(answer.headers());
+        answer.headers_mut().remove(CONTENT_LENGTH);
+        if let Some(passing) = self.0.take() {
+            passing.ended("refused", None);
+            answer.headers_mut().extend(passing.headers);
+        }
+        answer
+    }
+
     pub(super) fn end(&mut self, outcome: &'static str, usage: Option<(u64, u64)>) {
         if let Some(passing) = self.0.take() {
             passing.ended(outcome, usage);
@@ -210,8 +223,16 @@ impl Drop for Open {
     }
 }
 
+/// What an upstream answered.
+enum Answer {
+    /// Its bytes go through.
+    Through(Response<Incoming>),
+    /// It was read to see what it says, and goes on as it came.
+    Read(Response<Bytes>),
+}
+
 /// The upstream's answer, with our headers.
-fn answer(response: Response<Incoming>, open: Open, chat: bool) -> Response<Body> {
+fn through(response: Response<Incoming>, open: Open, chat: bool) -> Response<Body> {
     let (parts, body) = response.into_parts();
     let kind = Streams::of(&parts.headers, parts.status, chat);
     let mut headers = end_to_end(&parts.headers);
@@ -233,7 +254,7 @@ fn answer(response: Response<Incoming>, open: Open, chat: bool) -> Response<Body
 
 /// Tells an answer that goes through from a failure. What a chat is refused with is read whole: it may
 /// be worth another try.
-async fn judged(response: Response<Incoming>, chat: bool) -> Result<Response<Incoming>, Box<Failure>> {
+async fn judged(response: Response<Incoming>, chat: bool) -> Result<Answer, Box<Failure>> {
     let status = response.status();
     let fails = match status.as_u16() {
         401 | 403 | 500 | 502 | 504 => true,
@@ -241,10 +262,14 @@ async fn judged(response: Response<Incoming>, chat: bool) -> Result<Response<Inc
         _ => status.is_informational(),
     };
     if !fails {
-        return Ok(response);
+        return Ok(Answer::Through(response));
     }
-    let wait = retry_after(response.headers());
-    let read = Limited::new(response.into_body(), LARGEST_ERROR).collect().await;
+    let (parts, body) = response.into_parts();
+    let read = Limited::new(body, LARGEST_ERROR).collect().await;
     let body = read.map(Collected::to_bytes).unwrap_or_default();
-    Err(Box::new(Failure::of_status(status.as_u16().max(400), body, wait)))
+    let failure = Failure::of_status(status.as_u16().max(400), body.clone(), retry_after(&parts.headers));
+    if failure.kind == FailureKind::Refused {
+        return Ok(Answer::Read(Response::from_parts(parts, body)));
+    }
+    Err(Box::new(failure))
 }
