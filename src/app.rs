@@ -21,7 +21,6 @@ use tokio_util::task::TaskTracker;
 
 use crate::admin::Admin;
 use crate::admin::readiness::Readiness;
-use crate::admin::visitors::Visitors;
 use crate::config::watch::{Cause, Watcher};
 use crate::config::{self, Flags, Loaded, process_env};
 use crate::relay::{Parking, Parts, Slots};
@@ -29,6 +28,7 @@ use crate::server::body::InFlightBudget;
 use crate::server::drain::{Drain, Stage};
 use crate::server::listener::{BindError, Listener, Options};
 use crate::server::proxy::{Proxy, Snapshot};
+use crate::server::visitors::Visitors;
 use crate::store::{Bounds, Shelf};
 use crate::team::{Defaults, Teams};
 use crate::telemetry::{Telemetry, metrics};
@@ -152,6 +152,7 @@ impl App {
             upkeep: CancellationToken::new(),
         };
         let proxy = Proxy {
+            address: app.proxy_address,
             snapshot,
             drain: drain.clone(),
             tasks: turns,
@@ -217,6 +218,7 @@ impl App {
                 },
             }
         }
+        self.drain.advance(Stage::NotReady);
         tracing::info!(
             "stopping: no longer ready, finishing what is in flight (a second signal ends it at once)"
         );

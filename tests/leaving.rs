@@ -2,6 +2,9 @@
 //!
 //! Each case is played over every transport, with and without an unread byte behind the request.
 
+#![expect(clippy::print_stdout, reason = "how long it took is told, and judged by nobody")]
+#![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
 mod support;
 
 use std::time::Duration;

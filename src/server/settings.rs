@@ -36,6 +36,8 @@ impl Default for Admin {
 #[serde(default, deny_unknown_fields)]
 #[schemars(rename = "Server")]
 pub struct Settings {
+    /// `Host` names the proxy answers to beside loopback ones while it asks for no keys.
+    pub hosts: Vec<String>,
     /// The whole head of a request; also the TLS handshake.
     pub header_timeout: Span,
     /// The whole body of a chat request.
@@ -59,6 +61,7 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
+            hosts: Vec::new(),
             header_timeout: Span::seconds(10),
             body_timeout: Span::seconds(30),
             body_rate: Size::kib(1),

@@ -11,5 +11,6 @@ pub mod gateway;
 pub mod lab;
 pub mod process;
 pub mod proxy;
+pub mod raw;
 pub mod scripts;
 pub mod tls;

@@ -203,18 +203,24 @@ fn rewritten(request: &ChatRequest, decision: Decision) -> Bytes {
 
 /// `x-fanfold-tools: name,name` or `none`.
 fn named_tools(headers: &HeaderMap) -> Result<Option<Vec<String>>, Refusal> {
-    let Some(list) = text(headers, "x-fanfold-tools") else { return Ok(None) };
-    if list.trim().eq_ignore_ascii_case("none") {
+    let wrong = |why: String| ErrorReply::invalid_value("x-fanfold-tools", why);
+    let mut names = Vec::new();
+    let mut lines = headers.get_all("x-fanfold-tools").iter().peekable();
+    if lines.peek().is_none() {
+        return Ok(None);
+    }
+    for line in lines {
+        let line =
+            line.to_str().map_err(|_| wrong("The header names tools by letters, digits, _ and -.".into()))?;
+        names.extend(line.split(',').map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()));
+    }
+    if let [only] = names.as_slice()
+        && only.eq_ignore_ascii_case("none")
+    {
         return Ok(Some(Vec::new()));
     }
-    let names: Vec<String> =
-        list.split(',').map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()).collect();
     if names.len() > MOST_NAMED {
-        let error = ErrorReply::invalid_value(
-            "x-fanfold-tools",
-            format!("The header names more than {MOST_NAMED} tools."),
-        );
-        return Err(error.into());
+        return Err(wrong(format!("The header names more than {MOST_NAMED} tools.")).into());
     }
     Ok(Some(names))
 }

@@ -10,6 +10,7 @@
 mod chat;
 mod models;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -26,6 +27,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use super::body::{self, BodyError, Bounds, Held, InFlightBudget};
 use super::drain::{Drain, Stage};
 use super::settings::Settings;
+use super::visitors::{Foreign, Visitors};
 use super::{Handler, Peer};
 use crate::policy::settings as policy;
 use crate::relay::body::Body;
@@ -61,6 +63,8 @@ pub struct Snapshot {
 
 /// The proxy.
 pub struct Proxy {
+    /// Where it listens.
+    pub address: SocketAddr,
     /// The current snapshot.
     pub snapshot: Arc<ArcSwap<Snapshot>>,
     /// The stage of stopping.
@@ -94,17 +98,26 @@ impl Handler for Proxy {
     async fn handle(&self, request: Request<Incoming>, peer: Peer) -> Response<Body> {
         let since = Instant::now();
         let request_id = request_id(request.headers());
-        let mut headers = HeaderMap::new();
-        if let Ok(value) = HeaderValue::from_str(&request_id) {
-            headers.insert("x-request-id", value);
-        }
-        headers.insert("x-fanfold-parallel", HeaderValue::from_static(NO_DECISION));
+        let headers = of_every_response(&request_id);
         let answered = match self.admit(&request, &peer, request_id, headers.clone(), since) {
             Ok(asked) => self.answer(request, asked).await,
             Err(error) => Err(error),
         };
         answered.unwrap_or_else(|refusal| refusal.into_response(headers))
     }
+
+    fn headers(&self, request: &HeaderMap) -> HeaderMap {
+        of_every_response(&request_id(request))
+    }
+}
+
+fn of_every_response(request_id: &str) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    if let Ok(value) = HeaderValue::from_str(request_id) {
+        headers.insert("x-request-id", value);
+    }
+    headers.insert("x-fanfold-parallel", HeaderValue::from_static(NO_DECISION));
+    headers
 }
 
 /// A request that is not served: the error, and a header only some have.
@@ -145,6 +158,7 @@ impl Proxy {
             return Err(wrong_path(path).into());
         }
         let snapshot = self.snapshot.load_full();
+        self.visitor(&snapshot, request)?;
         let team = snapshot.teams.of_key(key(request.headers())).map_err(|_| unknown_key())?;
         if self.drain.stage() >= Stage::Refusing {
             return Err(ErrorReply::shutting_down().into());
@@ -154,6 +168,21 @@ impl Proxy {
         }
         let in_flight = self.tasks.token();
         Ok(Asked { snapshot, team, request_id, headers, since, peer: peer.clone(), in_flight })
+    }
+
+    /// Without keys, a web page must not reach this listener through its visitor's browser.
+    fn visitor(&self, snapshot: &Snapshot, request: &Request<Incoming>) -> Result<(), Refusal> {
+        if snapshot.teams.asks_for_keys() || !self.address.ip().is_loopback() {
+            return Ok(());
+        }
+        let visitors = Visitors::new(self.address, &snapshot.server.hosts);
+        visitors.check_api(request.uri(), request.headers()).map_err(|foreign| {
+            let message = match foreign {
+                Foreign::Host => "Without keys this gateway answers to loopback names only: use http://127.0.0.1 or http://localhost, add the name to `server.hosts`, or set up keys (`teams`).",
+                Foreign::Origin => "Without keys this gateway does not answer pages of other sites. Set up keys (`teams`) to use it from there.",
+            };
+            ErrorReply::new(403, "foreign_visitor", message).into()
+        })
     }
 
     async fn answer(&self, request: Request<Incoming>, asked: Asked) -> Result<Response<Body>, Refusal> {
