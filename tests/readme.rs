@@ -270,7 +270,8 @@ fn codes_in(folder: &Path, found: &mut BTreeSet<String>) {
         }
         let source = fs::read_to_string(&path).unwrap();
         let source = source.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default().to_owned();
-        let name = path.to_string_lossy().into_owned();
+        let inside = path.strip_prefix(env!("CARGO_MANIFEST_DIR")).unwrap_or(&path);
+        let name = inside.to_string_lossy().into_owned();
         if name.contains("test") || name.contains("/demo/") || name.contains("/tools/") {
             continue;
         }
