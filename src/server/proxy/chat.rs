@@ -9,7 +9,7 @@ use super::{Asked, Proxy, Refusal, holding, is_json, route};
 use crate::engine::restore;
 use crate::policy::parallel::Decision;
 use crate::policy::pattern::fits_any;
-use crate::policy::plan::{Circumstances, Plan, Rules, plan};
+use crate::policy::plan::{Circumstances, Plan, Rules, TOO_MANY_TOOLS, plan};
 use crate::relay::body::Body;
 use crate::relay::headers::{self, to_upstream};
 use crate::relay::pass::{self, Passing};
@@ -53,7 +53,12 @@ impl Proxy {
                 habits: &habits,
                 rules: &rules,
             },
-        )?;
+        )
+        .inspect_err(|error| {
+            if error.code == TOO_MANY_TOOLS {
+                asked.limit_hit("tools_per_request");
+            }
+        })?;
         let decision = match &planned {
             Plan::Relay { decision, .. } => *decision,
             Plan::Turn(turn) => turn.decision,
