@@ -10,9 +10,6 @@ use crate::wire::error::ErrorReply;
 use crate::wire::request::{ChatRequest, ToolChoice};
 use crate::wire::tool::OwnedTool;
 
-/// The code of the refusal of a request with more tools than a provider takes.
-pub const TOO_MANY_TOOLS: &str = "too_many_tools";
-
 /// What is known of the upstream and the model a request goes to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Habits {
@@ -201,7 +198,7 @@ fn owned(request: &ChatRequest, with: &Circumstances<'_>) -> Result<OwnedTools, 
     if !owned.is_empty() && count > most {
         return Err(ErrorReply::new(
             400,
-            TOO_MANY_TOOLS,
+            "too_many_tools",
             format!(
                 "The request has {} tools and this gateway adds {}: {count} in all, where providers take at most {most}. \
                  Name the gateway's tools you need in the header `x-fanfold-tools: name,name`.",

@@ -9,7 +9,7 @@ use super::{Asked, Proxy, Refusal, holding, is_json, route};
 use crate::engine::restore;
 use crate::policy::parallel::Decision;
 use crate::policy::pattern::fits_any;
-use crate::policy::plan::{Circumstances, Plan, Rules, TOO_MANY_TOOLS, plan};
+use crate::policy::plan::{Circumstances, Plan, Rules, plan};
 use crate::relay::body::Body;
 use crate::relay::headers::{self, to_upstream};
 use crate::relay::pass::{self, Passing};
@@ -55,7 +55,7 @@ impl Proxy {
             },
         )
         .inspect_err(|error| {
-            if error.code == TOO_MANY_TOOLS {
+            if error.code == "too_many_tools" {
                 asked.limit_hit("tools_per_request");
             }
         })?;
