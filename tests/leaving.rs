@@ -200,6 +200,7 @@ impl Client {
 
 /// Plays a case over every way: `begun` says when the client may leave, `over` when everything that
 /// has to end has ended. Prints how long that took.
+#[expect(clippy::print_stdout, reason = "the times are worth reading")]
 async fn each_way(
     case: &str,
     rounds: impl Fn(&str) -> Value,

@@ -35,7 +35,9 @@ pub struct Ended {
 
 /// The command, in a folder and an environment of its own.
 pub fn command(folder: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_fanfold"));
+    // It is there for tests, and not where the lab is built as a program.
+    let Some(binary) = option_env!("CARGO_BIN_EXE_fanfold") else { panic!("this is no test") };
+    let mut command = Command::new(binary);
     command.current_dir(folder).env_clear().stdin(Stdio::null()).kill_on_drop(true);
     command
 }
