@@ -488,7 +488,7 @@ async fn an_upstream_that_cannot_be_reached_is_asked_again_and_then_told() {
 /// A listener whose queue is full, so that connecting to it takes for ever.
 fn full_house() -> (std::net::SocketAddr, Vec<std::net::TcpStream>, socket2::Socket) {
     let (address, socket) = closed_port();
-    socket.listen(0).unwrap();
+    socket.listen(0).expect("a listener");
     let patience = std::time::Duration::from_millis(200);
     let connect = || std::net::TcpStream::connect_timeout(&address, patience).ok();
     let taken = std::iter::from_fn(connect).take(64).collect();
@@ -579,7 +579,8 @@ async fn a_relayed_chat_that_fails_has_a_status_and_an_error_too() {
         ("400", status(400, json!({})), told(400), "", 1),
         ("429", status(429, json!({ "retry-after": "7" })), told(429), "7", 1),
         ("503", status(503, json!({ "retry-after": "7" })), told(503), "7", 1),
-        ("500", status(500, json!({})), (502, "upstream_error"), "", 1),
+        ("500", status(500, json!({})), (502, "upstream_error"), "", 2),
+        ("busy", status(503, json!({ "retry-after": "0" })), told(503), "1", 3),
         ("closed", json!(["close"]), (502, "upstream_reset"), "", 2),
         ("garbage", json!([{ "raw": "nonsense\r\n\r\n" }]), (502, "upstream_protocol_error"), "", 1),
         ("late: no head", json!(["stall"]), (504, "upstream_timeout"), "", 2),

@@ -15,7 +15,7 @@ pub struct Tls {
     pub key: String,
 }
 
-/// `admin:`: the listener of health, metrics and the inspector.
+/// `admin:`: the listener of health and metrics.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Admin {

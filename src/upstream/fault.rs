@@ -88,7 +88,8 @@ fn chain(error: &(dyn Error + 'static)) -> String {
 }
 
 /// `retry-after`, in seconds or as a date, or OpenAI's `retry-after-ms`.
-pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+#[must_use]
+pub fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = |name: &str| headers.get(name)?.to_str().ok().map(str::trim);
     if let Some(millis) = text("retry-after-ms").and_then(|t| t.parse::<f64>().ok()) {
         return Duration::try_from_secs_f64(millis / 1000.0).ok();

@@ -27,6 +27,9 @@ pub struct Process {
     _reading: TaskTracker,
 }
 
+/// fanfold itself; the lab, which is no test, has none.
+const BINARY: Option<&str> = option_env!("CARGO_BIN_EXE_fanfold");
+
 /// What `fanfold serve` left behind.
 pub struct Ended {
     pub code: Option<i32>,
@@ -35,9 +38,7 @@ pub struct Ended {
 
 /// The command, in a folder and an environment of its own.
 pub fn command(folder: &Path) -> Command {
-    // It is there for tests, and not where the lab is built as a program.
-    let Some(binary) = option_env!("CARGO_BIN_EXE_fanfold") else { panic!("this is no test") };
-    let mut command = Command::new(binary);
+    let mut command = Command::new(BINARY.unwrap_or_default());
     command.current_dir(folder).env_clear().stdin(Stdio::null()).kill_on_drop(true);
     command
 }

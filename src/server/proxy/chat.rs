@@ -1,7 +1,7 @@
 //! A chat: read, planned, then relayed or made a turn.
 
 use bytes::Bytes;
-use http::header::CONTENT_TYPE;
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use hyper::body::Incoming;
 
@@ -11,6 +11,7 @@ use crate::policy::parallel::Decision;
 use crate::policy::pattern::fits_any;
 use crate::policy::plan::{Circumstances, Plan, Rules, plan};
 use crate::relay::body::Body;
+use crate::relay::headers::{self, to_upstream};
 use crate::relay::pass::{self, Passing};
 use crate::relay::{Client, Started, begin, first_question};
 use crate::telemetry::metrics;
@@ -58,7 +59,7 @@ impl Proxy {
             Plan::Turn(turn) => turn.decision,
         };
         tell(&mut asked, decision);
-        let headers = pass::to_upstream(&parts.headers, &asked.request_id, true);
+        let mut headers = to_upstream(&parts.headers, &asked.request_id, true);
         match planned {
             _ if is_dry_run(&parts.headers)? => Ok(dry_run(&asked, &request, &planned, &body, &route)),
             Plan::Relay { rewrite, .. } => {
@@ -72,12 +73,19 @@ impl Proxy {
                     headers: asked.headers,
                     shutdown: self.shutdown.clone(),
                 };
-                let response = passing
-                    .pass(Method::POST, "/chat/completions", headers, pass::Request::Whole(body))
-                    .await;
+                let chat = pass::Chat {
+                    body,
+                    model: &request.model,
+                    without: &|| rewritten(&request, Decision::UNSUPPORTED),
+                };
+                let response =
+                    passing.pass(Method::POST, "/chat/completions", headers, pass::Request::Chat(chat)).await;
                 Ok(holding(response, (place, reservation, asked.in_flight)))
             }
             Plan::Turn(plan) => {
+                // The key names the client's request, not the several a turn makes of it: an upstream
+                // that honours it would answer every round like the first.
+                headers.remove("idempotency-key");
                 let server = &asked.snapshot.server;
                 let client = Client {
                     headers: asked.headers,
@@ -124,15 +132,15 @@ impl Drop for TurnInFlight {
 }
 
 fn content_type(headers: &HeaderMap) -> Result<(), Refusal> {
-    match text(headers, CONTENT_TYPE.as_str()) {
-        Some(kind) if !is_json(kind) => Err(ErrorReply::new(
-            415,
-            "unsupported_media_type",
-            "The body has to be JSON: send the header `content-type: application/json`.",
-        )
-        .into()),
-        Some(_) | None => Ok(()),
+    let refuse = |message: &str| Err(ErrorReply::new(415, "unsupported_media_type", message).into());
+    if text(headers, CONTENT_TYPE.as_str()).is_some_and(|kind| !is_json(kind)) {
+        return refuse("The body has to be JSON: send the header `content-type: application/json`.");
     }
+    if text(headers, CONTENT_ENCODING.as_str()).is_some_and(|coding| !coding.eq_ignore_ascii_case("identity"))
+    {
+        return refuse("The body has to be sent as it is: leave out the header `content-encoding`.");
+    }
+    Ok(())
 }
 
 /// Puts parked results back; whether there were any.
@@ -173,9 +181,7 @@ fn rules(asked: &Asked, route: &Route) -> Rules {
 
 /// Writes the decision where people look for it.
 fn tell(asked: &mut Asked, decision: Decision) {
-    if let Ok(value) = HeaderValue::from_str(&decision.to_string()) {
-        asked.headers.insert("x-fanfold-parallel", value);
-    }
+    headers::tell(&mut asked.headers, decision);
     let labels = [("decision", decision.word().into()), ("reason", decision.reason.word().into())];
     asked.snapshot.parts.telemetry.counter(metrics::DECISIONS, &labels).increment(1);
 }

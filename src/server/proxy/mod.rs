@@ -31,6 +31,7 @@ use super::visitors::{Foreign, Visitors};
 use super::{Handler, Peer};
 use crate::policy::settings as policy;
 use crate::relay::body::Body;
+use crate::relay::headers::to_upstream;
 use crate::relay::pass::{self, Passing};
 use crate::relay::{Parts, error_response};
 use crate::team::{Team, Teams};
@@ -191,6 +192,12 @@ impl Proxy {
             (CHAT, _) => Err(wrong_method("GET, POST")),
             ("/v1/models", &Method::GET) => Ok(models::list(&asked).await),
             ("/v1/models", _) => Err(wrong_method("GET")),
+            (path, &Method::GET) if path.starts_with("/v1/models/") => {
+                let id = path.trim_start_matches("/v1/models/");
+                let id = percent_encoding::percent_decode_str(id).decode_utf8_lossy().into_owned();
+                route(&asked, &id)?;
+                self.relay(request, asked).await
+            }
             _ => self.relay(request, asked).await,
         }
     }
@@ -221,7 +228,7 @@ impl Proxy {
         let place = self.place(&asked.team)?;
         let (parts, incoming) = request.into_parts();
         let rest = parts.uri.path_and_query().map_or("", |p| p.as_str()).trim_start_matches("/v1").to_owned();
-        let headers = pass::to_upstream(&parts.headers, &asked.request_id, false);
+        let headers = to_upstream(&parts.headers, &asked.request_id, false);
         let (upstream, model, body, reservation) =
             if self.routed_by_model(&parts.headers, &parts.method, &asked) {
                 let held = self.read(&asked, &parts.headers, incoming).await?;
