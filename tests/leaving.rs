@@ -3,6 +3,7 @@
 //! Each case is played over every transport, with and without an unread byte behind the request.
 
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+#![expect(clippy::print_stdout, reason = "how long it took is told, and judged by nobody")]
 
 mod support;
 

@@ -298,6 +298,7 @@ fn turn_plan(script: &Script, owned: bool) -> Arc<TurnPlan> {
         interim_text: InterimText::Stream,
         limits: Arc::new(Limits::default()),
         call_timeout_cap: None,
+        keep_content: true,
     };
     let offered: Vec<_> = names.iter().map(|name| owned_tool(name)).collect();
     let with = Circumstances {

@@ -47,6 +47,7 @@ pub(super) fn plan() -> TurnPlan {
             interim_text: InterimText::Stream,
             limits: Arc::new(Limits::default()),
             call_timeout_cap: None,
+            keep_content: true,
         },
     }
 }

@@ -49,6 +49,19 @@ pub struct Passing {
     pub headers: HeaderMap,
     /// Cancelled when the process ends.
     pub shutdown: CancellationToken,
+    /// A chat is a turn too, if of one round: it has its line in the log.
+    pub turn: Option<Turn>,
+}
+
+/// What the log says of a chat that goes through.
+#[derive(Debug, Clone)]
+pub struct Turn {
+    /// The request's id.
+    pub request_id: String,
+    /// The model it asks.
+    pub model: String,
+    /// The decision about parallel calls.
+    pub decision: Decision,
 }
 
 /// What is sent.
@@ -177,6 +190,9 @@ impl Passing {
                 ("token_type", kind.into()),
             ];
             self.telemetry.counter(metrics::TOKENS, &labels).increment(count);
+        }
+        if let Some(turn) = &self.turn {
+            summary::relayed(self, turn, outcome, usage.unwrap_or_default());
         }
     }
 }

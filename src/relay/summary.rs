@@ -7,6 +7,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use serde_json::{Value, json};
 
 use super::drive::Started;
+use super::pass::{self, Passing};
 use super::sink::Totals;
 use crate::engine::{CallRecord, Finish, Record, RoundRecord, Turn};
 use crate::telemetry::{Telemetry, metrics};
@@ -188,6 +189,28 @@ impl Summary<'_> {
             }
         }
     }
+}
+
+/// A chat that went through: a turn of one round, in which nothing had to be done.
+pub(super) fn relayed(passing: &Passing, turn: &pass::Turn, outcome: &'static str, tokens: (u64, u64)) {
+    let telemetry = &passing.telemetry;
+    let team = ("team", passing.team.clone().into());
+    telemetry.histogram(metrics::INFERENCE_CALLS, std::slice::from_ref(&team)).record(1.0);
+    telemetry.counter(metrics::TURNS, &[team, ("outcome", outcome.into())]).increment(1);
+    tracing::info!(
+        request_id = %turn.request_id,
+        team = %passing.team,
+        model = %turn.model,
+        upstream = %passing.upstream.name,
+        parallel = %turn.decision,
+        rounds = 1,
+        tool_calls = 0,
+        outcome,
+        ms = millis(passing.since.elapsed()),
+        input_tokens = tokens.0,
+        output_tokens = tokens.1,
+        "turn"
+    );
 }
 
 fn millis(time: Duration) -> f64 {

@@ -46,7 +46,7 @@ impl Turn {
                 Whose::Open | Whose::Foreign(_) | Whose::Nobody => call.name.as_str().into(),
             },
             known,
-            arguments: self.plan.transcript.then_some(arguments),
+            arguments: self.plan.keeps_content().then_some(arguments),
             queued: self.now,
             started: None,
             ended: None,
@@ -192,7 +192,7 @@ impl Turn {
                 let record = &mut self.record.calls[record];
                 record.ended = Some(self.now);
                 record.outcome = Some(outcome.kind);
-                record.result = self.plan.transcript.then(|| outcome.content.clone());
+                record.result = self.plan.keeps_content().then(|| outcome.content.clone());
             }
             round.standings[at].stands = Stands::Done(outcome.clone());
         }

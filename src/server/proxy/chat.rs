@@ -72,6 +72,11 @@ impl Proxy {
                     since: asked.since,
                     headers: asked.headers,
                     shutdown: self.shutdown.clone(),
+                    turn: Some(pass::Turn {
+                        request_id: asked.request_id,
+                        model: request.model.clone(),
+                        decision,
+                    }),
                 };
                 let chat = pass::Chat {
                     body,
@@ -175,6 +180,7 @@ fn rules(asked: &Asked, route: &Route) -> Rules {
             .unwrap_or(global.strict_parallel),
         interim_text: route.policy.interim_text.or(team.policy.interim_text).unwrap_or(global.interim_text),
         call_timeout_cap: cap,
+        keep_content: asked.snapshot.parts.log_content,
         limits: if lowered == **limits { limits.clone() } else { lowered.into() },
     }
 }

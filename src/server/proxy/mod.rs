@@ -251,6 +251,7 @@ impl Proxy {
             since: asked.since,
             headers: asked.headers,
             shutdown: self.shutdown.clone(),
+            turn: None,
         };
         let response = passing.pass(parts.method, &rest, headers, body).await;
         Ok(holding(response, (place, reservation, asked.in_flight)))
