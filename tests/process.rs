@@ -176,8 +176,12 @@ async fn a_reload_swaps_the_configuration_under_a_running_turn() {
 
     // Without a signal, the change of the file is enough.
     write_config(process.folder.path(), &config(&lab, ""));
-    process.logged_times("is used from now on", 2).await;
-    assert_eq!(ask(&process, "quick").await.unwrap().status, 200);
+    let noticed = async {
+        while ask(&process, "quick").await.unwrap().status != 200 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    soon(noticed).await;
     process.metric_becomes("fanfold_config_reload_success", 1.0).await;
 
     lab.release("slow");
