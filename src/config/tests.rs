@@ -585,6 +585,7 @@ fn flags_lie_over_the_file() {
         listen: Some(listen.into()),
         admin_listen: Some("127.0.0.1:9".into()),
         insecure_no_auth,
+        ..Flags::default()
     };
     let loaded = reading_with(&with(""), &flags("0.0.0.0:1", true)).finish().expect("insecure is allowed");
     assert_eq!(
