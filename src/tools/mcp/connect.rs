@@ -32,7 +32,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::child::Process;
-use super::http::Requests;
+use super::http::{Requests, ours};
 use super::listing::{Listed, Schemas, list};
 use super::plan::{Plan, Way};
 use super::stdio::{MAX_MESSAGE, Pipes};
@@ -180,9 +180,12 @@ async fn converse(
 
 /// The innermost reason: those around it tell of types.
 fn in_words(error: &ClientInitializeError) -> String {
-    let mut innermost: &dyn std::error::Error = error;
+    let mut innermost: &(dyn std::error::Error + 'static) = error;
     if let ClientInitializeError::TransportError { error, .. } = error {
         innermost = error.error.as_ref();
+        if let Some(ours) = ours(innermost) {
+            return ours.to_string();
+        }
     }
     while let Some(source) = innermost.source() {
         innermost = source;

@@ -65,6 +65,18 @@ impl std::error::Error for HttpError {}
 
 type Failed = StreamableHttpError<HttpError>;
 
+/// Our own reason inside of an error of the SDK, which does not name it as a source.
+pub(super) fn ours<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a HttpError> {
+    let mut source = Some(error);
+    while let Some(error) = source {
+        if let Some(StreamableHttpError::Client(ours)) = error.downcast_ref::<Failed>() {
+            return Some(ours);
+        }
+        source = error.source();
+    }
+    None
+}
+
 /// Sends requests to one server.
 #[derive(Clone)]
 pub(super) struct Requests {

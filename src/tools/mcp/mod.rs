@@ -29,7 +29,7 @@ use rmcp::service::ServiceError;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use self::http::HttpError;
+use self::http::{HttpError, ours};
 pub(super) use self::listing::Listed;
 pub(super) use self::names::{effect, offered, public};
 pub(super) use self::plan::Plan;
@@ -71,6 +71,8 @@ impl Mcp {
         let answer = tokio::select! {
             biased;
             () = stop.cancelled() => {
+                // Whoever runs the call may have run out of patience before its deadline.
+                self.link.doubt();
                 return Outcome::failed(OutcomeKind::Stopped, &self.unsure("stopped"));
             }
             answer = up.peer.call_tool_once(params) => answer,
@@ -148,12 +150,8 @@ impl Mcp {
 
 /// Whether a message may have reached the server; otherwise why not.
 fn sent(error: &(dyn std::error::Error + 'static)) -> Result<(), ConnectError> {
-    let mut source = Some(error);
-    while let Some(error) = source {
-        if let Some(HttpError::NotSent(why)) = error.downcast_ref::<HttpError>() {
-            return Err(*why);
-        }
-        source = error.source();
+    match ours(error) {
+        Some(HttpError::NotSent(why)) => Err(*why),
+        Some(HttpError::NoAnswer(_) | HttpError::Unfit(_)) | None => Ok(()),
     }
-    Ok(())
 }

@@ -27,7 +27,8 @@ use super::plan::Plan;
 const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// How long a server must have been up for the pauses to begin anew.
 const STEADY: Duration = Duration::from_secs(60);
-/// How long a question for the tools may take that also asks whether the server is still there.
+/// How long a question for the tools may take that also asks whether the server is still there; less where it had less
+/// to start.
 const PROBE: Duration = Duration::from_secs(10);
 /// The shortest time between two such questions.
 const BETWEEN: Duration = Duration::from_secs(1);
@@ -164,6 +165,7 @@ async fn attend(
     let up = |tools| State::Up(Arc::new(Up { peer: peer.clone(), tools, revision: revision.clone() }));
     shared.set(up(tools.clone()));
     let mut over = pin!(running.waiting());
+    let patience = PROBE.min(plan.start_timeout);
     let ask_again = async {
         let mut known = tools;
         loop {
@@ -171,7 +173,7 @@ async fn attend(
                 () = changed.notified() => {}
                 () = shared.doubt.notified() => {}
             }
-            match timeout(PROBE, list(&plan.name, &peer, &schemas)).await {
+            match timeout(patience, list(&plan.name, &peer, &schemas)).await {
                 Ok(Ok(tools)) if tools == known => {}
                 Ok(Ok(tools)) => {
                     tracing::info!(server = %plan.name, tools = tools.len(), "a tool server changed its tools");
@@ -179,7 +181,7 @@ async fn attend(
                     known = tools;
                 }
                 Ok(Err(why)) => return why,
-                Err(_) => return format!("it did not list its tools within {PROBE:?}"),
+                Err(_) => return format!("it did not list its tools within {patience:?}"),
             }
             sleep(BETWEEN).await;
         }
