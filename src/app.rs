@@ -23,7 +23,6 @@ use tokio_util::task::TaskTracker;
 
 use self::tool_servers::ToolServers;
 use crate::admin::Admin;
-use crate::admin::visitors::Visitors;
 use crate::config::watch::{Cause, Watcher};
 use crate::config::{self, Flags, Loaded, process_env};
 use crate::relay::{Parking, Parts, Slots};
@@ -31,6 +30,7 @@ use crate::server::body::InFlightBudget;
 use crate::server::drain::{Drain, Stage};
 use crate::server::listener::{BindError, Listener, Options};
 use crate::server::proxy::{Proxy, Snapshot};
+use crate::server::visitors::Visitors;
 use crate::store::{Bounds, Shelf};
 use crate::team::{Defaults, Teams};
 use crate::telemetry::{Telemetry, metrics};
@@ -168,6 +168,7 @@ impl App {
             upkeep: CancellationToken::new(),
         };
         let proxy = Proxy {
+            address: app.proxy_address,
             snapshot,
             drain: drain.clone(),
             tasks: turns,
@@ -240,6 +241,7 @@ impl App {
                 },
             }
         }
+        self.drain.advance(Stage::NotReady);
         tracing::info!(
             "stopping: no longer ready, finishing what is in flight (a second signal ends it at once)"
         );

@@ -17,13 +17,12 @@ use hyper::body::Incoming;
 
 use crate::relay::body::Body;
 use crate::server::drain::{Drain, Stage};
+use crate::server::visitors::Visitors;
 use crate::server::{Handler, Peer};
 
 pub mod readiness;
-pub mod visitors;
 
 use readiness::Readiness;
-use visitors::Visitors;
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -54,7 +53,7 @@ impl Admin {
     }
 
     fn answer(&self, head: &request::Parts) -> Response<Body> {
-        if let Err(foreign) = self.visitors.check(head) {
+        if let Err(foreign) = self.visitors.check(&head.uri, &head.headers) {
             return text(StatusCode::FORBIDDEN, foreign.to_string());
         }
         let page = match head.uri.path() {

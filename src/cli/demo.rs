@@ -61,6 +61,13 @@ Three parallel tool calls, streaming:
     "model": "demo", "stream": true,
     "messages": [{{"role": "user", "content": "What is the weather in Paris, Tokyo and Lima?"}}]}}'
 
+The same as one JSON, with what ran and when:
+
+  curl -s http://{proxy}/v1/chat/completions -H 'content-type: application/json' \
+    -H 'x-fanfold-include: transcript' -d '{{
+    "model": "demo",
+    "messages": [{{"role": "user", "content": "What is the weather in Paris, Tokyo and Lima?"}}]}}'
+
 Ctrl-C ends it.
 "#
     )

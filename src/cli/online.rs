@@ -78,7 +78,8 @@ async fn ask(upstream: &Settings) -> Result<String, String> {
     let tls = tls(upstream)?;
     let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().build();
     let client: Client<_, Empty<Bytes>> = Client::builder(TokioExecutor::new()).build(connector);
-    let answer = client.request(request(upstream)?).await.map_err(|why| chain(&why))?;
+    let sent = client.request(request(upstream)?).await;
+    let answer = sent.map_err(|why| format!("{}: is `base_url` right, and does it run?", chain(&why)))?;
     let status = answer.status();
     match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(format!("it refuses the key ({status})")),

@@ -17,7 +17,7 @@ pub struct File {
     /// Serves HTTPS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<server::settings::Tls>,
-    /// Health, metrics and the inspector.
+    /// Health and metrics.
     #[serde(default)]
     pub admin: server::settings::Admin,
     /// What a client connection may take.

@@ -86,7 +86,7 @@ pub struct Loaded {
     pub source: Arc<Source>,
     /// What is legal but probably not meant.
     warnings: Vec<Problem>,
-    /// What was written, filled in, for [`print`].
+    /// What was written, filled in, for [`mod@print`].
     written: Value,
     /// Values never to be printed.
     hidden: Vec<String>,

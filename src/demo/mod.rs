@@ -60,12 +60,13 @@ impl Demo {
 }
 
 /// The text of a `fanfold.yaml` that uses the demo's model and tools. Listeners are left out, so
-/// they are the usual ones.
+/// they are the usual ones. Ctrl-C ends it without the pause a load balancer would need.
 #[must_use]
 pub fn config_yaml(addresses: &Addresses) -> String {
     let Addresses { model_base_url, tools_base_url } = addresses;
     format!(
-        r#"upstreams:
+        r#"server: {{ drain_accept: 0s }}
+upstreams:
   demo:
     base_url: {model_base_url}
 tools:

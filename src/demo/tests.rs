@@ -115,6 +115,7 @@ fn its_configuration_is_one_the_proxy_reads() {
     };
     let file: File = serde_saphyr::from_str(&config_yaml(&addresses)).unwrap();
     assert_eq!(file.upstreams["demo"].base_url, "http://127.0.0.1:5001/v1");
+    assert!(file.server.drain_accept.0.is_zero(), "Ctrl-C does not wait for a load balancer");
     assert_eq!(
         file.tools["get_weather"].http.as_ref().unwrap().url,
         "http://127.0.0.1:5002/weather?city={city}"

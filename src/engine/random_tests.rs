@@ -1,6 +1,6 @@
 //! The engine's promises, held against inputs in random order.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::tests::{ms, plan};
@@ -19,7 +19,8 @@ struct Play {
     turn: Turn,
     now: Duration,
     last_ask: AskId,
-    open: BTreeSet<RunId>,
+    /// The runs that are out, with the round and the id of their calls.
+    open: BTreeMap<RunId, (u32, String)>,
     finished: bool,
     asks: u32,
     runs: u32,
@@ -55,7 +56,7 @@ impl Play {
             turn,
             now: ms(0),
             last_ask: 0,
-            open: BTreeSet::new(),
+            open: BTreeMap::new(),
             finished: false,
             asks: 0,
             runs: 0,
@@ -69,7 +70,7 @@ impl Play {
     }
 
     fn some_run(&mut self) -> RunId {
-        let open: Vec<RunId> = self.open.iter().copied().collect();
+        let open: Vec<RunId> = self.open.keys().copied().collect();
         match open.len() {
             0 => self.chance.u32(0..6),
             _ if self.chance.u8(..5) == 0 => self.chance.u32(0..6),
@@ -84,21 +85,26 @@ impl Play {
             1 => piece.finish = Some(FinishReason::Stop),
             2 => piece.finish = Some(FinishReason::ToolCalls),
             _ => {
-                let name = ["read", "look", "write", "theirs", "nobody", "multi_tool_use.parallel"]
-                    [self.chance.usize(..6)];
-                let arguments =
-                    ["{}", "", "{\"x\":1}", "{\"x\"", "{\"tool_uses\":[{\"recipient_name\":\"read\"}]}"]
-                        [self.chance.usize(..5)];
-                piece.calls.push(CallPiece {
-                    index: self.chance.bool().then(|| self.chance.u64(..4)),
-                    id: self.chance.bool().then(|| format!("c{}", self.chance.u8(..4))),
-                    name: (self.chance.u8(..4) > 0).then(|| name.into()),
-                    arguments: Some(Raw::string(arguments)),
-                    ..CallPiece::default()
-                });
+                for _ in 0..self.chance.usize(1..5) {
+                    piece.calls.push(self.call());
+                }
             }
         }
         Box::new(piece)
+    }
+
+    fn call(&mut self) -> CallPiece {
+        let name =
+            ["read", "look", "write", "theirs", "nobody", "multi_tool_use.parallel"][self.chance.usize(..6)];
+        let arguments = ["{}", "", "{\"x\":1}", "{\"x\"", "{\"tool_uses\":[{\"recipient_name\":\"read\"}]}"]
+            [self.chance.usize(..5)];
+        CallPiece {
+            index: self.chance.bool().then(|| self.chance.u64(..4)),
+            id: self.chance.bool().then(|| format!("c{}", self.chance.u8(..4))),
+            name: (self.chance.u8(..4) > 0).then(|| name.into()),
+            arguments: Some(Raw::string(arguments)),
+            ..CallPiece::default()
+        }
     }
 
     fn input(&mut self) -> Input {
@@ -151,10 +157,12 @@ impl Play {
                 }
                 Action::Run(run) => {
                     self.runs += 1;
-                    assert!(self.open.insert(run.id), "a run number twice");
+                    let call = (run.round, run.call_id.clone());
+                    assert!(!self.open.values().any(|other| *other == call), "a call that runs already");
+                    assert!(self.open.insert(run.id, call).is_none(), "a run number twice");
                     assert!(self.open.len() <= self.limits.calls_at_once as usize, "slots");
                 }
-                Action::Stop(run) => assert!(self.open.remove(run), "stopped what does not run"),
+                Action::Stop(run) => assert!(self.open.remove(run).is_some(), "stopped what does not run"),
                 Action::Finish(_) => self.finished = true,
                 Action::Cancel | Action::Show(_) | Action::Park(_) | Action::LearnNoParallel => {}
             }

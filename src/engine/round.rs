@@ -137,7 +137,9 @@ impl Round {
             let at = self.assembler.add(call, &mut *fresh)?;
             if at == known {
                 self.standings.push(Standing::new());
-                closed.extend((0..known).filter(|i| matches!(self.standings[*i].stands, Stands::Coming)));
+                let coming = |i: &usize| matches!(self.standings[*i].stands, Stands::Coming);
+                // A piece may hold many calls; each of them is closed once.
+                closed = (0..known).filter(coming).collect();
             }
             let more = call.arguments.as_ref().is_some_and(|a| a.text() != "\"\"");
             if more && self.standings[at].key.is_some() {
@@ -241,10 +243,14 @@ impl Round {
         if self.complete { &self.calls[at] } else { &self.assembler.calls()[at] }
     }
 
-    /// Whether the call at `at` may start before the reply is complete.
+    /// Whether the call at `at` may start before the reply is complete. Without any arguments it is
+    /// not known to be complete: some servers open all calls first.
     pub(super) fn may_start_early(&self, at: usize) -> bool {
         match &self.standings[at].whose {
-            Whose::Owned(tool) => tool.effect == Effect::Read && self.call(at).parses(),
+            Whose::Owned(tool) => {
+                let call = self.call(at);
+                tool.effect == Effect::Read && call.has_arguments() && call.parses()
+            }
             Whose::Open | Whose::Foreign(_) | Whose::Nobody => false,
         }
     }

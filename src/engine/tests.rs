@@ -47,6 +47,7 @@ pub(super) fn plan() -> TurnPlan {
             interim_text: InterimText::Stream,
             limits: Arc::new(Limits::default()),
             call_timeout_cap: None,
+            keep_content: true,
         },
     }
 }
@@ -219,6 +220,40 @@ fn a_reading_tool_starts_as_soon_as_the_next_call_begins() {
     assert_eq!(s.call(1, "write", "{}"), ["run 1 read {}"]);
     assert_eq!(s.call(2, "read", "{\"x\":1}"), Vec::<String>::new());
     assert_eq!(s.end("tool_calls"), ["run 2 write {}", "run 3 read {\"x\":1}"]);
+}
+
+#[test]
+fn a_call_that_has_no_arguments_yet_does_not_start_early() {
+    let mut scene = Scene::begun(plan());
+    assert_eq!(scene.call(0, "read", ""), [""; 0]);
+    assert_eq!(scene.call(1, "read", ""), [""; 0]);
+    assert_eq!(scene.call(0, "", "{\"x\":0}"), [""; 0]);
+    assert_eq!(scene.call(1, "", "{\"x\":1}"), [""; 0]);
+    assert_eq!(scene.end("tool_calls"), ["run 1 read {\"x\":0}", "run 2 read {\"x\":1}"]);
+    let mut scene = Scene::begun(plan());
+    scene.call(0, "read", "");
+    scene.call(1, "look", "{}");
+    assert_eq!(scene.end("tool_calls"), ["run 1 read {}", "run 2 look {}"]);
+}
+
+#[test]
+fn calls_that_come_in_one_piece_run_once_each() {
+    for kind in ["delta", "message"] {
+        let mut scene = Scene::begun(plan());
+        let call = |i: usize| {
+            format!(r#"{{"id":"c{i}","type":"function","function":{{"name":"read","arguments":"[{i}]"}}}}"#)
+        };
+        let calls: Vec<String> = (0..4).map(call).collect();
+        let reply = format!(r#"{{"choices":[{{"{kind}":{{"tool_calls":[{}]}}}}]}}"#, calls.join(","));
+        let mut told = scene.hear(&reply);
+        told.extend(scene.end("tool_calls"));
+        assert_eq!(told, ["run 1 read [0]", "run 2 read [1]", "run 3 read [2]", "run 4 read [3]"], "{kind}");
+        for run in 1..=3 {
+            assert_eq!(scene.ok(run), [""; 0]);
+        }
+        assert_eq!(scene.ok(4), ["ask 2.0"]);
+        assert_eq!(scene.turn.record().calls.len(), 4);
+    }
 }
 
 #[test]

@@ -74,6 +74,9 @@ impl Reason {
 }
 
 impl Decision {
+    /// The model or the upstream does not take the parameter.
+    pub const UNSUPPORTED: Self = Self { send: None, reason: Reason::Unsupported };
+
     /// `on` or `off`: whether several calls in one reply are possible.
     #[must_use]
     pub const fn word(self) -> &'static str {
@@ -112,7 +115,7 @@ pub fn decide(facts: &Facts<'_>) -> Result<Decision, ErrorReply> {
 fn legal(facts: &Facts<'_>) -> Option<Decision> {
     match (facts.any_tools, facts.supported) {
         (false, _) => Some(Decision { send: None, reason: Reason::NoTools }),
-        (true, false) => Some(Decision { send: None, reason: Reason::Unsupported }),
+        (true, false) => Some(Decision::UNSUPPORTED),
         (true, true) => None,
     }
 }

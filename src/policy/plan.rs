@@ -48,6 +48,8 @@ pub struct Rules {
     pub limits: Arc<Limits>,
     /// A team or a route lowered the time of one call to this.
     pub call_timeout_cap: Option<Duration>,
+    /// Arguments and results are kept until the turn is over: somebody wants to read them.
+    pub keep_content: bool,
 }
 
 /// What becomes of a request that is not refused.
@@ -87,6 +89,14 @@ pub struct TurnPlan {
     pub habits: Habits,
     /// The rules.
     pub rules: Rules,
+}
+
+impl TurnPlan {
+    /// Whether arguments and results are kept until the turn is over.
+    #[must_use]
+    pub const fn keeps_content(&self) -> bool {
+        self.transcript || self.rules.keep_content
+    }
 }
 
 /// What the request is planned with.

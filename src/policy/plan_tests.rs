@@ -22,6 +22,7 @@ fn rules() -> Rules {
         interim_text: InterimText::Stream,
         limits: Arc::new(Limits::default()),
         call_timeout_cap: None,
+        keep_content: false,
     }
 }
 

@@ -59,6 +59,7 @@ impl Envelope {
         around: &[Member],
         finish: Option<FinishReason>,
     ) {
+        let start = out.len();
         out.extend_from_slice(b"data: ");
         self.write(out, "chat.completion.chunk");
         write_members(out, top);
@@ -71,7 +72,8 @@ impl Envelope {
             Some(reason) => write_string(out, reason.word()),
             None => out.extend_from_slice(b"null"),
         }
-        out.extend_from_slice(b"}]}\n\n");
+        out.extend_from_slice(b"}]}");
+        end_event(out, start);
     }
 
     /// The role chunk, which goes first.
@@ -97,6 +99,7 @@ impl Envelope {
 
     /// A chunk without choices: usage, if asked for, and fanfold's own member.
     pub(super) fn write_last(&self, out: &mut Vec<u8>, usage: Option<&Raw>, own: &Raw) {
+        let start = out.len();
         out.extend_from_slice(b"data: ");
         self.write(out, "chat.completion.chunk");
         out.extend_from_slice(b",\"choices\":[]");
@@ -106,8 +109,21 @@ impl Envelope {
         }
         out.extend_from_slice(b",\"fanfold\":");
         out.extend_from_slice(own.bytes());
-        out.extend_from_slice(b"}\n\n");
+        out.push(b'}');
+        end_event(out, start);
     }
+}
+
+/// Ends the event that began at `start`. Members keep the text the upstream gave them, line ends
+/// between their tokens included; those would end the `data:` line, so they become spaces. Inside
+/// a JSON string there is none.
+fn end_event(out: &mut Vec<u8>, start: usize) {
+    let mut at = start;
+    while let Some(found) = memchr::memchr2(b'\n', b'\r', &out[at..]) {
+        at += found;
+        out[at] = b' ';
+    }
+    out.extend_from_slice(b"\n\n");
 }
 
 fn write_members<'a>(out: &mut Vec<u8>, members: impl IntoIterator<Item = &'a Member>) {
@@ -366,6 +382,26 @@ mod tests {
         ];
         let expected: String = expected.iter().map(|rest| format!("{head}{rest}\n\n")).collect();
         assert_eq!(String::from_utf8(out).unwrap(), expected);
+    }
+
+    #[test]
+    fn line_ends_in_what_an_upstream_wrote_do_not_end_the_event() {
+        let spread = |text: &str| Raw::parse(text.to_owned()).unwrap();
+        let part = Part {
+            text: Some(Raw::string("a\nb")),
+            top: vec![Member::new("sys", spread("{\r\n \"x\": 1.10\n}"))],
+            ..Part::default()
+        };
+        let mut out = Vec::new();
+        envelope().write_part(&mut out, &part);
+        envelope().write_last(&mut out, Some(&spread("{\n\n\"t\":1\r}")), &spread("{}"));
+        let out = String::from_utf8(out).unwrap();
+        assert_eq!(
+            out.lines().map(|line| line.starts_with("data: {")).collect::<Vec<_>>(),
+            [true, false, true, false]
+        );
+        assert!(out.contains(r#""sys":{   "x": 1.10 }"#) && out.contains(r#""content":"a\nb""#), "{out}");
+        assert!(out.contains(r#""usage":{  "t":1 }"#) && !out.contains('\r'), "{out}");
     }
 
     #[test]

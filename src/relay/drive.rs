@@ -92,11 +92,15 @@ pub struct Started {
 
 pub(super) struct Driver {
     started: Started,
+    /// Names the turn towards tools: unlike the request's id, no client can choose it.
+    turn_id: uuid::Uuid,
     owned: Vec<Arc<str>>,
     turn: Turn,
     sink: Sink,
     reply: Option<(u32, Reply)>,
     calls: JoinSet<(RunId, Outcome)>,
+    /// Ends of replies that are complete.
+    rests: JoinSet<()>,
     stops: HashMap<RunId, CancellationToken>,
     ids: HashMap<tokio::task::Id, RunId>,
     starts: (mpsc::Sender<RunId>, mpsc::Receiver<RunId>),
@@ -110,12 +114,14 @@ impl Driver {
     pub(super) fn new(started: Started, sink: Sink) -> Self {
         let owned = started.plan.owned.values().map(|tool| tool.definition.clone()).collect();
         Self {
+            turn_id: uuid::Uuid::now_v7(),
             turn: Turn::new(started.plan.clone(), fastrand::u64(..)),
             owned,
             started,
             sink,
             reply: None,
             calls: JoinSet::new(),
+            rests: JoinSet::new(),
             stops: HashMap::new(),
             ids: HashMap::new(),
             starts: mpsc::channel(STARTS),
@@ -125,8 +131,9 @@ impl Driver {
         }
     }
 
-    /// Drives the turn to its finish and tells the client.
-    pub(super) async fn run(mut self) {
+    /// Drives the turn to its finish and tells the client. What it gives is the ends of replies that
+    /// nobody needs but the connections they came on.
+    pub(super) async fn run(mut self) -> JoinSet<()> {
         let mut actions = Vec::new();
         let mut pieces = Vec::new();
         self.turn.step(Input::Begin, self.now(), &mut actions);
@@ -143,7 +150,7 @@ impl Driver {
             }
             self.hear(&mut pieces, &mut actions).await;
         };
-        self.end(finish).await;
+        self.end(finish).await
     }
 
     fn now(&self) -> Duration {
@@ -196,7 +203,9 @@ impl Driver {
             Heard::Accepted => self.step(Input::Accepted(ask), actions),
             Heard::Pieces => {}
             Heard::Ended { done } => {
-                self.reply = None;
+                if let Some(rest) = self.reply.take().and_then(|(_, reply)| reply.into_rest()) {
+                    self.rests.spawn(rest);
+                }
                 self.step(Input::Ended { ask, done }, actions);
             }
             Heard::Failed(failure) => {
@@ -222,6 +231,10 @@ impl Driver {
             }
         };
         self.stops.remove(&run);
+        // A call says that it starts before it ends; the engine hears it in this order too.
+        while let Ok(started) = self.starts.1.try_recv() {
+            self.step(Input::Started(started), actions);
+        }
         self.step(Input::Outcome(run, outcome), actions);
     }
 
@@ -238,6 +251,7 @@ impl Driver {
                 Action::Cancel => self.reply = None,
                 Action::Run(run) => start_call(
                     &self.started,
+                    format!("{}-{}", self.turn_id, run.id),
                     run,
                     &self.starts.0,
                     &mut self.calls,
@@ -256,14 +270,18 @@ impl Driver {
                     self.sink.show(&show);
                 }
                 Action::Park(parked) => park(&self.started, parked),
-                Action::LearnNoParallel => summary::learned(&self.started),
+                Action::LearnNoParallel => {
+                    let Started { parts, route, request, .. } = &self.started;
+                    summary::learned(&parts.telemetry, &route.upstream, &request.model);
+                    self.sink.decided(self.turn.decision());
+                }
                 Action::Finish(finish) => return Some(finish),
             }
         }
         None
     }
 
-    async fn end(self, finish: Finish) {
+    async fn end(self, finish: Finish) -> JoinSet<()> {
         let summary = Summary {
             started: &self.started,
             turn: &self.turn,
@@ -285,6 +303,7 @@ impl Driver {
         // Calls that were stopped say goodbye in their own time, bounded by their own grace.
         let mut calls = self.calls;
         while calls.join_next().await.is_some() {}
+        self.rests
     }
 }
 
@@ -348,6 +367,7 @@ fn ask_upstream(started: &Started, owned: &[Arc<str>], turn: &Turn, ask: &Ask) -
 
 fn start_call(
     started: &Started,
+    idempotency_key: String,
     run: Run,
     starts: &mpsc::Sender<RunId>,
     calls: &mut JoinSet<(RunId, Outcome)>,
@@ -384,7 +404,7 @@ fn start_call(
         let waited = queued.elapsed();
         let call = Call {
             arguments: run.arguments,
-            idempotency_key: format!("{request_id}-{id}"),
+            idempotency_key,
             request_id,
             traceparent,
             result_limit: limit.min(tool.result_limit()),
@@ -393,7 +413,11 @@ fn start_call(
         let _in_flight = InFlight::new(&telemetry);
         let began = Instant::now();
         let outcome = tool.run(&call, &stop).await;
-        summary::call_ended(&telemetry, &run.tool.name, waited, began.elapsed(), outcome.kind);
+        let ran = began.elapsed();
+        // The turn stops a call whose time is over, before the tool would end it by itself.
+        let late = outcome.kind == OutcomeKind::Stopped && ran >= timeout;
+        let kind = if late { OutcomeKind::Timeout } else { outcome.kind };
+        summary::call_ended(&telemetry, &run.tool.name, waited, ran, kind);
         (id, outcome)
     });
     ids.insert(task.id(), id);

@@ -5,6 +5,9 @@
 pub mod body;
 mod chat;
 mod drive;
+mod ending;
+pub mod headers;
+mod metered;
 pub mod pass;
 mod sink;
 mod slots;
@@ -61,8 +64,9 @@ pub async fn begin<H: Send + 'static>(
     let sink = sink::Sink::new(options, answer);
     let driver = drive::Driver::new(started, sink);
     tasks.spawn(async move {
-        driver.run().await;
+        let rests = driver.run().await;
         drop(held);
+        rests.join_all().await;
     });
     head.await.ok()
 }

@@ -13,7 +13,9 @@ use tokio::time::Instant;
 
 use super::body::{Body, SendError, Sender, channel};
 use super::chat::{Envelope, Fallback, Folding};
+use super::headers;
 use crate::engine::{Finish, Part, Show};
+use crate::policy::parallel::Decision;
 use crate::wire::error::ErrorReply;
 use crate::wire::raw::Raw;
 use crate::wire::reply::Head;
@@ -87,6 +89,11 @@ impl Sink {
             folding: Folding::default(),
             silent_since: Instant::now(),
         }
+    }
+
+    /// The decision about parallel calls changed before anything left.
+    pub(super) fn decided(&mut self, decision: Decision) {
+        headers::tell(&mut self.options.headers, decision);
     }
 
     /// Takes what the engine shows. Nothing leaves before [`flush`](Self::flush).

@@ -95,10 +95,18 @@ mod tests {
         assert!(waiting.as_mut().now_or_never().is_none());
         drop(first);
         assert!(waiting.as_mut().now_or_never().is_some());
-        let later = slots.with_tools([("t".into(), 1), ("v".into(), 1)]);
-        assert!(later.of("v", &team).try_take().is_none(), "the process's slots are taken, as before");
-        assert!(Arc::ptr_eq(&later.tools["t"], &slots.tools["t"]));
         drop((waiting, other));
         assert_eq!(team.available_permits(), 2);
+    }
+
+    #[tokio::test]
+    async fn other_tools_leave_the_slots_that_are_taken_taken() {
+        let before = Slots::new(2, [("t".into(), 1)]);
+        let team = Arc::new(Semaphore::new(9));
+        let _held = before.of("t", &team).try_take().unwrap();
+        let after = before.with_tools([("t".into(), 1), ("v".into(), 1)]);
+        assert!(after.of("t", &team).try_take().is_none(), "the tool's only slot is taken");
+        let _last = after.of("v", &team).try_take().unwrap();
+        assert!(after.of("w", &team).try_take().is_none(), "the process's slots are taken");
     }
 }

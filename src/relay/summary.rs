@@ -7,9 +7,11 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use serde_json::{Value, json};
 
 use super::drive::Started;
+use super::pass::{self, Passing};
 use super::sink::Totals;
 use crate::engine::{CallRecord, Finish, Record, RoundRecord, Turn};
 use crate::telemetry::{Telemetry, metrics};
+use crate::upstream::Upstream;
 use crate::wire::failure::{Failure, FailureKind};
 use crate::wire::raw::Raw;
 use crate::wire::tool::OutcomeKind;
@@ -32,7 +34,7 @@ impl Summary<'_> {
         let mut own = json!({
             "rounds": record.rounds.len(),
             "tool_calls": record.calls.len(),
-            "parallel": plan.decision.to_string(),
+            "parallel": self.turn.decision().to_string(),
         });
         if self.turn.usage().is_partial() {
             own["usage_partial"] = Value::Bool(true);
@@ -112,6 +114,9 @@ impl Summary<'_> {
         for (i, round) in record.rounds.iter().enumerate() {
             self.record_round(round, i + 1 == record.rounds.len());
         }
+        for call in &record.calls {
+            self.record_not_run(call);
+        }
         for limit in &record.limits {
             telemetry.counter(metrics::LIMIT_HITS, &[("limit", limit.word().into())]).increment(1);
         }
@@ -129,6 +134,18 @@ impl Summary<'_> {
             telemetry.counter(metrics::TOKENS, &labels).increment(count);
         }
         self.log(outcome, tokens[0].1, tokens[1].1);
+    }
+
+    /// A call of a known tool that was over before it could start: its arguments were no JSON, or it
+    /// got no slot in time. The others are counted where they run.
+    fn record_not_run(&self, call: &CallRecord) {
+        let waited = call.ended.map(|ended| ended.saturating_sub(call.queued));
+        let (true, None, false, Some(waited)) = (call.known, call.started, call.shared, waited) else {
+            return;
+        };
+        if let Some(outcome @ (OutcomeKind::InvalidArguments | OutcomeKind::Timeout)) = call.outcome {
+            call_ended(&self.started.parts.telemetry, &call.tool, waited, Duration::ZERO, outcome);
+        }
     }
 
     fn record_round(&self, round: &RoundRecord, last: bool) {
@@ -154,7 +171,7 @@ impl Summary<'_> {
             team = %started.team.name,
             model = %started.request.model,
             upstream = %started.route.upstream.name,
-            parallel = %started.plan.decision,
+            parallel = %self.turn.decision(),
             rounds = record.rounds.len(),
             tool_calls = record.calls.len(),
             outcome,
@@ -172,6 +189,28 @@ impl Summary<'_> {
             }
         }
     }
+}
+
+/// A chat that went through: a turn of one round, in which nothing had to be done.
+pub(super) fn relayed(passing: &Passing, turn: &pass::Turn, outcome: &'static str, tokens: (u64, u64)) {
+    let telemetry = &passing.telemetry;
+    let team = ("team", passing.team.clone().into());
+    telemetry.histogram(metrics::INFERENCE_CALLS, std::slice::from_ref(&team)).record(1.0);
+    telemetry.counter(metrics::TURNS, &[team, ("outcome", outcome.into())]).increment(1);
+    tracing::info!(
+        request_id = %turn.request_id,
+        team = %passing.team,
+        model = %turn.model,
+        upstream = %passing.upstream.name,
+        parallel = %turn.decision,
+        rounds = 1,
+        tool_calls = 0,
+        outcome,
+        ms = millis(passing.since.elapsed()),
+        input_tokens = tokens.0,
+        output_tokens = tokens.1,
+        "turn"
+    );
 }
 
 fn millis(time: Duration) -> f64 {
@@ -230,12 +269,11 @@ pub(super) fn asked_again(started: &Started, why: FailureKind) {
 }
 
 /// The upstream does not take `parallel_tool_calls` for this model.
-pub(super) fn learned(started: &Started) {
-    let upstream = &started.route.upstream;
-    upstream.learn_no_parallel(&started.request.model);
+pub(super) fn learned(telemetry: &Telemetry, upstream: &Upstream, model: &str) {
+    upstream.learn_no_parallel(model);
     let labels = [("upstream", upstream.name.clone().into())];
-    started.parts.telemetry.counter(metrics::PARALLEL_LEARNED, &labels).increment(1);
-    tracing::warn!(upstream = %upstream.name, model = %started.request.model, "the upstream does not take parallel_tool_calls for this model; it is left out from now on (set `parallel_tool_calls: false` on the route to say so yourself)");
+    telemetry.counter(metrics::PARALLEL_LEARNED, &labels).increment(1);
+    tracing::warn!(upstream = %upstream.name, %model, "the upstream does not take parallel_tool_calls for this model; it is left out from now on (set `parallel_tool_calls: false` on the route to say so yourself)");
 }
 
 /// A call ended.

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use http::{Request, Response, StatusCode};
+use http::{HeaderName, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::rt::Executor;
 use hyper::server::conn::{http1, http2};
@@ -43,6 +43,7 @@ use super::{Handler, Peer};
 /// After the client left, or was told goodbye: how long hyper may take to end by itself.
 const MOMENT: Duration = Duration::from_millis(50);
 const GOODBYE: Duration = Duration::from_secs(1);
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// A request's head.
 const HEAD_BYTES: usize = 64 * 1024;
 const HEADERS: usize = 100;
@@ -183,10 +184,15 @@ async fn answer<H: Handler>(
     exchange: Exchange,
 ) -> Result<Response<Answer<H::Body>>, NoError> {
     let (head, body) = request.into_parts();
-    let own = |response: Response<Bytes>, exchange| Ok(response.map(|bytes| Answer::own(bytes, exchange)));
+    let own = |mut response: Response<Bytes>, headers, exchange| {
+        response.headers_mut().extend(headers);
+        Ok(response.map(|bytes| Answer::own(bytes, exchange)))
+    };
     if let Err(refusal) = gate::check(&head) {
-        return own(refusal.answer(), exchange);
+        return own(refusal.answer(), handler.headers(&head.headers), exchange);
     }
+    // After a panic the request is gone; its id has to be known all the same.
+    let id = head.headers.get(REQUEST_ID).cloned();
     let handled =
         AssertUnwindSafe(handler.handle(Request::from_parts(head, body), peer)).catch_unwind().await;
     match handled {
@@ -194,7 +200,9 @@ async fn answer<H: Handler>(
         Err(_) => {
             error!("a request's handler panicked");
             let message = "the proxy failed while answering this request; its log says more";
-            own(gate::error(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", message), exchange)
+            let answer = gate::error(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", message);
+            let known = id.into_iter().map(|id| (REQUEST_ID, id)).collect();
+            own(answer, handler.headers(&known), exchange)
         }
     }
 }

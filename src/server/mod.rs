@@ -14,7 +14,7 @@ use std::error::Error;
 use std::net::SocketAddr;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response};
 use hyper::body::Incoming;
 use tokio_util::sync::CancellationToken;
 
@@ -35,6 +35,7 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 mod tls;
+pub mod visitors;
 
 /// What answers the requests of a listener.
 ///
@@ -53,6 +54,12 @@ pub trait Handler: Send + Sync + 'static {
         request: Request<Incoming>,
         peer: Peer,
     ) -> impl Future<Output = Response<Self::Body>> + Send;
+
+    /// Headers for an answer that is given in its stead, to a request with these headers: one whose
+    /// head is not sound, or one that it panicked over.
+    fn headers(&self, _request: &HeaderMap) -> HeaderMap {
+        HeaderMap::new()
+    }
 }
 
 /// Who asked.

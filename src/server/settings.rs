@@ -15,7 +15,7 @@ pub struct Tls {
     pub key: String,
 }
 
-/// `admin:`: the listener of health, metrics and the inspector.
+/// `admin:`: the listener of health and metrics.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Admin {
@@ -36,6 +36,8 @@ impl Default for Admin {
 #[serde(default, deny_unknown_fields)]
 #[schemars(rename = "Server")]
 pub struct Settings {
+    /// `Host` names the proxy answers to beside loopback ones while it asks for no keys.
+    pub hosts: Vec<String>,
     /// The whole head of a request; also the TLS handshake.
     pub header_timeout: Span,
     /// The whole body of a chat request.
@@ -59,6 +61,7 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
+            hosts: Vec::new(),
             header_timeout: Span::seconds(10),
             body_timeout: Span::seconds(30),
             body_rate: Size::kib(1),

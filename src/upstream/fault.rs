@@ -30,8 +30,11 @@ fn connecting(error: &(dyn Error + 'static)) -> FailureKind {
         Some(ConnectError::Unresolved) => FailureKind::Unresolved,
         Some(ConnectError::Timeout) => FailureKind::ConnectTimeout,
         // A handshake that ends early is an io error inside the TLS stream; only `https` gets there.
-        None => match find::<io::Error>(error).map(io::Error::kind) {
-            Some(io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData) => FailureKind::Tls,
+        // (A connection that is not taken at all is refused, never reset.)
+        None => match find::<io::Error>(error).map(cause) {
+            Some(
+                io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData | io::ErrorKind::ConnectionReset,
+            ) => FailureKind::Tls,
             Some(io::ErrorKind::TimedOut) => FailureKind::ConnectTimeout,
             Some(_) | None => FailureKind::Unreachable,
         },
@@ -66,6 +69,12 @@ fn find<'a, E: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a 
     None
 }
 
+/// The kind of the io error at the bottom; the layers above say `Other`.
+fn cause(error: &io::Error) -> io::ErrorKind {
+    let inner: Option<&(dyn Error + 'static)> = error.get_ref().map(|inner| inner as _);
+    inner.and_then(find::<io::Error>).map_or(error.kind(), cause)
+}
+
 /// An error with its causes, for the log.
 fn chain(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
@@ -79,7 +88,8 @@ fn chain(error: &(dyn Error + 'static)) -> String {
 }
 
 /// `retry-after`, in seconds or as a date, or OpenAI's `retry-after-ms`.
-pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+#[must_use]
+pub fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = |name: &str| headers.get(name)?.to_str().ok().map(str::trim);
     if let Some(millis) = text("retry-after-ms").and_then(|t| t.parse::<f64>().ok()) {
         return Duration::try_from_secs_f64(millis / 1000.0).ok();

@@ -16,5 +16,6 @@ mod route;
 pub mod settings;
 
 pub use client::{AskHead, BuildError, Sent, Upstream};
+pub use fault::retry_after;
 pub use reply::{Expect, Heard, Reply};
 pub use route::{Route, Routes};

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt;
 use http::header::CONTENT_TYPE;
 use http::{Response, StatusCode};
 use http_body_util::BodyExt;
@@ -17,6 +18,8 @@ use crate::wire::failure::{Failure, FailureKind};
 use crate::wire::raw::depth;
 use crate::wire::reply::{Decoded, Piece, decode};
 
+/// How long the end of a reply that is complete is waited for, so that its connection can serve again.
+const REST: Duration = Duration::from_secs(1);
 /// The most of an error's body that is read, in bytes.
 const LARGEST_ERROR: usize = 1024 * 1024;
 
@@ -56,6 +59,8 @@ pub struct Reply {
     stall: Duration,
     deadline: Instant,
     received: usize,
+    /// The body of a stream that said it was complete before it ended.
+    rest: Option<Incoming>,
 }
 
 impl std::fmt::Debug for Reply {
@@ -89,13 +94,13 @@ enum Stage {
 impl Reply {
     pub(super) fn new(asked: Pending, expect: Expect, head: Duration, stall: Duration) -> Self {
         let deadline = Instant::now() + head;
-        Self { stage: Stage::Asked(Box::new(asked)), expect, stall, deadline, received: 0 }
+        Self { stage: Stage::Asked(Box::new(asked)), expect, stall, deadline, received: 0, rest: None }
     }
 
     pub(super) fn failed(failure: Failure) -> Self {
         let expect = Expect { stream: false, legacy: false, reply: 0, event: 0 };
         let last = Stage::Last(Some(Heard::Failed(Box::new(failure))));
-        Self { stage: last, expect, stall: Duration::ZERO, deadline: Instant::now(), received: 0 }
+        Self { stage: last, expect, stall: Duration::ZERO, deadline: Instant::now(), received: 0, rest: None }
     }
 
     /// Waits for what comes next and adds pieces to `pieces`. May be dropped and asked again: nothing
@@ -105,6 +110,19 @@ impl Reply {
             Ok(heard) => heard,
             Err(_) => self.end(Failure::new(FailureKind::Timeout, "no progress in time")),
         }
+    }
+
+    /// What is left of a reply that is complete: its end. Reading it lets the connection serve again.
+    /// `None` if there is nothing to wait for.
+    pub fn into_rest(self) -> Option<impl Future<Output = ()> + Send + 'static> {
+        let mut body = self.rest?;
+        if let Some(None) = body.frame().now_or_never() {
+            return None;
+        }
+        Some(async move {
+            let end = async { while let Some(Ok(_)) = body.frame().await {} };
+            let _late = tokio::time::timeout(REST, end).await;
+        })
     }
 
     async fn heard(&mut self, pieces: &mut Vec<Piece>) -> Heard {
@@ -213,10 +231,13 @@ impl Reply {
                         Read::Failed(failure) => return Some(self.end(failure)),
                     }
                 }
-                if matches!(self.stage, Stage::Stream { done: true, .. }) {
+                if *done {
                     // Nothing that matters comes after [DONE]; an upstream that keeps the connection
                     // open must not keep the turn waiting.
-                    self.stage = Stage::Last(Some(Heard::Ended { done: true }));
+                    let last = Stage::Last(Some(Heard::Ended { done: true }));
+                    if let Stage::Stream { body, .. } = std::mem::replace(&mut self.stage, last) {
+                        self.rest = Some(body);
+                    }
                 }
                 (pieces.len() > before).then(|| {
                     self.deadline = Instant::now() + self.stall;

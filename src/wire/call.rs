@@ -108,7 +108,9 @@ impl Call {
         matches!(self.arguments, Arguments::Value(_))
     }
 
-    fn has_arguments(&self) -> bool {
+    /// Whether the model wrote any arguments so far.
+    #[must_use]
+    pub fn has_arguments(&self) -> bool {
         match &self.arguments {
             Arguments::Text(text) => !text.is_empty(),
             Arguments::Value(_) => true,

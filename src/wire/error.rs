@@ -43,6 +43,12 @@ impl ErrorReply {
         Self::new(400, "invalid_value", message).about(param)
     }
 
+    /// 503 `shutting_down`: the process ends.
+    #[must_use]
+    pub fn shutting_down() -> Self {
+        Self::new(503, "shutting_down", "This gateway is being restarted. Try again.").retry_after(1)
+    }
+
     /// Names the member of the request that is at fault.
     #[must_use]
     pub fn about(mut self, param: &str) -> Self {

@@ -1,10 +1,16 @@
 //! What the integration tests lean on: the lab (a scripted upstream and tool server), the library
-//! of habits of real upstreams it can play, a plain client, and one shape for all answers.
+//! of habits of real upstreams it can play, a plain client, one shape for all answers, and the demo.
 
 #![allow(dead_code, reason = "each test binary uses its own part of the support")]
 #![allow(unreachable_pub, reason = "a support module has no outside to be reached from")]
 
 pub mod client;
+pub mod demo;
 pub mod fold;
+pub mod gateway;
 pub mod lab;
+pub mod process;
+pub mod proxy;
+pub mod raw;
 pub mod scripts;
+pub mod tls;

@@ -1,7 +1,7 @@
 //! A chat: read, planned, then relayed or made a turn.
 
 use bytes::Bytes;
-use http::header::CONTENT_TYPE;
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use hyper::body::Incoming;
 
@@ -11,6 +11,7 @@ use crate::policy::parallel::Decision;
 use crate::policy::pattern::fits_any;
 use crate::policy::plan::{Circumstances, Plan, Rules, plan};
 use crate::relay::body::Body;
+use crate::relay::headers::{self, to_upstream};
 use crate::relay::pass::{self, Passing};
 use crate::relay::{Client, Started, begin, first_question};
 use crate::telemetry::metrics;
@@ -58,7 +59,7 @@ impl Proxy {
             Plan::Turn(turn) => turn.decision,
         };
         tell(&mut asked, decision);
-        let headers = pass::to_upstream(&parts.headers, &asked.request_id, true);
+        let mut headers = to_upstream(&parts.headers, &asked.request_id, true);
         match planned {
             _ if is_dry_run(&parts.headers)? => Ok(dry_run(&asked, &request, &planned, &body, &route)),
             Plan::Relay { rewrite, .. } => {
@@ -70,13 +71,26 @@ impl Proxy {
                     model: route.model.clone(),
                     since: asked.since,
                     headers: asked.headers,
+                    shutdown: self.shutdown.clone(),
+                    turn: Some(pass::Turn {
+                        request_id: asked.request_id,
+                        model: request.model.clone(),
+                        decision,
+                    }),
                 };
-                let response = passing
-                    .pass(Method::POST, "/chat/completions", headers, pass::Request::Whole(body))
-                    .await;
-                Ok(holding(response, (place, reservation)))
+                let chat = pass::Chat {
+                    body,
+                    model: &request.model,
+                    without: &|| rewritten(&request, Decision::UNSUPPORTED),
+                };
+                let response =
+                    passing.pass(Method::POST, "/chat/completions", headers, pass::Request::Chat(chat)).await;
+                Ok(holding(response, (place, reservation, asked.in_flight)))
             }
             Plan::Turn(plan) => {
+                // The key names the client's request, not the several a turn makes of it: an upstream
+                // that honours it would answer every round like the first.
+                headers.remove("idempotency-key");
                 let server = &asked.snapshot.server;
                 let client = Client {
                     headers: asked.headers,
@@ -123,15 +137,15 @@ impl Drop for TurnInFlight {
 }
 
 fn content_type(headers: &HeaderMap) -> Result<(), Refusal> {
-    match text(headers, CONTENT_TYPE.as_str()) {
-        Some(kind) if !is_json(kind) => Err(ErrorReply::new(
-            415,
-            "unsupported_media_type",
-            "The body has to be JSON: send the header `content-type: application/json`.",
-        )
-        .into()),
-        Some(_) | None => Ok(()),
+    let refuse = |message: &str| Err(ErrorReply::new(415, "unsupported_media_type", message).into());
+    if text(headers, CONTENT_TYPE.as_str()).is_some_and(|kind| !is_json(kind)) {
+        return refuse("The body has to be JSON: send the header `content-type: application/json`.");
     }
+    if text(headers, CONTENT_ENCODING.as_str()).is_some_and(|coding| !coding.eq_ignore_ascii_case("identity"))
+    {
+        return refuse("The body has to be sent as it is: leave out the header `content-encoding`.");
+    }
+    Ok(())
 }
 
 /// Puts parked results back; whether there were any.
@@ -166,15 +180,14 @@ fn rules(asked: &Asked, route: &Route) -> Rules {
             .unwrap_or(global.strict_parallel),
         interim_text: route.policy.interim_text.or(team.policy.interim_text).unwrap_or(global.interim_text),
         call_timeout_cap: cap,
+        keep_content: asked.snapshot.parts.log_content,
         limits: if lowered == **limits { limits.clone() } else { lowered.into() },
     }
 }
 
 /// Writes the decision where people look for it.
 fn tell(asked: &mut Asked, decision: Decision) {
-    if let Ok(value) = HeaderValue::from_str(&decision.to_string()) {
-        asked.headers.insert("x-fanfold-parallel", value);
-    }
+    headers::tell(&mut asked.headers, decision);
     let labels = [("decision", decision.word().into()), ("reason", decision.reason.word().into())];
     asked.snapshot.parts.telemetry.counter(metrics::DECISIONS, &labels).increment(1);
 }
@@ -196,18 +209,24 @@ fn rewritten(request: &ChatRequest, decision: Decision) -> Bytes {
 
 /// `x-fanfold-tools: name,name` or `none`.
 fn named_tools(headers: &HeaderMap) -> Result<Option<Vec<String>>, Refusal> {
-    let Some(list) = text(headers, "x-fanfold-tools") else { return Ok(None) };
-    if list.trim().eq_ignore_ascii_case("none") {
+    let wrong = |why: String| ErrorReply::invalid_value("x-fanfold-tools", why);
+    let mut names = Vec::new();
+    let mut lines = headers.get_all("x-fanfold-tools").iter().peekable();
+    if lines.peek().is_none() {
+        return Ok(None);
+    }
+    for line in lines {
+        let line =
+            line.to_str().map_err(|_| wrong("The header names tools by letters, digits, _ and -.".into()))?;
+        names.extend(line.split(',').map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()));
+    }
+    if let [only] = names.as_slice()
+        && only.eq_ignore_ascii_case("none")
+    {
         return Ok(Some(Vec::new()));
     }
-    let names: Vec<String> =
-        list.split(',').map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()).collect();
     if names.len() > MOST_NAMED {
-        let error = ErrorReply::invalid_value(
-            "x-fanfold-tools",
-            format!("The header names more than {MOST_NAMED} tools."),
-        );
-        return Err(error.into());
+        return Err(wrong(format!("The header names more than {MOST_NAMED} tools.")).into());
     }
     Ok(Some(names))
 }

@@ -10,9 +10,11 @@
 mod chat;
 mod models;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use bytes::Bytes;
 use http::header::{ALLOW, AUTHORIZATION, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use hyper::body::Incoming;
@@ -20,13 +22,16 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::body::{self, BodyError, Bounds, Held, InFlightBudget};
 use super::drain::{Drain, Stage};
 use super::settings::Settings;
+use super::visitors::{Foreign, Visitors};
 use super::{Handler, Peer};
 use crate::policy::settings as policy;
 use crate::relay::body::Body;
+use crate::relay::headers::to_upstream;
 use crate::relay::pass::{self, Passing};
 use crate::relay::{Parts, error_response};
 use crate::team::{Team, Teams};
@@ -77,6 +82,8 @@ impl Snapshot {
 
 /// The proxy.
 pub struct Proxy {
+    /// Where it listens.
+    pub address: SocketAddr,
     /// The current snapshot.
     pub snapshot: Arc<ArcSwap<Snapshot>>,
     /// The stage of stopping.
@@ -100,6 +107,8 @@ struct Asked {
     headers: HeaderMap,
     since: Instant,
     peer: Peer,
+    /// The drain waits as long as this is held.
+    in_flight: TaskTrackerToken,
 }
 
 impl Handler for Proxy {
@@ -108,17 +117,26 @@ impl Handler for Proxy {
     async fn handle(&self, request: Request<Incoming>, peer: Peer) -> Response<Body> {
         let since = Instant::now();
         let request_id = request_id(request.headers());
-        let mut headers = HeaderMap::new();
-        if let Ok(value) = HeaderValue::from_str(&request_id) {
-            headers.insert("x-request-id", value);
-        }
-        headers.insert("x-fanfold-parallel", HeaderValue::from_static(NO_DECISION));
+        let headers = of_every_response(&request_id);
         let answered = match self.admit(&request, &peer, request_id, headers.clone(), since) {
             Ok(asked) => self.answer(request, asked).await,
             Err(error) => Err(error),
         };
         answered.unwrap_or_else(|refusal| refusal.into_response(headers))
     }
+
+    fn headers(&self, request: &HeaderMap) -> HeaderMap {
+        of_every_response(&request_id(request))
+    }
+}
+
+fn of_every_response(request_id: &str) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    if let Ok(value) = HeaderValue::from_str(request_id) {
+        headers.insert("x-request-id", value);
+    }
+    headers.insert("x-fanfold-parallel", HeaderValue::from_static(NO_DECISION));
+    headers
 }
 
 /// A request that is not served: the error, and a header only some have.
@@ -159,15 +177,31 @@ impl Proxy {
             return Err(wrong_path(path).into());
         }
         let snapshot = self.snapshot.load_full();
+        self.visitor(&snapshot, request)?;
         let team = snapshot.teams.of_key(key(request.headers())).map_err(|_| unknown_key())?;
         if self.drain.stage() >= Stage::Refusing {
-            let error = ErrorReply::new(503, "shutting_down", "This gateway is being restarted. Try again.");
-            return Err(error.retry_after(1).into());
+            return Err(ErrorReply::shutting_down().into());
         }
         if request.headers().get("x-stainless-retry-count").is_some_and(|count| count != "0") {
             snapshot.parts.telemetry.counter(metrics::CLIENT_RETRIES, &[]).increment(1);
         }
-        Ok(Asked { snapshot, team, request_id, headers, since, peer: peer.clone() })
+        let in_flight = self.tasks.token();
+        Ok(Asked { snapshot, team, request_id, headers, since, peer: peer.clone(), in_flight })
+    }
+
+    /// Without keys, a web page must not reach this listener through its visitor's browser.
+    fn visitor(&self, snapshot: &Snapshot, request: &Request<Incoming>) -> Result<(), Refusal> {
+        if snapshot.teams.asks_for_keys() || !self.address.ip().is_loopback() {
+            return Ok(());
+        }
+        let visitors = Visitors::new(self.address, &snapshot.server.hosts);
+        visitors.check_api(request.uri(), request.headers()).map_err(|foreign| {
+            let message = match foreign {
+                Foreign::Host => "Without keys this gateway answers to loopback names only: use http://127.0.0.1 or http://localhost, add the name to `server.hosts`, or set up keys (`teams`).",
+                Foreign::Origin => "Without keys this gateway does not answer pages of other sites. Set up keys (`teams`) to use it from there.",
+            };
+            ErrorReply::new(403, "foreign_visitor", message).into()
+        })
     }
 
     async fn answer(&self, request: Request<Incoming>, asked: Asked) -> Result<Response<Body>, Refusal> {
@@ -177,6 +211,12 @@ impl Proxy {
             (CHAT, _) => Err(wrong_method("GET, POST")),
             ("/v1/models", &Method::GET) => Ok(models::list(&asked).await),
             ("/v1/models", _) => Err(wrong_method("GET")),
+            (path, &Method::GET) if path.starts_with("/v1/models/") => {
+                let id = path.trim_start_matches("/v1/models/");
+                let id = percent_encoding::percent_decode_str(id).decode_utf8_lossy().into_owned();
+                route(&asked, &id)?;
+                self.relay(request, asked).await
+            }
             _ => self.relay(request, asked).await,
         }
     }
@@ -207,17 +247,21 @@ impl Proxy {
         let place = self.place(&asked.team)?;
         let (parts, incoming) = request.into_parts();
         let rest = parts.uri.path_and_query().map_or("", |p| p.as_str()).trim_start_matches("/v1").to_owned();
-        let headers = pass::to_upstream(&parts.headers, &asked.request_id, false);
-        let (upstream, model, body) = if self.routed_by_model(&parts.headers, &parts.method, &asked) {
-            let held = self.read(&asked, &parts.headers, incoming).await?;
-            let (route, body) = route_of_body(&asked, held)?;
-            (route.upstream.clone(), route.model.clone(), pass::Request::Whole(body))
-        } else {
-            let upstream = asked.snapshot.routes.any().cloned().ok_or_else(|| no_model("-"))?;
-            let sent =
-                http_body_util::BodyExt::boxed_unsync(http_body_util::BodyExt::map_err(incoming, Into::into));
-            (upstream, metrics::OTHER.into(), pass::Request::Streamed(sent))
-        };
+        let headers = to_upstream(&parts.headers, &asked.request_id, false);
+        let (upstream, model, body, reservation) =
+            if self.routed_by_model(&parts.headers, &parts.method, &asked) {
+                let held = self.read(&asked, &parts.headers, incoming).await?;
+                let (body, reservation) = held.into_parts();
+                let route = route_of_body(&asked, &body)?;
+                (route.upstream.clone(), route.model.clone(), pass::Request::Whole(body), Some(reservation))
+            } else {
+                let upstream = asked.snapshot.routes.any().cloned().ok_or_else(|| no_model("-"))?;
+                let sent = http_body_util::BodyExt::boxed_unsync(http_body_util::BodyExt::map_err(
+                    incoming,
+                    Into::into,
+                ));
+                (upstream, metrics::OTHER.into(), pass::Request::Streamed(sent), None)
+            };
         let passing = Passing {
             upstream,
             telemetry: asked.snapshot.parts.telemetry.clone(),
@@ -225,8 +269,11 @@ impl Proxy {
             model,
             since: asked.since,
             headers: asked.headers,
+            shutdown: self.shutdown.clone(),
+            turn: None,
         };
-        Ok(holding(passing.pass(parts.method, &rest, headers, body).await, place))
+        let response = passing.pass(parts.method, &rest, headers, body).await;
+        Ok(holding(response, (place, reservation, asked.in_flight)))
     }
 
     /// Whether the body has to be looked at: the model decides where it goes, or whether it may.
@@ -265,9 +312,8 @@ fn holding<H: Send + 'static>(response: Response<Body>, held: H) -> Response<Bod
     Response::from_parts(parts, Body::boxed(body))
 }
 
-fn route_of_body(asked: &Asked, held: Held) -> Result<(Arc<crate::upstream::Route>, bytes::Bytes), Refusal> {
-    let (body, _reservation) = held.into_parts();
-    let members = Members::read(&body).map_err(|e| {
+fn route_of_body(asked: &Asked, body: &Bytes) -> Result<Arc<crate::upstream::Route>, Refusal> {
+    let members = Members::read(body).map_err(|e| {
         ErrorReply::new(
             400,
             "invalid_json",
@@ -275,7 +321,7 @@ fn route_of_body(asked: &Asked, held: Held) -> Result<(Arc<crate::upstream::Rout
         )
     })?;
     let model = members.find("model").and_then(|raw| raw.as_string()).unwrap_or_default();
-    Ok((route(asked, &model)?, body))
+    route(asked, &model)
 }
 
 /// The route of a model the team may use.

@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 use super::Asked;
 use crate::relay::body::Body;
 use crate::relay::error_response;
-use crate::relay::pass::to_upstream;
+use crate::relay::headers::to_upstream;
 use crate::wire::failure::{Failure, FailureKind};
 use crate::wire::raw::Raw;
 

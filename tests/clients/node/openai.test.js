@@ -157,6 +157,15 @@ for (const end of ['end', 'close', 'reset']) {
   });
 }
 
+for (const end of ['end', 'close', 'reset']) {
+  test(`a relayed stream that breaks off raises: ${end}`, async () => {
+    const steps = [{ events: BEGUN }, { wait_ms: 50 }, end];
+    const model = await lab.script(`js-relay-${end}`, [{ steps }], { repeat: true });
+    const relayed = openai.withOptions({ defaultHeaders: { 'x-fanfold-tools': 'none' } });
+    await assert.rejects(ask(relayed, true, model), OpenAI.APIError);
+  });
+}
+
 describe('the stream helper', () => {
   test('direct: plain text', async () => {
     const model = await lab.script('js-h-plain', [says('one two three four five')]);
@@ -182,6 +191,18 @@ describe('the stream helper', () => {
     const { choices: [{ message, finish_reason }] } = await stream.finalChatCompletion();
     assert.deepEqual(message.tool_calls.map((c) => [c.id, c.function.name]), [['call_l', 'get_location']]);
     assert.equal(finish_reason, 'tool_calls');
+  });
+
+  test('over the text of three rounds', async () => {
+    const model = await lab.script('js-h-three', [
+      says('Paris first.', [call('get_weather', { city: 'Paris' })]),
+      says('Now Lima.', [call('get_weather', { city: 'Lima' })]),
+      says('Both are fine.'),
+    ]);
+    const stream = openai.chat.completions.stream({ model, messages: HI, stream_options: { include_usage: true } });
+    const { choices: [{ message }], usage } = await stream.finalChatCompletion();
+    assert.equal(message.content, 'Paris first.\n\nNow Lima.\n\nBoth are fine.');
+    assert.equal(usage.total_tokens, 45);
   });
 
   test('an error in the middle raises', async () => {

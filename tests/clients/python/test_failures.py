@@ -82,6 +82,21 @@ def test_a_stream_that_breaks_off_raises_whatever_way_it_ends(client, lab, end):
         ask(client, True, model)
 
 
+@pytest.mark.parametrize("end", ["end", "close", "reset"])
+def test_a_relayed_stream_that_breaks_off_raises_whatever_way_it_ends(client, lab, end):
+    steps = {"steps": [{"events": BEGUN}, {"wait_ms": 50}, end]}
+    model = lab.script(f"py-f-relay-{end}", steps, repeat=True)
+    with pytest.raises(openai.APIError) as raised:
+        ask(client, True, model, extra_headers={"x-fanfold-tools": "none"})
+    assert raised.value.code == "upstream_truncated"
+
+
+def test_an_error_in_the_middle_of_a_relayed_stream_raises(client, lab):
+    model = lab.script("py-f-relay-mid", {"steps": [{"events": [*BEGUN, OUCH]}]}, repeat=True)
+    with pytest.raises(openai.APIError, match="ouch"):
+        ask(client, True, model, extra_headers={"x-fanfold-tools": "none"})
+
+
 def test_a_whole_answer_that_breaks_off_is_a_502(client, lab):
     both = {"whole": [CUT, {"send": '{"id":"c1",'}, "close"], "stream": [{"events": BEGUN}, "close"]}
     model = lab.script("py-f-short", both, repeat=True, advance="requests")

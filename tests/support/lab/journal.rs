@@ -33,7 +33,7 @@ pub enum What {
     /// A connection ended.
     Closed { by: By },
     /// A request was read to its end (or to the end of its head, for an early script).
-    Request(Request),
+    Request(Box<Request>),
     /// The answer to entry `request` ended.
     Answered { request: u64, how: How },
     /// A tool began to work on entry `request`.
@@ -52,6 +52,9 @@ pub struct Request {
     pub headers: BTreeMap<String, String>,
     /// The body as JSON; a text if it is none.
     pub body: Value,
+    /// The body as it came, for what reading it as JSON would change.
+    #[serde(skip)]
+    pub text: Box<str>,
     /// The script that answers it.
     pub script: Option<String>,
     /// The round of that script, from 0.
@@ -113,7 +116,7 @@ impl Snapshot {
     /// All requests, in order.
     pub fn requests(&self) -> impl Iterator<Item = (&Entry, &Request)> {
         self.entries.iter().filter_map(|entry| match &entry.what {
-            What::Request(request) => Some((entry, request)),
+            What::Request(request) => Some((entry, &**request)),
             What::Opened
             | What::Closed { .. }
             | What::Answered { .. }

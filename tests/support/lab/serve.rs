@@ -89,9 +89,10 @@ impl Connection {
                 self.control(&head, &body, &mut write).await?;
                 continue;
             }
-            let plan = self.plan(&head, &shown(&body));
+            let mut plan = self.plan(&head, &shown(&body));
+            plan.noted.text = String::from_utf8_lossy(&body).into();
             let tool = plan.noted.tool.clone();
-            let request = self.state.journal.note(self.id, What::Request(plan.noted));
+            let request = self.state.journal.note(self.id, What::Request(Box::new(plan.noted)));
             let steps = match &tool {
                 Some(label) => self.start(label, request, &head, &shown(&body)),
                 None => plan.steps,

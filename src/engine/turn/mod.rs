@@ -1,21 +1,29 @@
-//! The state machine itself.
+//! The state machine itself: asking, hearing, showing, time and ends. What becomes of calls is in
+//! `calls`, what follows a round in `settle`.
+
+mod calls;
+mod ids;
+mod settle;
+mod words;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::record::{CallRecord, Record, RoundRecord};
-use super::round::{Round, Stands, Whose, unknown};
-use super::{Action, Ask, AskId, Elapsed, Finish, Input, Limit, Parked, Part, Run, RunId, Show, Slot};
+use self::calls::stopped;
+use self::ids::Ids;
+use super::record::{Record, RoundRecord};
+use super::round::{Round, Stands, Whose};
+use super::{Action, Ask, AskId, Elapsed, Finish, Input, Limit, Part, RunId, Show};
+use crate::policy::parallel::Decision;
 use crate::policy::plan::TurnPlan;
 use crate::policy::settings::InterimText;
 use crate::wire::error::ErrorReply;
 use crate::wire::failure::{Failure, FailureKind};
-use crate::wire::message;
 use crate::wire::raw::{Member, Members, Raw};
 use crate::wire::reply::{FinishReason, Head, Piece};
 use crate::wire::request::Choice;
-use crate::wire::tool::{Effect, OnDisconnect, Outcome, OutcomeKind, OwnedTool};
+use crate::wire::tool::{OnDisconnect, Outcome, OutcomeKind};
 use crate::wire::usage::Sum;
 
 /// When the head of a streamed answer goes out although the upstream, which accepted, says nothing.
@@ -113,6 +121,12 @@ impl Turn {
         &self.usage
     }
 
+    /// The decision about parallel calls, as far as the upstream took it.
+    #[must_use]
+    pub fn decision(&self) -> Decision {
+        if self.omit_parallel { Decision::UNSUPPORTED } else { self.plan.decision }
+    }
+
     /// What happened so far.
     #[must_use]
     pub const fn record(&self) -> &Record {
@@ -185,9 +199,7 @@ impl Turn {
             Input::Tick => self.tick(actions),
             Input::ClientGone => self.leave(actions),
             Input::Shutdown => {
-                let error =
-                    ErrorReply::new(503, "shutting_down", "This gateway is being restarted. Try again.");
-                self.fail(error.retry_after(1), actions);
+                self.fail(ErrorReply::shutting_down(), actions);
             }
         }
     }
@@ -388,308 +400,6 @@ impl Turn {
         self.settle(actions);
     }
 
-    // ---- running
-
-    /// Every call of ours that has not started is queued, shared or refused.
-    fn take_calls(&mut self, actions: &mut Vec<Action>) {
-        let Stage::Round(round) = &self.stage else { return };
-        let waiting: Vec<usize> = (0..round.standings.len())
-            .filter(|at| {
-                round.standings[*at].is_ours() && matches!(round.standings[*at].stands, Stands::Coming)
-            })
-            .collect();
-        for at in waiting {
-            self.take_call(at);
-        }
-        self.fill_slots(actions);
-    }
-
-    fn start_early(&mut self, at: usize, actions: &mut Vec<Action>) {
-        let Stage::Round(round) = &self.stage else { return };
-        if !self.is_last && round.may_start_early(at) {
-            self.take_call(at);
-            self.fill_slots(actions);
-        }
-    }
-
-    /// Decides about one call whose arguments are complete.
-    fn take_call(&mut self, at: usize) {
-        let Stage::Round(round) = &mut self.stage else { return };
-        let call = round.call(at);
-        let arguments = call.arguments();
-        let known = matches!(round.standings[at].whose, Whose::Owned(_));
-        self.record.calls.push(CallRecord {
-            round: self.round,
-            id: call.id.clone(),
-            tool: match &round.standings[at].whose {
-                Whose::Owned(tool) => tool.name.clone(),
-                Whose::Open | Whose::Foreign(_) | Whose::Nobody => call.name.as_str().into(),
-            },
-            known,
-            arguments: self.plan.transcript.then_some(arguments),
-            queued: self.now,
-            started: None,
-            ended: None,
-            outcome: None,
-            result: None,
-            shared: false,
-        });
-        round.standings[at].record = Some(self.record.calls.len() - 1);
-        round.mark(at);
-        if let Some(refusal) = self.refusal(at) {
-            self.done(at, refusal);
-            return;
-        }
-        self.calls += 1;
-        let Stage::Round(round) = &mut self.stage else { return };
-        match round.twin(at) {
-            Some(twin) => {
-                if let Some(record) = round.standings[at].record {
-                    self.record.calls[record].shared = true;
-                }
-                let result = round.outcome(twin).cloned();
-                round.standings[at].stands = Stands::SharedWith(twin);
-                if let Some(outcome) = result {
-                    self.done(at, outcome);
-                }
-            }
-            None => round.standings[at].stands = Stands::Queued,
-        }
-    }
-
-    /// Why a call is not run, if it is not.
-    fn refusal(&mut self, at: usize) -> Option<Outcome> {
-        let Stage::Round(round) = &self.stage else { return None };
-        let call = round.call(at);
-        if self.is_last {
-            return Some(Outcome::failed(OutcomeKind::Stopped, "not run: the limit of this turn is reached"));
-        }
-        let most = self.plan.rules.limits.calls_per_turn;
-        if self.calls >= most {
-            if self.last_because.is_none() {
-                self.last_because = Some(Limit::CallsPerTurn);
-                self.record.limits.push(Limit::CallsPerTurn);
-            }
-            let why = format!("not run: the limit of {most} tool calls in one turn is reached");
-            return Some(Outcome::failed(OutcomeKind::Stopped, &why));
-        }
-        if matches!(round.standings[at].whose, Whose::Nobody) {
-            return Some(unknown(&call.name, &self.plan));
-        }
-        if !call.parses() {
-            let why = "the arguments are not valid JSON; nothing was run. Send the call again with arguments that are one JSON object";
-            return Some(Outcome::failed(OutcomeKind::InvalidArguments, why));
-        }
-        None
-    }
-
-    /// Starts queued calls, in order, while there are slots.
-    fn fill_slots(&mut self, actions: &mut Vec<Action>) {
-        let Stage::Round(round) = &mut self.stage else { return };
-        let slots = self.plan.rules.limits.calls_at_once as usize;
-        let mut running = round.running().count();
-        for at in 0..round.standings.len() {
-            if running >= slots {
-                return;
-            }
-            let standing = &round.standings[at];
-            let (Stands::Queued, Whose::Owned(tool)) = (&standing.stands, &standing.whose) else { continue };
-            let tool = tool.clone();
-            self.next_run += 1;
-            running += 1;
-            if tool.effect == Effect::Write {
-                self.effects.insert(tool.name.clone());
-            }
-            let call = round.call(at);
-            let run = Run {
-                id: self.next_run,
-                round: self.round,
-                call_id: call.id.clone(),
-                arguments: call.arguments(),
-                tool: tool.clone(),
-            };
-            let deadline = self.now + timeout(&tool, &self.plan);
-            round.standings[at].stands = Stands::Running { run: self.next_run, since: None, deadline };
-            actions.push(Action::Run(run));
-        }
-    }
-
-    /// A call that started early and whose arguments then went on is stopped; it starts anew when
-    /// the reply is complete.
-    fn reopen(&mut self, at: usize, actions: &mut Vec<Action>) {
-        let Stage::Round(round) = &mut self.stage else { return };
-        let standing = &mut round.standings[at];
-        if let Stands::Running { run, .. } = standing.stands {
-            actions.push(Action::Stop(run));
-        }
-        stopped(&mut self.record, standing, self.now);
-        standing.stands = Stands::Coming;
-        standing.key = None;
-        for other in &mut round.standings {
-            if matches!(other.stands, Stands::SharedWith(with) if with == at) {
-                other.stands = Stands::Queued;
-            }
-        }
-        self.fill_slots(actions);
-    }
-
-    fn call_started(&mut self, id: RunId) {
-        let now = self.now;
-        let plan = self.plan.clone();
-        let (Stage::Round(round) | Stage::Leaving(round)) = &mut self.stage else { return };
-        let Some((at, _)) = round.running().find(|(_, run)| *run == id) else { return };
-        let standing = &mut round.standings[at];
-        if let (Stands::Running { since, deadline, .. }, Whose::Owned(tool)) =
-            (&mut standing.stands, &standing.whose)
-            && since.is_none()
-        {
-            *since = Some(now);
-            *deadline = now + timeout(tool, &plan);
-            if let Some(record) = standing.record {
-                self.record.calls[record].started = Some(now);
-            }
-        }
-    }
-
-    fn call_ended(&mut self, id: RunId, outcome: Outcome, actions: &mut Vec<Action>) {
-        let (Stage::Round(round) | Stage::Leaving(round)) = &self.stage else { return };
-        let Some((at, _)) = round.running().find(|(_, run)| *run == id) else { return };
-        self.done(at, outcome);
-        self.fill_slots(actions);
-        self.settle(actions);
-    }
-
-    /// Writes down a result, for the call and for those that share it.
-    fn done(&mut self, at: usize, outcome: Outcome) {
-        let (Stage::Round(round) | Stage::Leaving(round)) = &mut self.stage else { return };
-        let sharing: Vec<usize> = (0..round.standings.len())
-            .filter(|i| {
-                *i == at || matches!(round.standings[*i].stands, Stands::SharedWith(with) if with == at)
-            })
-            .collect();
-        for at in sharing {
-            if let Some(record) = round.standings[at].record {
-                let record = &mut self.record.calls[record];
-                record.ended = Some(self.now);
-                record.outcome = Some(outcome.kind);
-                record.result = self.plan.transcript.then(|| outcome.content.clone());
-            }
-            round.standings[at].stands = Stands::Done(outcome.clone());
-        }
-    }
-
-    // ---- settling
-
-    /// When the reply is complete and every call of ours has its result: what next.
-    fn settle(&mut self, actions: &mut Vec<Action>) {
-        match &self.stage {
-            Stage::Leaving(round) if round.running().next().is_none() => self.finish(Finish::Gone, actions),
-            Stage::Round(round) if round.settled() => self.round_settled(actions),
-            Stage::New | Stage::Waiting { .. } | Stage::Round(_) | Stage::Leaving(_) | Stage::Done => {}
-        }
-    }
-
-    fn round_settled(&mut self, actions: &mut Vec<Action>) {
-        let Stage::Round(round) = &self.stage else { return };
-        match (round.any_of_ours(), round.foreign() > 0) {
-            (false, foreign) => {
-                let reason = finish_reason(round.finish, foreign);
-                if self.is_last && !foreign && !self.text_shown {
-                    return self.end_at_limit(actions);
-                }
-                self.answer(reason, actions);
-            }
-            (true, true) => self.park(actions),
-            (true, false) if self.is_last => self.end_at_limit(actions),
-            (true, false) => self.go_on(actions),
-        }
-    }
-
-    /// Gives the results back to the model.
-    fn go_on(&mut self, actions: &mut Vec<Action>) {
-        let limits = self.plan.rules.limits.clone();
-        self.count_repeated();
-        if self.last_because.is_none() && self.times_repeated >= limits.identical_errors {
-            self.last_because = Some(Limit::IdenticalErrors);
-            self.record.limits.push(Limit::IdenticalErrors);
-        }
-        if self.last_because.is_none() && self.round >= limits.rounds {
-            self.last_because = Some(Limit::Rounds);
-            self.record.limits.push(Limit::Rounds);
-        }
-        let Stage::Round(round) = &self.stage else { return };
-        let mut messages = vec![round.assistant(&self.plan)];
-        let last = round.standings.len().saturating_sub(1);
-        for (at, call) in round.calls.iter().enumerate() {
-            let content = round.outcome(at).map_or("", |outcome| &outcome.content);
-            let note = self.last_because.filter(|_| at == last).map(|limit| note(limit, &self.plan));
-            let content = note.map_or_else(|| content.to_owned(), |note| format!("{content}\n\n{note}"));
-            messages.push(message::tool(&call.id, &call.name, &content));
-        }
-        self.appended.extend(messages);
-        self.next_round(actions);
-    }
-
-    fn count_repeated(&mut self) {
-        let Stage::Round(round) = &self.stage else { return };
-        for (at, standing) in round.standings.iter().enumerate() {
-            let (Some(outcome), Some((name, arguments))) = (round.outcome(at), &standing.key) else {
-                continue;
-            };
-            if outcome.kind == OutcomeKind::Ok {
-                self.repeated = None;
-                self.times_repeated = 0;
-                continue;
-            }
-            let this = (name.clone(), arguments.clone(), outcome.content.clone());
-            if self.repeated.as_ref() == Some(&this) {
-                self.times_repeated += 1;
-            } else {
-                self.times_repeated = 1;
-                self.repeated = Some(this);
-            }
-        }
-    }
-
-    /// A mixed reply: our results are kept until the client comes back with its own.
-    fn park(&mut self, actions: &mut Vec<Action>) {
-        let Stage::Round(round) = &self.stage else { return };
-        self.record.mixed = true;
-        let slot = |(at, call): (usize, &crate::wire::call::Call)| Slot {
-            id: call.id.clone(),
-            ours: round.outcome(at).map(|outcome| message::tool(&call.id, &call.name, &outcome.content)),
-        };
-        let parked = Parked {
-            before: self.appended.clone(),
-            assistant: round.assistant(&self.plan),
-            slots: round.calls.iter().enumerate().map(slot).collect(),
-        };
-        let reason = finish_reason(round.finish, true);
-        actions.push(Action::Park(parked));
-        self.answer(reason, actions);
-    }
-
-    /// Ends with an answer; what the upstream said last about its reply goes first.
-    fn answer(&mut self, reason: FinishReason, actions: &mut Vec<Action>) {
-        let top = self.take_top();
-        if !top.is_empty() {
-            actions.push(Action::Show(Show::Part(Box::new(Part { top, ..Part::default() }))));
-        }
-        self.finish(Finish::Answer(reason), actions);
-    }
-
-    /// The model still wants to call tools, or says nothing, in the last round.
-    fn end_at_limit(&mut self, actions: &mut Vec<Action>) {
-        let limit = self.last_because.unwrap_or(Limit::Rounds);
-        let blank_line = self.text_shown;
-        let text = Raw::string(&sentence(limit, &self.plan));
-        let part = Part { blank_line, text: Some(text), ..Part::default() };
-        self.begin(&Head::default(), actions);
-        self.text_shown = true;
-        actions.push(Action::Show(Show::Part(Box::new(part))));
-        self.finish(Finish::Answer(FinishReason::Length), actions);
-    }
-
     // ---- time and ends
 
     fn tick(&mut self, actions: &mut Vec<Action>) {
@@ -719,34 +429,6 @@ impl Turn {
             self.begin(&Head::default(), actions);
         }
         self.end_late_calls(actions);
-    }
-
-    fn end_late_calls(&mut self, actions: &mut Vec<Action>) {
-        let (Stage::Round(round) | Stage::Leaving(round)) = &self.stage else { return };
-        let late: Vec<(usize, RunId, Outcome)> = round
-            .standings
-            .iter()
-            .enumerate()
-            .filter_map(|(at, standing)| {
-                let (Stands::Running { run, since, deadline }, Whose::Owned(tool)) =
-                    (&standing.stands, &standing.whose)
-                else {
-                    return None;
-                };
-                (self.now >= *deadline)
-                    .then(|| (at, *run, timed_out(tool, since.is_some(), timeout(tool, &self.plan))))
-            })
-            .collect();
-        if late.is_empty() {
-            return;
-        }
-        for (at, run, outcome) in late {
-            actions.push(Action::Stop(run));
-            self.record.limits.push(Limit::CallTimeout);
-            self.done(at, outcome);
-        }
-        self.fill_slots(actions);
-        self.settle(actions);
     }
 
     /// The client left: nothing new starts, what may be stopped is stopped.
@@ -818,92 +500,5 @@ impl Turn {
         }
         self.stage = Stage::Done;
         actions.push(Action::Finish(finish));
-    }
-}
-
-/// Writes down that a call was stopped before it had a result.
-fn stopped(record: &mut Record, standing: &super::round::Standing, now: Duration) {
-    if let Some(call) = standing.record.and_then(|at| record.calls.get_mut(at)) {
-        call.ended = Some(now);
-        call.outcome = Some(OutcomeKind::Stopped);
-    }
-}
-
-fn timeout(tool: &OwnedTool, plan: &TurnPlan) -> Duration {
-    plan.rules.call_timeout_cap.map_or(tool.timeout, |cap| tool.timeout.min(cap))
-}
-
-fn timed_out(tool: &OwnedTool, started: bool, after: Duration) -> Outcome {
-    let after = crate::units::Span(after);
-    let what = match (started, tool.effect) {
-        (false, _) => format!("timed out after {after} waiting for a free slot; nothing was run"),
-        (true, Effect::Write) => {
-            format!("timed out after {after}; outcome unknown: it may have been executed")
-        }
-        (true, Effect::Read | Effect::Idempotent) => format!("timed out after {after}"),
-    };
-    Outcome::failed(OutcomeKind::Timeout, &what)
-}
-
-/// The finish reason clients know for how the upstream ended.
-const fn finish_reason(said: Option<FinishReason>, foreign_calls: bool) -> FinishReason {
-    match (said, foreign_calls) {
-        (Some(reason @ (FinishReason::Length | FinishReason::ContentFilter)), _) => reason,
-        (Some(FinishReason::FunctionCall), false) => FinishReason::FunctionCall,
-        (_, true) => FinishReason::ToolCalls,
-        (_, false) => FinishReason::Stop,
-    }
-}
-
-fn reached(limit: Limit, plan: &TurnPlan) -> String {
-    let limits = &plan.rules.limits;
-    match limit {
-        Limit::Rounds => format!("the limit of {} rounds of tool calls is reached", limits.rounds),
-        Limit::CallsPerTurn => format!("the limit of {} tool calls is reached", limits.calls_per_turn),
-        Limit::IdenticalErrors => {
-            format!("the same call failed {} times in the same way", limits.identical_errors)
-        }
-        Limit::CallTimeout | Limit::TurnTimeout | Limit::CallsInReply => "a limit is reached".into(),
-    }
-}
-
-/// What the model is told before the last round.
-fn note(limit: Limit, plan: &TurnPlan) -> String {
-    format!("[No more tools will be run: {}. Answer from the results you have.]", reached(limit, plan))
-}
-
-/// What the client is told when the model calls tools all the same.
-fn sentence(limit: Limit, plan: &TurnPlan) -> String {
-    format!("[The answer ends here: {}, and the model asked for more.]", reached(limit, plan))
-}
-
-/// Ids and jitter from a seed (SplitMix64): the same seed gives the same ones.
-#[derive(Debug)]
-struct Ids(u64);
-
-impl Ids {
-    const fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    /// Nine alphanumerics: legal everywhere, and exactly what the strictest server wants.
-    fn call_id(&mut self) -> String {
-        const LETTERS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
-        let mut rest = self.next();
-        let mut letter = || {
-            let at = rest % 62;
-            rest /= 62;
-            char::from(LETTERS[usize::try_from(at).unwrap_or(0)])
-        };
-        (0..9).map(|_| letter()).collect()
-    }
-
-    /// From 0 to 1.
-    #[expect(clippy::cast_precision_loss, reason = "jitter")]
-    const fn fraction(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1u64 << 53) as f64
     }
 }

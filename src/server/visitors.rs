@@ -1,16 +1,18 @@
-//! Who may look at the admin side: those who call it by its own name.
+//! Who may look at a listener that asks for no keys: those who call it by its own name.
 //!
 //! A web page can send its visitor's browser to a loopback address under a name of its own
-//! (DNS rebinding) or across origins. The name is then in `Host`, the page in `Origin`.
+//! (DNS rebinding) or across origins. The name is then in `Host`, the page in `Origin`. The admin
+//! side is looked at by its own pages only; the proxy is also used by programs that bring an origin
+//! of their own, and by pages that are developed on the same machine.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use http::header::{HOST, ORIGIN};
-use http::request;
 use http::uri::Authority;
+use http::{HeaderMap, HeaderValue, Uri};
 
-/// The names the admin side goes by.
+/// The names a listener goes by.
 #[derive(Debug, Clone)]
 pub struct Visitors {
     listen: SocketAddr,
@@ -46,22 +48,39 @@ impl Visitors {
         Self { listen, hosts: hosts.to_vec() }
     }
 
-    /// Judges a request's `Host` and `Origin`.
-    pub fn check(&self, head: &request::Parts) -> Result<(), Foreign> {
-        let named = head.uri.authority().cloned();
-        let host = head.headers.get(HOST).and_then(|h| Authority::try_from(h.as_bytes()).ok());
-        // Both where both are given: one that is ours does not make up for one that is not.
-        let names: Vec<Authority> = named.into_iter().chain(host).collect();
-        if names.is_empty() || !names.iter().all(|name| self.ours(name.host())) {
+    /// Judges a request's `Host` and `Origin`: only the listener's own pages may ask.
+    pub fn check(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), Foreign> {
+        let names = self.names(uri, headers)?;
+        if names.is_empty() {
             return Err(Foreign::Host);
         }
-        let Some(origin) = head.headers.get(ORIGIN) else { return Ok(()) };
-        let same = origin
-            .to_str()
-            .ok()
-            .and_then(|o| o.strip_prefix("http://").or_else(|| o.strip_prefix("https://")))
-            .is_some_and(|o| names.iter().all(|name| name.as_str().eq_ignore_ascii_case(o)));
+        let Some(origin) = headers.get(ORIGIN) else { return Ok(()) };
+        let same = page_of(origin).is_some_and(|o| names.iter().all(|n| n.as_str().eq_ignore_ascii_case(o)));
         if same { Ok(()) } else { Err(Foreign::Origin) }
+    }
+
+    /// Judges a request to an API: pages of other sites may not ask; pages of this machine and
+    /// programs whose origin is no web site (`app://…`, `vscode-webview://…`) may.
+    pub fn check_api(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), Foreign> {
+        self.names(uri, headers)?;
+        let Some(origin) = headers.get(ORIGIN) else { return Ok(()) };
+        let Some(page) = page_of(origin) else {
+            // `null` is what a page says that was told to hide where it comes from.
+            let of_a_program = origin.to_str().is_ok_and(|o| o.contains("://"));
+            return if of_a_program { Ok(()) } else { Err(Foreign::Origin) };
+        };
+        let ours = page.parse::<Authority>().is_ok_and(|page| self.ours(page.host()));
+        if ours { Ok(()) } else { Err(Foreign::Origin) }
+    }
+
+    /// The names a request calls us by, if they are all ours: one that is does not make up for one
+    /// that is not.
+    fn names(&self, uri: &Uri, headers: &HeaderMap) -> Result<Vec<Authority>, Foreign> {
+        let named = uri.authority().cloned().map(Ok);
+        let host = headers.get(HOST).map(|h| Authority::try_from(h.as_bytes()));
+        let names =
+            named.into_iter().chain(host).collect::<Result<Vec<_>, _>>().map_err(|_| Foreign::Host)?;
+        if names.iter().all(|name| self.ours(name.host())) { Ok(names) } else { Err(Foreign::Host) }
     }
 
     fn ours(&self, host: &str) -> bool {
@@ -83,6 +102,12 @@ impl Visitors {
     }
 }
 
+/// The host and port of a page of the web.
+fn page_of(origin: &HeaderValue) -> Option<&str> {
+    let origin = origin.to_str().ok()?;
+    origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -93,7 +118,8 @@ mod tests {
             request = request.header(ORIGIN, origin);
         }
         let visitors = Visitors::new(listen.parse().unwrap(), &["fanfold.internal".into()]);
-        visitors.check(&request.body(()).unwrap().into_parts().0)
+        let request = request.body(()).unwrap();
+        visitors.check(request.uri(), request.headers())
     }
 
     #[test]
@@ -138,5 +164,24 @@ mod tests {
         {
             assert_eq!(ask(foreign), Err(Foreign::Origin), "{foreign}");
         }
+    }
+
+    #[test]
+    fn an_api_is_also_used_by_programs_and_pages_of_this_machine() {
+        let ask = |host: &str, origin: &str| {
+            let request = http::Request::get("/v1/models").header(HOST, host).header(ORIGIN, origin);
+            let request = request.body(()).unwrap();
+            let visitors = Visitors::new("127.0.0.1:4100".parse().unwrap(), &[]);
+            visitors.check_api(request.uri(), request.headers())
+        };
+        for origin in
+            ["http://localhost:5173", "https://127.0.0.1", "app://obsidian.md", "vscode-webview://x"]
+        {
+            assert_eq!(ask("localhost:4100", origin), Ok(()), "{origin}");
+        }
+        for origin in ["https://evil.example", "http://localhost.evil.example", "null", "", "http://"] {
+            assert_eq!(ask("localhost:4100", origin), Err(Foreign::Origin), "{origin}");
+        }
+        assert_eq!(ask("evil.example", "http://evil.example"), Err(Foreign::Host));
     }
 }

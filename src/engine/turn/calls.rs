@@ -1,0 +1,241 @@
+//! The calls of a round: which start, when they are over, and what becomes of those that never run.
+
+use super::words::timed_out;
+use super::{Stage, Turn};
+use crate::engine::record::{CallRecord, Record};
+use crate::engine::round::{Standing, Stands, Whose, unknown};
+use crate::engine::{Action, Limit, Run, RunId};
+use crate::policy::plan::TurnPlan;
+use crate::wire::tool::{Effect, Outcome, OutcomeKind, OwnedTool};
+use std::time::Duration;
+
+impl Turn {
+    /// Every call of ours that has not started is queued, shared or refused.
+    pub(super) fn take_calls(&mut self, actions: &mut Vec<Action>) {
+        let Stage::Round(round) = &self.stage else { return };
+        let waiting: Vec<usize> = (0..round.standings.len())
+            .filter(|at| {
+                round.standings[*at].is_ours() && matches!(round.standings[*at].stands, Stands::Coming)
+            })
+            .collect();
+        for at in waiting {
+            self.take_call(at);
+        }
+        self.fill_slots(actions);
+    }
+
+    pub(super) fn start_early(&mut self, at: usize, actions: &mut Vec<Action>) {
+        let Stage::Round(round) = &self.stage else { return };
+        if !self.is_last && round.may_start_early(at) {
+            self.take_call(at);
+            self.fill_slots(actions);
+        }
+    }
+
+    /// Decides about one call whose arguments are complete.
+    pub(super) fn take_call(&mut self, at: usize) {
+        let Stage::Round(round) = &mut self.stage else { return };
+        let call = round.call(at);
+        let arguments = call.arguments();
+        let known = matches!(round.standings[at].whose, Whose::Owned(_));
+        self.record.calls.push(CallRecord {
+            round: self.round,
+            id: call.id.clone(),
+            tool: match &round.standings[at].whose {
+                Whose::Owned(tool) => tool.name.clone(),
+                Whose::Open | Whose::Foreign(_) | Whose::Nobody => call.name.as_str().into(),
+            },
+            known,
+            arguments: self.plan.keeps_content().then_some(arguments),
+            queued: self.now,
+            started: None,
+            ended: None,
+            outcome: None,
+            result: None,
+            shared: false,
+        });
+        round.standings[at].record = Some(self.record.calls.len() - 1);
+        round.mark(at);
+        if let Some(refusal) = self.refusal(at) {
+            self.done(at, refusal);
+            return;
+        }
+        self.calls += 1;
+        let Stage::Round(round) = &mut self.stage else { return };
+        match round.twin(at) {
+            Some(twin) => {
+                if let Some(record) = round.standings[at].record {
+                    self.record.calls[record].shared = true;
+                }
+                let result = round.outcome(twin).cloned();
+                round.standings[at].stands = Stands::SharedWith(twin);
+                if let Some(outcome) = result {
+                    self.done(at, outcome);
+                }
+            }
+            None => round.standings[at].stands = Stands::Queued,
+        }
+    }
+
+    /// Why a call is not run, if it is not.
+    pub(super) fn refusal(&mut self, at: usize) -> Option<Outcome> {
+        let Stage::Round(round) = &self.stage else { return None };
+        let call = round.call(at);
+        if self.is_last {
+            return Some(Outcome::failed(OutcomeKind::Stopped, "not run: the limit of this turn is reached"));
+        }
+        let most = self.plan.rules.limits.calls_per_turn;
+        if self.calls >= most {
+            if self.last_because.is_none() {
+                self.last_because = Some(Limit::CallsPerTurn);
+                self.record.limits.push(Limit::CallsPerTurn);
+            }
+            let why = format!("not run: the limit of {most} tool calls in one turn is reached");
+            return Some(Outcome::failed(OutcomeKind::Stopped, &why));
+        }
+        if matches!(round.standings[at].whose, Whose::Nobody) {
+            return Some(unknown(&call.name, &self.plan));
+        }
+        if !call.parses() {
+            let why = "the arguments are not valid JSON; nothing was run. Send the call again with arguments that are one JSON object";
+            return Some(Outcome::failed(OutcomeKind::InvalidArguments, why));
+        }
+        None
+    }
+
+    /// Starts queued calls, in order, while there are slots.
+    pub(super) fn fill_slots(&mut self, actions: &mut Vec<Action>) {
+        let Stage::Round(round) = &mut self.stage else { return };
+        let slots = self.plan.rules.limits.calls_at_once as usize;
+        let mut running = round.running().count();
+        for at in 0..round.standings.len() {
+            if running >= slots {
+                return;
+            }
+            let standing = &round.standings[at];
+            let (Stands::Queued, Whose::Owned(tool)) = (&standing.stands, &standing.whose) else { continue };
+            let tool = tool.clone();
+            self.next_run += 1;
+            running += 1;
+            if tool.effect == Effect::Write {
+                self.effects.insert(tool.name.clone());
+            }
+            let call = round.call(at);
+            let run = Run {
+                id: self.next_run,
+                round: self.round,
+                call_id: call.id.clone(),
+                arguments: call.arguments(),
+                tool: tool.clone(),
+            };
+            let deadline = self.now + timeout(&tool, &self.plan);
+            round.standings[at].stands = Stands::Running { run: self.next_run, since: None, deadline };
+            actions.push(Action::Run(run));
+        }
+    }
+
+    /// A call that started early and whose arguments then went on is stopped; it starts anew when
+    /// the reply is complete.
+    pub(super) fn reopen(&mut self, at: usize, actions: &mut Vec<Action>) {
+        let Stage::Round(round) = &mut self.stage else { return };
+        let standing = &mut round.standings[at];
+        if let Stands::Running { run, .. } = standing.stands {
+            actions.push(Action::Stop(run));
+        }
+        stopped(&mut self.record, standing, self.now);
+        standing.stands = Stands::Coming;
+        standing.key = None;
+        for other in &mut round.standings {
+            if matches!(other.stands, Stands::SharedWith(with) if with == at) {
+                other.stands = Stands::Queued;
+            }
+        }
+        self.fill_slots(actions);
+    }
+
+    pub(super) fn call_started(&mut self, id: RunId) {
+        let now = self.now;
+        let plan = self.plan.clone();
+        let (Stage::Round(round) | Stage::Leaving(round)) = &mut self.stage else { return };
+        let Some((at, _)) = round.running().find(|(_, run)| *run == id) else { return };
+        let standing = &mut round.standings[at];
+        if let (Stands::Running { since, deadline, .. }, Whose::Owned(tool)) =
+            (&mut standing.stands, &standing.whose)
+            && since.is_none()
+        {
+            *since = Some(now);
+            *deadline = now + timeout(tool, &plan);
+            if let Some(record) = standing.record {
+                self.record.calls[record].started = Some(now);
+            }
+        }
+    }
+
+    pub(super) fn call_ended(&mut self, id: RunId, outcome: Outcome, actions: &mut Vec<Action>) {
+        let (Stage::Round(round) | Stage::Leaving(round)) = &self.stage else { return };
+        let Some((at, _)) = round.running().find(|(_, run)| *run == id) else { return };
+        self.done(at, outcome);
+        self.fill_slots(actions);
+        self.settle(actions);
+    }
+
+    /// Writes down a result, for the call and for those that share it.
+    pub(super) fn done(&mut self, at: usize, outcome: Outcome) {
+        let (Stage::Round(round) | Stage::Leaving(round)) = &mut self.stage else { return };
+        let sharing: Vec<usize> = (0..round.standings.len())
+            .filter(|i| {
+                *i == at || matches!(round.standings[*i].stands, Stands::SharedWith(with) if with == at)
+            })
+            .collect();
+        for at in sharing {
+            if let Some(record) = round.standings[at].record {
+                let record = &mut self.record.calls[record];
+                record.ended = Some(self.now);
+                record.outcome = Some(outcome.kind);
+                record.result = self.plan.keeps_content().then(|| outcome.content.clone());
+            }
+            round.standings[at].stands = Stands::Done(outcome.clone());
+        }
+    }
+
+    /// Calls whose time is over are stopped and have timed out.
+    pub(super) fn end_late_calls(&mut self, actions: &mut Vec<Action>) {
+        let (Stage::Round(round) | Stage::Leaving(round)) = &self.stage else { return };
+        let late: Vec<(usize, RunId, Outcome)> = round
+            .standings
+            .iter()
+            .enumerate()
+            .filter_map(|(at, standing)| {
+                let (Stands::Running { run, since, deadline }, Whose::Owned(tool)) =
+                    (&standing.stands, &standing.whose)
+                else {
+                    return None;
+                };
+                (self.now >= *deadline)
+                    .then(|| (at, *run, timed_out(tool, since.is_some(), timeout(tool, &self.plan))))
+            })
+            .collect();
+        if late.is_empty() {
+            return;
+        }
+        for (at, run, outcome) in late {
+            actions.push(Action::Stop(run));
+            self.record.limits.push(Limit::CallTimeout);
+            self.done(at, outcome);
+        }
+        self.fill_slots(actions);
+        self.settle(actions);
+    }
+}
+
+/// Writes down that a call was stopped before it had a result.
+pub(super) fn stopped(record: &mut Record, standing: &Standing, now: Duration) {
+    if let Some(call) = standing.record.and_then(|at| record.calls.get_mut(at)) {
+        call.ended = Some(now);
+        call.outcome = Some(OutcomeKind::Stopped);
+    }
+}
+
+fn timeout(tool: &OwnedTool, plan: &TurnPlan) -> Duration {
+    plan.rules.call_timeout_cap.map_or(tool.timeout, |cap| tool.timeout.min(cap))
+}

@@ -1,0 +1,71 @@
+//! Whether a relayed stream of a chat ended as it should.
+//!
+//! Clients take a stream that just stops for a complete answer. So the end of a relayed one is looked
+//! at: without a `finish_reason`, an error or `[DONE]` it broke off, and an error event says so,
+//! as long as it can be told apart from what went before.
+
+use memchr::memmem;
+
+/// Whether the end of a stream says that the stream is complete, or what went wrong.
+pub(super) fn is_complete(tail: &[u8]) -> bool {
+    let lines = || tail.split(|b| matches!(b, b'\n' | b'\r'));
+    let done = |line: &[u8]| line.strip_prefix(b"data:").is_some_and(|data| data.trim_ascii() == b"[DONE]");
+    lines().any(done) || has_value(tail, b"\"finish_reason\"") || has_value(tail, b"\"error\"")
+}
+
+/// Whether a member of this name has a value that says something. Inside of a JSON string the name's
+/// closing quote would be escaped, so text is not taken for a member.
+fn has_value(text: &[u8], name: &[u8]) -> bool {
+    memmem::find_iter(text, name).any(|at| {
+        let rest = text[at + name.len()..].trim_ascii_start();
+        let value = rest.strip_prefix(b":").map(<[u8]>::trim_ascii_start).unwrap_or_default();
+        !value.is_empty() && !value.starts_with(b"null") && !value.starts_with(b"\"\"")
+    })
+}
+
+/// Whether the last event is whole, so that another one may follow.
+pub(super) fn is_between_events(tail: &[u8]) -> bool {
+    tail.is_empty() || [&b"\n\n"[..], b"\r\n\r\n", b"\r\r"].iter().any(|end| tail.ends_with(end))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_is_complete_with_a_finish_an_error_or_done() {
+        for complete in [
+            &b"data: {\"choices\":[{\"delta\":{},\"finish_reason\":\"stop\"}]}\n\n"[..],
+            b"data: {\"finish_reason\" : \"length\"}\r\n\r\n",
+            b"data: [DONE]\n\n",
+            b"data:[DONE]\r\n\r\n",
+            b"event: error\ndata: {\"error\":{\"message\":\"x\"}}\n\n",
+        ] {
+            assert!(is_complete(complete), "{}", String::from_utf8_lossy(complete));
+        }
+    }
+
+    #[test]
+    fn a_stream_that_only_stops_is_not_complete_whatever_its_text_says() {
+        for broken in [
+            &b""[..],
+            b"data: {\"choices\":[{\"delta\":{\"content\":\"a\"},\"finish_reason\":null}]}\n\n",
+            b"data: {\"choices\":[{\"finish_reason\":\"\"}]}\n\n",
+            br#"data: {"delta":{"content":"data: [DONE] \"finish_reason\":\"stop\" \"error\":1"}}"#,
+            b"data: {\"error\":null}\n\n",
+            b"data: {\"finish_reason\":",
+        ] {
+            assert!(!is_complete(broken), "{}", String::from_utf8_lossy(broken));
+        }
+    }
+
+    #[test]
+    fn an_error_event_only_follows_a_whole_event() {
+        for whole in [&b""[..], b"data: x\n\n", b"data: x\r\n\r\n"] {
+            assert!(is_between_events(whole));
+        }
+        for half in [&b"data: x"[..], b"data: x\n", b"data: x\r\n"] {
+            assert!(!is_between_events(half));
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! Which headers go on to an upstream or to a client, which stay here, and which are added.
+
+use http::header::{
+    ACCEPT_ENCODING, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderName,
+    PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+};
+use http::{HeaderMap, HeaderValue};
+
+use crate::policy::parallel::Decision;
+
+/// Writes the decision about parallel calls where people look for it.
+pub fn tell(headers: &mut HeaderMap, decision: Decision) {
+    if let Ok(value) = HeaderValue::from_str(&decision.to_string()) {
+        headers.insert("x-fanfold-parallel", value);
+    }
+}
+
+/// Headers that belong to one connection, and credentials of one hop.
+const OF_ONE_HOP: [HeaderName; 8] =
+    [CONNECTION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, EXPECT];
+
+/// The headers that go on: without those of one hop, and those `connection` names.
+#[must_use]
+pub fn end_to_end(headers: &HeaderMap) -> HeaderMap {
+    let named: Vec<HeaderName> = headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .collect();
+    let mut kept = HeaderMap::with_capacity(headers.len());
+    for (name, value) in headers {
+        if !OF_ONE_HOP.contains(name) && !named.contains(name) && name.as_str() != "keep-alive" {
+            kept.append(name.clone(), value.clone());
+        }
+    }
+    kept
+}
+
+/// The client's headers as they go to an upstream: end to end, without its credentials, its host and
+/// what was meant for fanfold. `whole`: the body is written anew, so what described it goes too.
+#[must_use]
+pub fn to_upstream(headers: &HeaderMap, request_id: &str, whole: bool) -> HeaderMap {
+    let mut kept = end_to_end(headers);
+    for name in [AUTHORIZATION, COOKIE, HOST] {
+        kept.remove(name);
+    }
+    for name in ["api-key", "x-api-key", "x-goog-api-key"] {
+        kept.remove(name);
+    }
+    let own: Vec<HeaderName> =
+        kept.keys().filter(|name| name.as_str().starts_with("x-fanfold-")).cloned().collect();
+    for name in own {
+        kept.remove(name);
+    }
+    if whole {
+        kept.remove(CONTENT_LENGTH);
+        kept.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    }
+    if let Ok(id) = HeaderValue::from_str(request_id) {
+        kept.insert("x-request-id", id);
+    }
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_of_one_hop_credentials_and_our_own_stay_here() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("authorization", "Bearer secret"),
+            ("api-key", "secret"),
+            ("cookie", "secret"),
+            ("connection", "x-hop, keep-alive"),
+            ("x-hop", "1"),
+            ("keep-alive", "5"),
+            ("transfer-encoding", "chunked"),
+            ("host", "here"),
+            ("x-fanfold-tools", "none"),
+            ("x-request-id", "theirs"),
+            ("openai-beta", "kept"),
+            ("content-length", "7"),
+        ] {
+            headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
+        let kept = to_upstream(&headers, "ours", true);
+        let mut names: Vec<_> = kept.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["accept-encoding", "openai-beta", "x-request-id"]);
+        assert_eq!(kept["x-request-id"], "ours");
+        assert!(to_upstream(&headers, "ours", false).contains_key("content-length"));
+    }
+}

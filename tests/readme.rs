@@ -1,0 +1,326 @@
+//! README.md says what is so: its examples are run, its tables are compared with the program.
+//!
+//! The examples in Python and JavaScript are run by the suites in `tests/clients`, against the same
+//! demo. `curl` and `python3` have to be there.
+
+#![expect(clippy::unwrap_used, reason = "a README that cannot be followed has failed")]
+
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use clap::CommandFactory;
+use fanfold::cli::Cli;
+use fanfold::config::file::File;
+use fanfold::policy::parallel::{Facts, decide};
+use fanfold::policy::settings::StrictParallel;
+use fanfold::telemetry::metrics::{Kind, TABLE};
+use serde_json::Value;
+use support::demo::Demo;
+
+/// A fenced block.
+struct Block {
+    info: String,
+    text: String,
+}
+
+fn readme() -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap()
+}
+
+fn blocks() -> Vec<Block> {
+    let readme = readme();
+    let (mut blocks, mut lines) = (Vec::new(), readme.lines());
+    while let Some(line) = lines.next() {
+        if let Some(info) = line.strip_prefix("```") {
+            let text: Vec<&str> = lines.by_ref().take_while(|line| *line != "```").collect();
+            blocks.push(Block { info: info.to_owned(), text: text.join("\n") + "\n" });
+        }
+    }
+    blocks
+}
+
+fn only(info: &str) -> String {
+    let mut found: Vec<Block> = blocks().into_iter().filter(|block| block.info == info).collect();
+    assert_eq!(found.len(), 1, "one block of {info}");
+    found.remove(0).text
+}
+
+/// The rows of the table whose head begins like this, each as its cells.
+fn table(head: &str) -> Vec<Vec<String>> {
+    let readme = readme();
+    let rows: Vec<Vec<String>> = readme
+        .lines()
+        .skip_while(|line| !line.starts_with(head))
+        .skip(2)
+        .take_while(|line| line.starts_with('|'))
+        .map(|line| line.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect())
+        .collect();
+    assert!(!rows.is_empty(), "no table {head}");
+    rows
+}
+
+/// What stands between backquotes in a text.
+fn code(text: &str) -> Vec<String> {
+    text.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+}
+
+/// Runs a shell script; its output, if it succeeded.
+fn shell(script: &str, folder: &Path) -> String {
+    let binary = Path::new(env!("CARGO_BIN_EXE_fanfold")).parent().unwrap();
+    let path = format!("{}:{}", binary.display(), std::env::var("PATH").unwrap_or_default());
+    let output = Command::new("sh")
+        .args(["-euc", script])
+        .current_dir(folder)
+        .env("PATH", path)
+        .env("OPENAI_API_KEY", "sk-of-the-readme")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{script}\n{error}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// A text with everything taken out that differs from run to run: ids, dates, times.
+fn lasting(text: &str) -> String {
+    let steady = |line: &str| {
+        let line = line.trim_end();
+        let (name, _) = line.split_once(": ").unwrap_or((line, ""));
+        match name {
+            "x-request-id" | "date" => return format!("{name}: …"),
+            "server-timing" => {
+                let parts = line.split(',').map(|part| part.split_once("dur=").unwrap_or((part, "")).0);
+                return parts.collect::<Vec<_>>().join("dur=…,");
+            }
+            _ => {}
+        }
+        if !line.ends_with(" ms") {
+            return line.to_owned();
+        }
+        let words = line.split(' ').map(|word| if word.parse::<f64>().is_ok() { "…" } else { word });
+        words.collect::<Vec<_>>().join(" ")
+    };
+    text.trim_end().lines().map(steady).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn every_block_is_of_a_kind_that_a_test_runs() {
+    let kinds =
+        ["sh start", "sh demo", "sh commands", "python", "js", "yaml config", "yaml servers", "text drawing"];
+    for (i, block) in blocks().iter().enumerate() {
+        let is_output = block.info.ends_with(" output");
+        let before = i.checked_sub(1).map(|i| blocks()[i].info.clone()).unwrap_or_default();
+        let follows = ["sh demo", "python", "js"].contains(&&*before);
+        assert!(kinds.contains(&&*block.info) || (is_output && follows), "{} after {before}", block.info);
+    }
+}
+
+#[test]
+fn the_commands_to_start_with_are_there() {
+    let text = only("sh start");
+    let commands: Vec<&str> =
+        text.lines().map(|line| line.split('#').next().unwrap_or_default().trim()).collect();
+    assert_eq!(commands, ["cargo run --release -- demo", "tests/run"]);
+    assert!(Cli::command().try_get_matches_from(["fanfold", "demo"]).is_ok());
+    use std::os::unix::fs::PermissionsExt;
+    let run = fs::metadata(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/run")).unwrap();
+    assert_ne!(run.permissions().mode() & 0o111, 0, "it can be run");
+}
+
+#[test]
+fn what_is_asked_of_the_demo_answers_as_shown() {
+    let demo = Demo::start(env!("CARGO_BIN_EXE_fanfold"));
+    let folder = tempfile::tempdir().unwrap();
+    let blocks = blocks();
+    let mut asked = 0;
+    for pair in blocks.windows(2).filter(|pair| pair[0].info == "sh demo") {
+        let [script, shown] = pair else { continue };
+        let here = script
+            .text
+            .replace("http://127.0.0.1:4100", &demo.proxy)
+            .replace("http://127.0.0.1:4101", &demo.admin);
+        assert_ne!(here, script.text, "it asks the demo: {here}");
+        let got = shell(&here, folder.path());
+        assert_eq!(lasting(&got), lasting(&shown.text), "\n{}\ngave\n{got}", script.text);
+        asked += 1;
+    }
+    assert_eq!(asked, blocks.iter().filter(|block| block.info == "sh demo").count());
+    assert!(asked >= 5, "{asked} examples");
+}
+
+#[test]
+fn the_command_lines_work_in_an_empty_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = shell(&only("sh commands"), folder.path());
+    for said in ["fanfold.yaml is fine", "call_timeout: 30s", "\"count_words\"", "\n3\n", "keys: [{ sha256: "]
+    {
+        assert!(out.contains(said), "{said}:\n{out}");
+    }
+}
+
+#[test]
+fn every_command_is_in_the_table() {
+    let table: BTreeSet<String> = table("| command |")
+        .iter()
+        .map(|row| code(&row[0])[0].trim_start_matches("fanfold ").to_owned())
+        .collect();
+    let there: BTreeSet<String> = Cli::command().get_subcommands().map(|c| c.get_name().to_owned()).collect();
+    assert_eq!(table, there);
+}
+
+#[test]
+fn the_configuration_has_every_part_and_serves() {
+    let text = only("yaml config");
+    let written: Value = serde_saphyr::from_str(&text).unwrap();
+    let written: BTreeSet<&String> = written.as_object().unwrap().keys().collect();
+    let schema = serde_json::to_value(schemars::schema_for!(File)).unwrap();
+    let there: BTreeSet<&String> = schema["properties"].as_object().unwrap().keys().collect();
+    assert_eq!(written, there);
+
+    let folder = tempfile::tempdir().unwrap();
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();
+    fs::write(folder.path().join("cert.pem"), made.cert.pem()).unwrap();
+    fs::write(folder.path().join("key.pem"), made.signing_key.serialize_pem()).unwrap();
+    fs::write(folder.path().join("fanfold.yaml"), text).unwrap();
+    let serve = "export NOTES_TOKEN=t; fanfold check >/dev/null 2>warnings; test ! -s warnings
+        fanfold serve --listen 127.0.0.1:0 --admin-listen 127.0.0.1:0 2>log & pid=$!
+        for i in $(seq 200); do grep -q 'fanfold serves' log && break; sleep 0.05; done
+        admin=$(grep -o '\"admin\":\"http://[^\"]*' log | cut -c10-)
+        curl -s $admin/readyz; kill -KILL $pid; wait $pid || true; cat log";
+    let out = shell(serve, folder.path());
+    assert!(out.starts_with("ok\n") && out.contains("https://127.0.0.1:"), "{out}");
+}
+
+#[test]
+fn the_tool_servers_are_settings_without_a_mistake() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let upstream = "upstreams: { main: { base_url: http://127.0.0.1:1/v1 } }\n";
+    fs::write(folder.path().join("fanfold.yaml"), upstream.to_owned() + &only("yaml servers")).unwrap();
+    let uvx = folder.path().join("uvx");
+    fs::write(&uvx, "#!/bin/sh\n").unwrap();
+    fs::set_permissions(&uvx, fs::Permissions::from_mode(0o755)).unwrap();
+    let out = shell("export TICKETS_TOKEN=t PATH=.:$PWD:$PATH; fanfold check", folder.path());
+    assert!(out.contains("clock__*") && out.contains("https://mcp.example/mcp"), "{out}");
+}
+
+#[test]
+fn limits_and_their_defaults_are_those_of_the_program() {
+    let printed = shell("fanfold config print --defaults", tempfile::tempdir().unwrap().path());
+    let printed: Value = serde_saphyr::from_str(&printed).unwrap();
+    let said: BTreeMap<String, String> =
+        table("| limit |").into_iter().map(|row| (code(&row[0])[0].clone(), row[1].clone())).collect();
+    let mut there = BTreeMap::new();
+    let upstream = &printed["upstreams"]["main"];
+    let parts =
+        [("limits", &printed["limits"]), ("server", &printed["server"]), ("upstreams.NAME", upstream)];
+    for (part, values) in parts {
+        for (name, value) in values.as_object().unwrap() {
+            if part != "upstreams.NAME" || name.ends_with("_timeout") {
+                let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+                there.insert(format!("{part}.{name}"), value);
+            }
+        }
+    }
+    assert_eq!(said, there);
+}
+
+#[test]
+fn metrics_are_those_of_the_program() {
+    let said = table("| name |");
+    let there: Vec<Vec<String>> = TABLE
+        .iter()
+        .map(|row| {
+            let kind = match row.kind {
+                Kind::Counter => "counter",
+                Kind::Gauge => "gauge",
+                Kind::Histogram(_) => "histogram",
+            };
+            let labels: Vec<String> = row.labels.split_whitespace().map(|l| format!("`{l}`")).collect();
+            vec![format!("`{}`", row.name), kind.into(), labels.join(", "), row.help.into()]
+        })
+        .collect();
+    assert_eq!(said, there);
+}
+
+#[test]
+fn the_rule_decides_as_its_table_says() {
+    for row in table("| value |") {
+        let rule = match &*code(&row[0])[0] {
+            "serialize" => StrictParallel::Serialize,
+            "auto" => StrictParallel::Auto,
+            "reject" => StrictParallel::Reject,
+            "off" => StrictParallel::Off,
+            other => panic!("no such value: {other}"),
+        };
+        for (client, cell) in [None, Some(true), Some(false)].into_iter().zip(&row[1..]) {
+            let facts = Facts {
+                rule,
+                any_tools: true,
+                strict_tool: Some("t"),
+                strict_is_clients: true,
+                client,
+                needs_rule: row[0].ends_with("needs it"),
+                supported: true,
+            };
+            let decided = decide(&facts).map_or_else(|error| error.code, |decision| decision.to_string());
+            assert_eq!(code(cell), [decided], "{} {client:?}", row[0]);
+        }
+    }
+    assert_eq!(table("| value |").len(), 5);
+}
+
+/// Every `"code"` that follows a status in the source, as `status code`, tests aside.
+fn codes_in(folder: &Path, found: &mut BTreeSet<String>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            codes_in(&path, found);
+            continue;
+        }
+        let source = fs::read_to_string(&path).unwrap();
+        let source = source.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default().to_owned();
+        let inside = path.strip_prefix(env!("CARGO_MANIFEST_DIR")).unwrap_or(&path);
+        let name = inside.to_string_lossy().into_owned();
+        if name.contains("test") || name.contains("/demo/") || name.contains("/tools/") {
+            continue;
+        }
+        for opening in ["ErrorReply::new(", " row(", "Self::new("] {
+            for (at, _) in source.match_indices(opening) {
+                let mut arguments = source[at + opening.len()..].split(',').map(str::trim);
+                let status: Option<u16> = arguments.next().and_then(|word| word.parse().ok());
+                let code = arguments.next().and_then(|word| word.strip_prefix('"')?.strip_suffix('"'));
+                if let (Some(status), Some(code)) = (status, code) {
+                    found.insert(format!("{status} {code}"));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_error_is_in_the_table_and_nothing_else() {
+    let said: BTreeSet<String> = table("| status |")
+        .iter()
+        .flat_map(|row| code(&row[1]).into_iter().map(|code| format!("{} {code}", row[0])))
+        .collect();
+    let mut there = BTreeSet::new();
+    codes_in(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut there);
+    // Those whose status is no number beside the code in the source.
+    for elsewhere in [
+        "400 invalid_value",
+        "400 incomplete_body",
+        "400 invalid_host",
+        "405 method_not_allowed",
+        "408 request_timeout",
+        "413 request_too_large",
+        "500 internal_error",
+    ] {
+        there.insert(elsewhere.into());
+    }
+    assert_eq!(said, there);
+}

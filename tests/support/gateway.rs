@@ -1,0 +1,87 @@
+//! The real proxy inside the test's own process, on free loopback ports.
+
+use std::time::Duration;
+
+use fanfold::app::App;
+use fanfold::config::{Flags, read_text};
+use tokio::time;
+
+use super::lab::Lab;
+
+/// What must happen happens within this time, or the test fails.
+pub const SOON: Duration = Duration::from_secs(20);
+
+/// Waits for what must happen.
+pub async fn soon<F: Future>(event: F) -> F::Output {
+    time::timeout(SOON, event).await.expect("it should have happened by now")
+}
+
+/// A running proxy.
+pub struct Gateway {
+    pub app: App,
+}
+
+impl Gateway {
+    /// Starts it. The configuration lacks its listeners; `LAB` in it stands for the lab's URL.
+    pub async fn start(lab: &Lab, yaml: &str) -> Self {
+        let yaml = format!("listen: 127.0.0.1:0\nadmin: {{ listen: 127.0.0.1:0 }}\n{yaml}");
+        Self::exactly(&yaml.replace("LAB", &lab.url())).await
+    }
+
+    /// Starts it with this configuration.
+    pub async fn exactly(yaml: &str) -> Self {
+        let reading = read_text("test.yaml", yaml, &|_| None, &Flags::default());
+        let (loaded, catalog) = match reading.finish_with_tools() {
+            Ok(loaded) => loaded,
+            Err(problems) => panic!("{problems}"),
+        };
+        Self { app: App::start(&loaded, catalog).await.expect("it starts") }
+    }
+
+    /// `http://127.0.0.1:PORT`.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.app.proxy_address)
+    }
+
+    /// What an OpenAI SDK would be given.
+    pub fn base_url(&self) -> String {
+        format!("{}/v1", self.url())
+    }
+
+    /// The value of a metric, given with its labels; 0 while it is not there.
+    pub fn metric(&self, name: &str) -> f64 {
+        metric(&self.app.metrics(), name)
+    }
+
+    /// Waits until a metric has a value.
+    pub async fn metric_becomes(&self, name: &str, wanted: f64) {
+        let reached = async {
+            while (self.metric(name) - wanted).abs() > 0.01 {
+                time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        if time::timeout(SOON, reached).await.is_err() {
+            panic!("{name} is {}, not {wanted}", self.metric(name));
+        }
+    }
+
+    /// Nothing is in flight any more; then it stops.
+    pub async fn ends_idle(self) {
+        for gauge in ["fanfold_turns_in_flight", "fanfold_tool_calls_in_flight", "fanfold_connections"] {
+            self.metric_becomes(gauge, 0.0).await;
+        }
+        soon(self.app.stop()).await;
+    }
+
+    /// The same, and nothing of it is left at the lab.
+    pub async fn ends_at_baseline(self, lab: &Lab) {
+        self.ends_idle().await;
+        soon(lab.wait_until(|seen| seen.connections_open == 0 && seen.all_tools.running == 0)).await;
+    }
+}
+
+/// The value of a metric in Prometheus's text; 0 while it is not there.
+pub fn metric(text: &str, name: &str) -> f64 {
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.and_then(|value| value.trim().parse().ok()).unwrap_or(0.0)
+}

@@ -1,0 +1,187 @@
+//! The real binary as a process, and what the system knows of it.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, Command};
+use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
+
+use super::gateway::soon;
+
+/// A running binary. It is killed when it is dropped.
+pub struct Process {
+    pub proxy: SocketAddr,
+    pub admin: SocketAddr,
+    pub folder: TempDir,
+    child: Child,
+    log: Arc<Mutex<String>>,
+    grown: watch::Receiver<usize>,
+    _reading: TaskTracker,
+}
+
+/// fanfold itself; the lab, which is no test, has none.
+const BINARY: Option<&str> = option_env!("CARGO_BIN_EXE_fanfold");
+
+/// What `fanfold serve` left behind.
+pub struct Ended {
+    pub code: Option<i32>,
+    pub log: String,
+}
+
+/// The command, in a folder and an environment of its own.
+pub fn command(folder: &Path) -> Command {
+    let mut command = Command::new(BINARY.unwrap_or_default());
+    command.current_dir(folder).env_clear().stdin(Stdio::null()).kill_on_drop(true);
+    command
+}
+
+/// Runs a command to its end: exit code, standard output, standard error.
+pub async fn run(folder: &Path, arguments: &[&str]) -> (i32, String, String) {
+    let output = soon(command(folder).args(arguments).output()).await.expect("it runs");
+    let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
+    (output.status.code().expect("an exit code"), text(output.stdout), text(output.stderr))
+}
+
+/// A folder with a configuration on free ports. `FOLDER` in it stands for the folder.
+pub fn folder_with(yaml: &str) -> TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    write_config(folder.path(), yaml);
+    folder
+}
+
+/// Writes the configuration, in one step.
+pub fn write_config(folder: &Path, yaml: &str) {
+    let yaml = yaml.replace("FOLDER", &folder.display().to_string());
+    let text = format!("listen: 127.0.0.1:0\nadmin: {{ listen: 127.0.0.1:0 }}\n{yaml}");
+    let (new, path) = (folder.join("new.yaml"), folder.join("fanfold.yaml"));
+    fs::write(&new, text).expect("written");
+    fs::rename(new, path).expect("renamed");
+}
+
+impl Process {
+    /// Starts `fanfold serve` and waits until it serves.
+    pub async fn start(yaml: &str) -> Self {
+        Self::in_folder(folder_with(yaml)).await
+    }
+
+    /// The same, in a folder that has its configuration already.
+    pub async fn in_folder(folder: TempDir) -> Self {
+        let mut child =
+            command(folder.path()).arg("serve").stderr(Stdio::piped()).spawn().expect("it starts");
+        let stderr = child.stderr.take().expect("piped");
+        let log = Arc::new(Mutex::new(String::new()));
+        let (growing, grown) = watch::channel(0);
+        let reading = TaskTracker::new();
+        let into = log.clone();
+        reading.spawn(async move {
+            let mut lines = BufReader::new(stderr).lines();
+            while let Ok(Some(line)) = lines.next_line().await {
+                let mut log = into.lock().unwrap_or_else(PoisonError::into_inner);
+                log.push_str(&line);
+                log.push('\n');
+                growing.send_replace(log.len());
+            }
+        });
+        let nowhere = SocketAddr::from(([127, 0, 0, 1], 1));
+        let mut me = Self { proxy: nowhere, admin: nowhere, folder, child, log, grown, _reading: reading };
+        me.logged("fanfold serves").await;
+        let log = me.log();
+        let line = log.lines().find(|line| line.contains("fanfold serves")).expect("the line");
+        let line: serde_json::Value = serde_json::from_str(line).expect("a JSON line");
+        let address = |name: &str| {
+            let url: url::Url = line[name].as_str().expect("an address").parse().expect("a URL");
+            SocketAddr::from(([127, 0, 0, 1], url.port().expect("a port")))
+        };
+        (me.proxy, me.admin) = (address("base_url"), address("admin"));
+        me
+    }
+
+    /// Everything it wrote to its log so far.
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Waits until the log contains a text.
+    pub async fn logged(&mut self, text: &str) {
+        self.logged_times(text, 1).await;
+    }
+
+    /// Waits until the log contains a text so many times.
+    pub async fn logged_times(&mut self, text: &str, times: usize) {
+        let waiting = async {
+            while self.log().matches(text).count() < times {
+                if self.grown.changed().await.is_err() {
+                    break;
+                }
+            }
+        };
+        let late = tokio::time::timeout(super::gateway::SOON, waiting).await.is_err();
+        let log = self.log();
+        assert!(!late && log.matches(text).count() >= times, "no {text:?} in:\n{log}");
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill_process(self.pid(), signal).expect("it runs");
+    }
+
+    fn pid(&self) -> Pid {
+        let pid = self.child.id().and_then(|id| i32::try_from(id).ok()).expect("it runs");
+        Pid::from_raw(pid).expect("a process id")
+    }
+
+    /// Waits for its end.
+    pub async fn ended(mut self) -> Ended {
+        let status = soon(self.child.wait()).await.expect("a status");
+        // What it wrote last may still be in the pipe.
+        while self.grown.changed().await.is_ok() {}
+        Ended { code: status.code(), log: self.log() }
+    }
+
+    /// `http://127.0.0.1:PORT/v1`.
+    pub fn base_url(&self) -> String {
+        format!("http://{}/v1", self.proxy)
+    }
+
+    /// Its configuration file.
+    pub fn config(&self) -> PathBuf {
+        self.folder.path().join("fanfold.yaml")
+    }
+
+    /// The most memory it ever had, in bytes.
+    pub fn peak_memory(&self) -> usize {
+        self.memory("VmHWM:")
+    }
+
+    fn memory(&self, name: &str) -> usize {
+        let path = format!("/proc/{}/status", self.pid().as_raw_pid());
+        let status = fs::read_to_string(path).expect("its status");
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("a line");
+        let kib: usize = line.trim().trim_end_matches(" kB").parse().expect("a number");
+        kib * 1024
+    }
+
+    /// The text of `/metrics`.
+    pub async fn metrics(&self) -> String {
+        let url = format!("http://{}/metrics", self.admin);
+        soon(super::client::send(http::Method::GET, &url, &[], None)).await.expect("an answer").body
+    }
+
+    /// Waits until a metric has a value.
+    pub async fn metric_becomes(&self, name: &str, wanted: f64) {
+        let reached = async {
+            while (super::gateway::metric(&self.metrics().await, name) - wanted).abs() > 0.01 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        soon(reached).await;
+    }
+}
