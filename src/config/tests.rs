@@ -861,7 +861,7 @@ fn a_team_names_the_tools_of_a_server_by_what_they_begin_with() {
         ("clok__now", "there is no tool `clok__now`"),
     ] {
         let problems =
-            reading_with(&file(pattern), &Flags::default()).finish().err().expect("a mistake").to_string();
+            reading_with(&file(pattern), &Flags::default()).finish().expect_err("a mistake").to_string();
         assert!(problems.contains(says), "{problems}");
     }
     assert!(loaded(&file("y*")).render_warnings(false).contains("no tool matches `y*`"));
@@ -873,5 +873,5 @@ fn a_flag_adds_a_server() {
     let file = reading_with(&with(""), &flags).finish().expect("no mistake").file;
     assert_eq!(file.tools.keys().collect::<Vec<_>>(), ["sh", "tickets"]);
     let flags = Flags { mcp: vec![" ".into()], ..Flags::default() };
-    assert!(reading_with(&with(""), &flags).finish().err().expect("a mistake").to_string().contains("--mcp"));
+    assert!(reading_with(&with(""), &flags).finish().expect_err("a mistake").to_string().contains("--mcp"));
 }
