@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use secrecy::ExposeSecret;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -81,6 +81,44 @@ impl fmt::Display for StartError {
 }
 
 impl std::error::Error for StartError {}
+
+/// What the system tells the process. Listened for before anything is served: until then each of
+/// these signals would end the process on the spot.
+#[derive(Debug)]
+pub struct Signals {
+    ends: Ends,
+    watcher: Watcher,
+}
+
+/// SIGTERM and SIGINT.
+#[derive(Debug)]
+struct Ends {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// Begins to listen, and to watch the configuration's files.
+    pub async fn register(origin: Option<&Origin>) -> Result<Self, StartError> {
+        let system = |e: std::io::Error| StartError::System(format!("cannot listen for signals: {e}"));
+        let watched = origin.map(|origin| origin.watched.clone()).unwrap_or_default();
+        let ends = Ends {
+            terminate: signal(SignalKind::terminate()).map_err(system)?,
+            interrupt: signal(SignalKind::interrupt()).map_err(system)?,
+        };
+        Ok(Self { ends, watcher: Watcher::new(watched).await.map_err(system)? })
+    }
+}
+
+impl Ends {
+    /// Resolves when the process is asked to end.
+    async fn asked(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
 
 /// Where a configuration comes from when it is read again.
 #[derive(Debug, Clone, Default)]
@@ -225,16 +263,11 @@ impl App {
 
     /// Serves until a signal ends it, reading the configuration again when it changes. Without an
     /// origin there is nothing to read again.
-    pub async fn run(self, origin: Option<Origin>) -> Result<(), StartError> {
-        let system = |e: std::io::Error| StartError::System(format!("cannot listen for signals: {e}"));
-        let mut terminate = signal(SignalKind::terminate()).map_err(system)?;
-        let mut interrupt = signal(SignalKind::interrupt()).map_err(system)?;
-        let watched = origin.as_ref().map(|origin| origin.watched.clone()).unwrap_or_default();
-        let mut watcher = Watcher::new(watched).await.map_err(system)?;
+    pub async fn run(self, signals: Signals, origin: Option<Origin>) {
+        let Signals { mut ends, mut watcher } = signals;
         loop {
             tokio::select! {
-                _ = terminate.recv() => break,
-                _ = interrupt.recv() => break,
+                () = ends.asked() => break,
                 cause = watcher.changed() => match &origin {
                     Some(origin) => self.read_again(origin, cause, &mut watcher).await,
                     None => tracing::warn!("there is no configuration file to read again"),
@@ -248,10 +281,9 @@ impl App {
         let drained = self.drained();
         tokio::select! {
             () = drained => {}
-            () = second(&mut terminate, &mut interrupt) => self.drain.advance(Stage::Now),
+            () = ends.asked() => self.drain.advance(Stage::Now),
         }
         self.end().await;
-        Ok(())
     }
 
     /// Walks through the drain; returns when nothing is in flight any more.
@@ -319,13 +351,6 @@ impl App {
             Ok(Err(problems)) => failed(&problems.to_string()),
             Err(error) => failed(&error.to_string()),
         }
-    }
-}
-
-async fn second(terminate: &mut tokio::signal::unix::Signal, interrupt: &mut tokio::signal::unix::Signal) {
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
     }
 }
 

@@ -12,7 +12,7 @@ use futures_util::future::join_all;
 use serde_json::{Value, json};
 use support::client::{self, Got};
 use support::fold::{self, Folded};
-use support::gateway::{Gateway, soon};
+use support::gateway::{Gateway, closed_port, soon};
 use support::lab::Lab;
 
 /// The proxy of every case. Models that begin with `script:late` belong to an upstream that is
@@ -469,7 +469,7 @@ async fn unreachable(config: String, status: u16, wanted: &str, again: f64) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upstream_that_cannot_be_reached_is_asked_again_and_then_told() {
-    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (closed, _held) = closed_port();
     let full = full_house();
     let hole = full.0;
     tokio::join!(
@@ -487,11 +487,8 @@ async fn an_upstream_that_cannot_be_reached_is_asked_again_and_then_told() {
 
 /// A listener whose queue is full, so that connecting to it takes for ever.
 fn full_house() -> (std::net::SocketAddr, Vec<std::net::TcpStream>, socket2::Socket) {
-    let socket =
-        socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("it is there");
-    socket.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("it is there");
-    socket.listen(0).expect("it is there");
-    let address = socket.local_addr().expect("it is there").as_socket().expect("it is there");
+    let (address, socket) = closed_port();
+    socket.listen(0).expect("a listener");
     let patience = std::time::Duration::from_millis(200);
     let connect = || std::net::TcpStream::connect_timeout(&address, patience).ok();
     let taken = std::iter::from_fn(connect).take(64).collect();

@@ -3,7 +3,6 @@
 //! Each case is played over every transport, with and without an unread byte behind the request.
 
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
-#![expect(clippy::print_stdout, reason = "how long it took is told, and judged by nobody")]
 
 mod support;
 
@@ -201,6 +200,7 @@ impl Client {
 
 /// Plays a case over every way: `begun` says when the client may leave, `over` when everything that
 /// has to end has ended. Prints how long that took.
+#[expect(clippy::print_stdout, reason = "the times are worth reading")]
 async fn each_way(
     case: &str,
     rounds: impl Fn(&str) -> Value,

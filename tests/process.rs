@@ -17,7 +17,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use support::client::{self, Got};
 use support::fold::{self, Folded};
-use support::gateway::soon;
+use support::gateway::{closed_port, soon};
 use support::lab::Lab;
 use support::process::{Process, folder_with, run, write_config};
 use support::raw;
@@ -140,7 +140,7 @@ async fn a_taken_port_is_told_with_the_setting_to_change() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upstream_that_is_not_there_is_told_by_the_answer_and_by_check() {
-    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (closed, _held) = closed_port();
     let process =
         Process::start(&format!("upstreams: {{ main: {{ base_url: 'http://{closed}/v1' }} }}\n")).await;
     let got = ask(&process, "x").await.unwrap();
@@ -246,11 +246,7 @@ async fn what_is_in_flight_when_the_drain_runs_out_ends_with_an_error() {
     for name in ["turn", "relay"] {
         slow(&lab, name);
     }
-    let process = Process::start(&config(
-        &lab,
-        "log: { level: trace }\nserver: { drain_accept: 100ms, drain: 300ms }\n",
-    ))
-    .await;
+    let process = Process::start(&config(&lab, "server: { drain_accept: 100ms, drain: 300ms }\n")).await;
     let turn = Begun::ask(&process, "turn", &[]).await;
     let relay = Begun::ask(&process, "relay", &[("x-fanfold-tools", "none")]).await;
     process.signal(Signal::TERM);

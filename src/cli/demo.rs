@@ -4,7 +4,7 @@ use clap::Args;
 
 use super::serve::{ended, multi_thread};
 use super::{Exit, Overrides, out, refuse};
-use crate::app::{App, StartError};
+use crate::app::{App, Signals, StartError};
 use crate::config::{Flags, process_env, read_text};
 use crate::demo;
 use crate::telemetry::log;
@@ -26,6 +26,10 @@ pub(super) fn run(arguments: &Arguments) -> Exit {
 }
 
 async fn serve(flags: Flags) -> Exit {
+    let signals = match Signals::register(None).await {
+        Ok(signals) => signals,
+        Err(error) => return ended(Err(error)),
+    };
     let demo = match demo::start().await {
         Ok(demo) => demo,
         Err(why) => {
@@ -42,9 +46,9 @@ async fn serve(flags: Flags) -> Exit {
         Err(error) => return ended(Err(error)),
     };
     out::answer(&banner(&app));
-    let result = app.run(None).await;
+    app.run(signals, None).await;
     demo.stop().await;
-    ended(result)
+    Exit::Fine
 }
 
 fn banner(app: &App) -> String {

@@ -5,7 +5,7 @@ use std::path::Path;
 use clap::Args;
 
 use super::{Exit, Overrides, loaded, out};
-use crate::app::{App, Origin, StartError};
+use crate::app::{App, Origin, Signals, StartError};
 use crate::config::Loaded;
 use crate::telemetry::log;
 use crate::tools::Catalog;
@@ -33,6 +33,7 @@ pub(super) fn run(path: Option<&Path>, arguments: &Arguments) -> Exit {
 }
 
 async fn serve(loaded: Loaded, catalog: Catalog, origin: Origin) -> Result<(), StartError> {
+    let signals = Signals::register(Some(&origin)).await?;
     let (tools, tool_servers) = (catalog.iter().count(), catalog.servers());
     let app = App::start(&loaded, catalog).await?;
     let scheme = if loaded.file.tls.is_some() { "https" } else { "http" };
@@ -46,7 +47,8 @@ async fn serve(loaded: Loaded, catalog: Catalog, origin: Origin) -> Result<(), S
         teams = loaded.file.teams.len(),
         "fanfold serves"
     );
-    app.run(Some(origin)).await
+    app.run(signals, Some(origin)).await;
+    Ok(())
 }
 
 /// The runtime of a process that serves.

@@ -596,3 +596,14 @@ fn a_shutdown_ends_the_turn_with_an_error() {
     assert_eq!(s.step(Input::Shutdown), ["cancel", "failed 503 shutting_down"]);
     assert_eq!(s.step(Input::Shutdown), Vec::<String>::new());
 }
+
+#[test]
+fn calls_that_share_a_run_are_one_error_in_the_row() {
+    let mut s = Scene::begun(plan());
+    for i in 0..3 {
+        s.call(i, "read", "{}");
+    }
+    s.end("tool_calls");
+    assert_eq!(s.step(Input::Outcome(1, Outcome::failed(OutcomeKind::Error, "no"))), ["ask 2.0"]);
+    assert!(s.turn.record().limits.is_empty());
+}

@@ -254,6 +254,9 @@ fn transcript(record: &Record) -> Value {
 
 /// An ask failed; whatever comes of it.
 pub(super) fn ask_failed(started: &Started, failure: &Failure) {
+    if failure.kind == FailureKind::TooLarge {
+        started.parts.telemetry.counter(metrics::LIMIT_HITS, &[("limit", "reply".into())]).increment(1);
+    }
     if failure.kind == FailureKind::Credentials {
         let name = &started.route.upstream.name;
         let labels = [("upstream", name.clone().into())];

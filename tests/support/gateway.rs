@@ -1,5 +1,6 @@
 //! The real proxy inside the test's own process, on free loopback ports.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use fanfold::app::App;
@@ -84,4 +85,11 @@ impl Gateway {
 pub fn metric(text: &str, name: &str) -> f64 {
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     line.and_then(|value| value.trim().parse().ok()).unwrap_or(0.0)
+}
+
+/// An address that refuses connections as long as the socket is held: nobody else gets its port.
+pub fn closed_port() -> (SocketAddr, socket2::Socket) {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("a free port");
+    (socket.local_addr().expect("bound").as_socket().expect("an address"), socket)
 }

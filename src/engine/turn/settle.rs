@@ -65,6 +65,10 @@ impl Turn {
             let (Some(outcome), Some((name, arguments))) = (round.outcome(at), &standing.key) else {
                 continue;
             };
+            // A call that shared another's run is that run, not one more in the row.
+            if standing.record.is_some_and(|at| self.record.calls[at].shared) {
+                continue;
+            }
             if outcome.kind == OutcomeKind::Ok {
                 self.repeated = None;
                 self.times_repeated = 0;

@@ -53,7 +53,12 @@ impl Proxy {
                 habits: &habits,
                 rules: &rules,
             },
-        )?;
+        )
+        .inspect_err(|error| {
+            if error.code == "too_many_tools" {
+                asked.limit_hit("tools_per_request");
+            }
+        })?;
         let decision = match &planned {
             Plan::Relay { decision, .. } => *decision,
             Plan::Turn(turn) => turn.decision,

@@ -111,6 +111,13 @@ struct Asked {
     in_flight: TaskTrackerToken,
 }
 
+impl Asked {
+    /// A limit was reached before there was a turn to count it.
+    fn limit_hit(&self, limit: &'static str) {
+        self.snapshot.parts.telemetry.counter(metrics::LIMIT_HITS, &[("limit", limit.into())]).increment(1);
+    }
+}
+
 impl Handler for Proxy {
     type Body = Body;
 
@@ -291,6 +298,9 @@ impl Proxy {
             rate: server.body_rate.0,
         };
         body::read(headers, incoming, &bounds, &self.bodies).await.map_err(|error| {
+            if matches!(error, BodyError::TooLarge { .. }) {
+                asked.limit_hit("body");
+            }
             let (status, code, message) = error.parts();
             let reply = ErrorReply::new(status.as_u16(), code, message);
             match error {
