@@ -20,7 +20,7 @@ use support::lab::Lab;
 const CONFIG: &str = "
 upstreams:
   main: { base_url: LAB/v1 }
-  late: { base_url: LAB/v1, head_timeout: 700ms, stall_timeout: 700ms }
+  late: { base_url: LAB/v1, head_timeout: 1500ms, stall_timeout: 1500ms }
 routes:
   - { model: 'script:late*', upstreams: [late] }
   - { model: '*', upstreams: [main] }
