@@ -121,6 +121,8 @@ impl<V> Shelf<V> {
             let over =
                 self.len() > self.bounds.entries || self.bytes.load(Ordering::Relaxed) > self.bounds.bytes;
             let mut order = self.order();
+            // Entries that left because their name returned too often are still in the order.
+            let over = over || order.len() > self.bounds.entries.saturating_mul(2);
             let due = order.front().is_some_and(|first| over || first.until <= now);
             let Some(oldest) = due.then(|| order.pop_front()).flatten() else { return };
             drop(order);
@@ -196,5 +198,10 @@ mod tests {
             shelf.keep(&"t".into(), "call_0", "x", 1);
         }
         assert_eq!((shelf.len(), found(&shelf, "t", "call_0").len()), (MOST_PER_NAME, MOST_PER_NAME));
+        let few = Shelf::new(Bounds { entries: 100, bytes: 1_000, age: Duration::from_secs(3600) });
+        for _ in 0..1_000 {
+            few.keep(&"t".into(), "call_0", "x", 1);
+        }
+        assert!(few.order().len() <= 200);
     }
 }

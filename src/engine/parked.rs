@@ -65,17 +65,37 @@ pub fn fingerprint(messages: &Raw) -> [u8; 32] {
 }
 
 fn fingerprint_of(messages: &[Raw]) -> [u8; 32] {
-    let mut hash = Sha256::new();
-    for message in messages {
-        let members = message.members().unwrap_or_default();
-        for name in ["role", "content", "tool_call_id"] {
-            let value = members.present(name);
-            let text = value.map(|v| crate::wire::call::canonical(v.text()).into_owned()).unwrap_or_default();
-            hash.update(text.len().to_le_bytes());
-            hash.update(text.as_bytes());
-        }
+    Prefixes::of(messages).until(messages.len())
+}
+
+/// Fingerprints of the beginnings of a conversation, shorter ones asked for first: each message is
+/// looked at once, however many there are.
+struct Prefixes<'a> {
+    messages: &'a [Raw],
+    done: usize,
+    hash: Sha256,
+}
+
+impl<'a> Prefixes<'a> {
+    fn of(messages: &'a [Raw]) -> Self {
+        Self { messages, done: 0, hash: Sha256::new() }
     }
-    hash.finalize().into()
+
+    /// The fingerprint of the first `count` messages.
+    fn until(&mut self, count: usize) -> [u8; 32] {
+        for message in self.messages.get(self.done..count).unwrap_or_default() {
+            let members = message.members().unwrap_or_default();
+            for name in ["role", "content", "tool_call_id"] {
+                let value = members.present(name);
+                let text =
+                    value.map(|v| crate::wire::call::canonical(v.text()).into_owned()).unwrap_or_default();
+                self.hash.update(text.len().to_le_bytes());
+                self.hash.update(text.as_bytes());
+            }
+        }
+        self.done = self.done.max(count);
+        self.hash.clone().finalize().into()
+    }
 }
 
 /// Restores what is parked for these messages. `find` gives the entries kept under a foreign id,
@@ -87,16 +107,19 @@ pub fn restore(
     let list = messages.elements(MOST_MESSAGES).ok()?;
     let mut out: Vec<Raw> = Vec::with_capacity(list.len() + 8);
     let mut restored = false;
+    let mut prefixes = Prefixes::of(&list);
     let mut at = 0;
     while at < list.len() {
         let found = called_ids(&list[at]).and_then(|ids| {
-            let entries = find(ids.first()?);
-            let parked = entries.into_iter().find(|(print, parked)| {
-                parked.foreign().eq(ids.iter().map(String::as_str))
-                    && (parked.has_unique_ids() || *print == fingerprint_of(&list[..at]))
-            })?;
+            let mut entries = find(ids.first()?);
+            entries.retain(|(_, parked)| parked.foreign().eq(ids.iter().map(String::as_str)));
+            if entries.iter().any(|(_, parked)| !parked.has_unique_ids()) {
+                let print = prefixes.until(at);
+                entries.retain(|(theirs, parked)| parked.has_unique_ids() || *theirs == print);
+            }
+            let (_, parked) = entries.into_iter().next()?;
             let answers = answers(&list[at + 1..], ids.len());
-            Some((parked.1, answers))
+            Some((parked, answers))
         });
         match found {
             Some((parked, answers)) if answers.len() == parked.foreign().count() => {

@@ -607,3 +607,31 @@ fn calls_that_share_a_run_are_one_error_in_the_row() {
     assert_eq!(s.step(Input::Outcome(1, Outcome::failed(OutcomeKind::Error, "no"))), ["ask 2.0"]);
     assert!(s.turn.record().limits.is_empty());
 }
+
+#[test]
+fn a_call_that_was_refused_before_it_ran_had_no_effect() {
+    let mut s = Scene::begun(plan());
+    s.call(0, "write", "{\"x\":\"no\"}");
+    s.end("tool_calls");
+    s.step(Input::Started(1));
+    s.step(Input::Outcome(1, Outcome::failed(OutcomeKind::InvalidArguments, "no")));
+    assert_eq!(s.fail(FailureKind::Refused), ["failed 400 upstream_refused"]);
+    let mut s = Scene::begun(plan());
+    s.call(0, "write", "{}");
+    s.end("tool_calls");
+    s.step(Input::Started(1));
+    s.ok(1);
+    assert_eq!(s.fail(FailureKind::Refused), ["failed 424 turn_failed_after_tools"]);
+}
+
+#[test]
+fn a_client_that_waits_for_the_whole_answer_sees_nothing_of_a_reply_that_is_asked_for_again() {
+    let mut plan = plan();
+    plan.stream = false;
+    let mut s = Scene::begun(plan);
+    assert_eq!(s.text("half"), Vec::<String>::new());
+    assert_eq!(s.fail(FailureKind::Truncated), Vec::<String>::new());
+    assert_eq!(s.wait(), ["ask 1.1"]);
+    s.text("whole");
+    assert_eq!(s.end("stop"), ["show \"whole\"", "finish stop"]);
+}

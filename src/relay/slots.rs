@@ -1,7 +1,8 @@
 //! The slots that calls of several turns share: per tool, per team, in the process.
 //!
-//! They are taken in this order and held together; every call takes them in the same order, so no
-//! two calls wait for each other.
+//! They are taken in the order team, tool, process and held together. Every call takes them in the same
+//! order, so no two calls wait for each other; the team's come first, so a team that waits for itself
+//! holds nothing that others need.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -48,7 +49,7 @@ impl Slots {
     /// The slots a call of this tool needs, for a team with these slots.
     #[must_use]
     pub fn of(&self, tool: &str, team: &Arc<Semaphore>) -> Wanted {
-        Wanted([self.tools.get(tool).cloned(), Some(team.clone()), Some(self.process.clone())])
+        Wanted([Some(team.clone()), self.tools.get(tool).cloned(), Some(self.process.clone())])
     }
 }
 

@@ -174,9 +174,11 @@ impl Upstream {
     /// Remembers that `parallel_tool_calls` is refused for this model.
     pub fn learn_no_parallel(&self, model: &str) {
         let mut learned = self.learned.write().unwrap_or_else(PoisonError::into_inner);
-        if learned.len() < MOST_LEARNED {
-            learned.insert(model.to_owned());
+        // What is forgotten is learned again when it matters.
+        if learned.len() >= MOST_LEARNED {
+            learned.clear();
         }
+        learned.insert(model.to_owned());
     }
 
     /// Asks for a chat completion. Nothing is sent before the reply is polled.

@@ -10,6 +10,8 @@ use super::raw::{Kind, Member, Members, Raw, ReadError, depth, each_element, wri
 
 /// The member of a request that is fanfold's own and never leaves it.
 pub const OWN_MEMBER: &str = "fanfold";
+/// The longest name of a model, in bytes.
+const LONGEST_MODEL: usize = 512;
 /// The most tools a client may declare before the merged limit is even looked at.
 const MOST_CLIENT_TOOLS: usize = 4096;
 
@@ -87,6 +89,9 @@ impl ChatRequest {
             None => return Err(wrong("model", "the request needs a `model`: a string such as \"gpt-4.1\"")),
             Some(value) => text_of("model", value)?,
         };
+        if model.len() > LONGEST_MODEL {
+            return Err(wrong("model", &format!("`model` is longer than {LONGEST_MODEL} bytes")));
+        }
         match members.find("messages") {
             None => return Err(wrong("messages", "the request needs `messages`: an array of messages")),
             Some(value) if value.kind() != Kind::Array => return Err(not_a("messages", "an array", value)),

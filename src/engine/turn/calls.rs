@@ -117,9 +117,6 @@ impl Turn {
             let tool = tool.clone();
             self.next_run += 1;
             running += 1;
-            if tool.effect == Effect::Write {
-                self.effects.insert(tool.name.clone());
-            }
             let call = round.call(at);
             let run = Run {
                 id: self.next_run,
@@ -164,6 +161,9 @@ impl Turn {
             && since.is_none()
         {
             *since = Some(now);
+            if tool.effect == Effect::Write {
+                *self.effects.entry(tool.name.clone()).or_default() += 1;
+            }
             *deadline = now + timeout(tool, &plan);
             if let Some(record) = standing.record {
                 self.record.calls[record].started = Some(now);
@@ -174,9 +174,43 @@ impl Turn {
     pub(super) fn call_ended(&mut self, id: RunId, outcome: Outcome, actions: &mut Vec<Action>) {
         let (Stage::Round(round) | Stage::Leaving(round)) = &self.stage else { return };
         let Some((at, _)) = round.running().find(|(_, run)| *run == id) else { return };
+        match outcome.kind {
+            OutcomeKind::InvalidArguments | OutcomeKind::Denied => self.had_no_effect(at),
+            // An outcome without a start that was heard of: it ran.
+            OutcomeKind::Ok | OutcomeKind::Error | OutcomeKind::Timeout => self.call_started(id),
+            OutcomeKind::Stopped => {}
+        }
         self.done(at, outcome);
         self.fill_slots(actions);
         self.settle(actions);
+    }
+
+    /// A call that started was refused before it did anything.
+    fn had_no_effect(&mut self, at: usize) {
+        let (Stage::Round(round) | Stage::Leaving(round)) = &self.stage else { return };
+        let standing = &round.standings[at];
+        if let (Whose::Owned(tool), Stands::Running { since: Some(_), .. }) =
+            (&standing.whose, &standing.stands)
+            && let Some(count) = self.effects.get_mut(&tool.name)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.effects.remove(&tool.name);
+            }
+        }
+    }
+
+    /// Calls whose start was not heard of may have started all the same.
+    pub(super) fn suspect_running(&mut self) {
+        let (Stage::Round(round) | Stage::Leaving(round)) = &self.stage else { return };
+        for standing in &round.standings {
+            if let (Whose::Owned(tool), Stands::Running { since: None, .. }) =
+                (&standing.whose, &standing.stands)
+                && tool.effect == Effect::Write
+            {
+                *self.effects.entry(tool.name.clone()).or_default() += 1;
+            }
+        }
     }
 
     /// Writes down a result, for the call and for those that share it.

@@ -6,7 +6,7 @@ mod ids;
 mod settle;
 mod words;
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -59,8 +59,8 @@ pub struct Turn {
     appended: Vec<Raw>,
     usage: Sum,
     calls: u32,
-    /// Tools with effects that were dispatched, by name.
-    effects: BTreeSet<Arc<str>>,
+    /// Tools with effects that ran, by name, and how often.
+    effects: BTreeMap<Arc<str>, u32>,
     /// The next round is the last one, because of this limit.
     last_because: Option<Limit>,
     /// The round that is asked now is the last one.
@@ -93,7 +93,7 @@ impl Turn {
             appended: Vec::new(),
             usage: Sum::default(),
             calls: 0,
-            effects: BTreeSet::new(),
+            effects: BTreeMap::new(),
             last_because: None,
             is_last: false,
             repeated: None,
@@ -341,7 +341,9 @@ impl Turn {
         if !told && part.around.is_empty() {
             return;
         }
-        if self.plan.rules.interim_text == InterimText::Hold && !round.complete {
+        // A client that waits for the whole answer sees nothing of a reply that may still be asked for again.
+        let held = self.plan.rules.interim_text == InterimText::Hold || !self.plan.stream;
+        if held && !round.complete {
             round.held.push(part);
             return;
         }
@@ -390,7 +392,7 @@ impl Turn {
             record.finish = round.finish.map(FinishReason::word);
         }
         let final_text = !round.any_of_ours() || round.foreign() > 0 || self.is_last;
-        if final_text {
+        if final_text || self.plan.rules.interim_text == InterimText::Stream {
             self.show_held(actions);
         }
         if !parts.is_empty() {
@@ -470,6 +472,7 @@ impl Turn {
         if let Some(round) = self.record.rounds.last_mut() {
             round.ended.get_or_insert(self.now);
         }
+        self.suspect_running();
         let error = if self.effects.is_empty() { error } else { self.after_effects(&error) };
         let finish =
             if matches!(self.stage, Stage::Leaving(_)) { Finish::Gone } else { Finish::Failed(error) };
@@ -477,7 +480,7 @@ impl Turn {
     }
 
     fn after_effects(&self, error: &ErrorReply) -> ErrorReply {
-        let names: Vec<&str> = self.effects.iter().map(|name| &**name).collect();
+        let names: Vec<&str> = self.effects.keys().map(|name| &**name).collect();
         let message = format!(
             "The request failed after tools with effects were called: {}. Repeating it could repeat those effects, \
              so check them first. What went wrong: {}",
