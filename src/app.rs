@@ -5,6 +5,8 @@
 //!                 └───────────────── second SIGTERM ────────────▶┘
 //! ```
 
+mod tool_servers;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
@@ -19,8 +21,8 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::tool_servers::ToolServers;
 use crate::admin::Admin;
-use crate::admin::readiness::Readiness;
 use crate::config::watch::{Cause, Watcher};
 use crate::config::{self, Flags, Loaded, process_env};
 use crate::relay::{Parking, Parts, Slots};
@@ -54,6 +56,13 @@ pub enum StartError {
         /// What is wrong.
         message: String,
     },
+    /// A required tool server does not come up.
+    ToolServer {
+        /// Its name.
+        name: String,
+        /// Why not.
+        why: String,
+    },
     /// The system refuses something.
     System(String),
 }
@@ -63,6 +72,9 @@ impl fmt::Display for StartError {
         match self {
             Self::Bind(error) => error.fmt(f),
             Self::Upstream { name, setting, message } => write!(f, "upstreams.{name}.{setting}: {message}"),
+            Self::ToolServer { name, why } => {
+                write!(f, "the tool server `{name}` is required, but is not up: {why}")
+            }
             Self::System(message) => f.write_str(message),
         }
     }
@@ -130,6 +142,7 @@ pub struct App {
     drain_times: (Duration, Duration),
     snapshot: Arc<ArcSwap<Snapshot>>,
     keeper: Keeper,
+    tool_servers: Arc<ToolServers>,
     shutdown: CancellationToken,
     turns: TaskTracker,
     listeners: TaskTracker,
@@ -145,7 +158,7 @@ struct Keeper {
 }
 
 impl App {
-    /// Binds the listeners and begins to serve.
+    /// Starts the tool servers, binds the listeners and begins to serve.
     pub async fn start(loaded: &Loaded, catalog: Catalog) -> Result<Self, StartError> {
         let telemetry = Telemetry::new().map_err(|e| StartError::System(e.to_string()))?;
         raise_open_files();
@@ -157,7 +170,9 @@ impl App {
             age: limits.parked_for.0,
         });
         let keeper = Keeper { telemetry: telemetry.clone(), parking: Arc::new(parking) };
-        let snapshot = Arc::new(ArcSwap::from_pointee(snapshot(loaded, catalog, &keeper)?));
+        let catalog = Arc::new(catalog);
+        let snapshot = Arc::new(ArcSwap::from_pointee(snapshot(loaded, &catalog, &keeper)?));
+        let tool_servers = ToolServers::start(catalog, snapshot.clone(), telemetry.clone()).await?;
         let options = |setting, tls, connections, open| Options {
             setting,
             settings: file.server.clone(),
@@ -183,6 +198,7 @@ impl App {
             drain_times: (file.server.drain_accept.0, file.server.drain.0),
             snapshot: snapshot.clone(),
             keeper,
+            tool_servers: Arc::new(tool_servers),
             shutdown: shutdown.clone(),
             turns: turns.clone(),
             listeners: TaskTracker::new(),
@@ -200,11 +216,17 @@ impl App {
         };
         let render = telemetry.clone();
         let visitors = Visitors::new(app.admin_address, &file.admin.hosts);
-        let admin_side =
-            Admin::new(Arc::new(move || render.render()), Readiness::new(), drain.clone(), visitors);
+        let admin_side = Admin::new(
+            Arc::new(move || render.render()),
+            app.tool_servers.readiness.clone(),
+            drain.clone(),
+            visitors,
+        );
         app.listeners.spawn(listener.serve(Arc::new(proxy), drain));
         app.admin_listeners.spawn(admin.serve(Arc::new(admin_side), admin_drain));
         app.spawn_upkeep();
+        let (tool_servers, stop) = (app.tool_servers.clone(), app.upkeep.clone());
+        app.admin_listeners.spawn(async move { tool_servers.follow(stop).await });
         Ok(app)
     }
 
@@ -233,8 +255,9 @@ impl App {
 
     /// Swaps in another configuration. Turns in flight finish on the old one. Listeners stay.
     pub fn reload(&self, loaded: &Loaded, catalog: Catalog) -> Result<(), StartError> {
-        let new = snapshot(loaded, catalog, &self.keeper)?;
-        self.snapshot.store(Arc::new(new));
+        let catalog = Arc::new(catalog);
+        let new = snapshot(loaded, &catalog, &self.keeper)?;
+        self.tool_servers.replace(&new, catalog);
         Ok(())
     }
 
@@ -295,10 +318,11 @@ impl App {
         self.listeners.close();
         self.listeners.wait().await;
         let tools = self.snapshot.load().parts.tools.clone();
-        if tokio::time::timeout(GOODBYE, tools.settled()).await.is_err() {
+        self.upkeep.cancel();
+        let ended = async { tokio::join!(tools.settled(), self.tool_servers.stop()) };
+        if tokio::time::timeout(GOODBYE, ended).await.is_err() {
             tracing::warn!("tools did not end in time");
         }
-        self.upkeep.cancel();
         self.admin_drain.advance(Stage::Now);
         self.admin_listeners.close();
         self.admin_listeners.wait().await;
@@ -330,7 +354,7 @@ impl App {
     }
 }
 
-fn snapshot(loaded: &Loaded, catalog: Catalog, keeper: &Keeper) -> Result<Snapshot, StartError> {
+fn snapshot(loaded: &Loaded, catalog: &Arc<Catalog>, keeper: &Keeper) -> Result<Snapshot, StartError> {
     let file = &loaded.file;
     let open = |secret: &crate::units::Secret| {
         config::secret::open(secret, &process_env).map(|secret| secret.expose_secret().to_owned())
@@ -354,7 +378,7 @@ fn snapshot(loaded: &Loaded, catalog: Catalog, keeper: &Keeper) -> Result<Snapsh
         teams: Teams::new(&file.teams, &specs, defaults),
         routes: Routes::new(&file.routes, upstreams),
         parts: Parts {
-            tools: Arc::new(catalog),
+            tools: catalog.clone(),
             slots: Arc::new(slots),
             parking: keeper.parking.clone(),
             telemetry: keeper.telemetry.clone(),

@@ -109,7 +109,8 @@ fn lasting(text: &str) -> String {
 
 #[test]
 fn every_block_is_of_a_kind_that_a_test_runs() {
-    let kinds = ["sh start", "sh demo", "sh commands", "python", "js", "yaml config", "text drawing"];
+    let kinds =
+        ["sh start", "sh demo", "sh commands", "python", "js", "yaml config", "yaml servers", "text drawing"];
     for (i, block) in blocks().iter().enumerate() {
         let is_output = block.info.ends_with(" output");
         let before = i.checked_sub(1).map(|i| blocks()[i].info.clone()).unwrap_or_default();
@@ -192,6 +193,19 @@ fn the_configuration_has_every_part_and_serves() {
         curl -s $admin/readyz; kill -KILL $pid; wait $pid || true; cat log";
     let out = shell(serve, folder.path());
     assert!(out.starts_with("ok\n") && out.contains("https://127.0.0.1:"), "{out}");
+}
+
+#[test]
+fn the_tool_servers_are_settings_without_a_mistake() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let upstream = "upstreams: { main: { base_url: http://127.0.0.1:1/v1 } }\n";
+    fs::write(folder.path().join("fanfold.yaml"), upstream.to_owned() + &only("yaml servers")).unwrap();
+    let uvx = folder.path().join("uvx");
+    fs::write(&uvx, "#!/bin/sh\n").unwrap();
+    fs::set_permissions(&uvx, fs::Permissions::from_mode(0o755)).unwrap();
+    let out = shell("export TICKETS_TOKEN=t PATH=.:$PWD:$PATH; fanfold check", folder.path());
+    assert!(out.contains("clock__*") && out.contains("https://mcp.example/mcp"), "{out}");
 }
 
 #[test]

@@ -12,8 +12,9 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::check::word;
-use super::{Exit, loaded, out, runtime};
-use crate::config::{Flags, did_you_mean};
+use super::servers::Running;
+use super::{Exit, ServerFlags, loaded, out, runtime};
+use crate::config::did_you_mean;
 use crate::tools::{Call, Catalog, Tool};
 use crate::wire::tool::{Outcome, OutcomeKind};
 
@@ -28,24 +29,44 @@ pub(super) struct Arguments {
     /// The arguments, as JSON.
     #[arg(default_value = "{}")]
     json: String,
+    #[command(flatten)]
+    servers: ServerFlags,
 }
 
 /// 0 when the tool answered, 1 when the outcome is anything else, 2 for a tool that is not there.
 pub(super) fn run(path: Option<&Path>, arguments: &Arguments) -> Exit {
-    let catalog = match loaded(path, &Flags { insecure_no_auth: true, ..Flags::default() }) {
+    let catalog = match loaded(path, &arguments.servers.flags()) {
         Ok((_, catalog)) => catalog,
         Err(exit) => return exit,
     };
-    let Some(tool) = catalog.tool(&arguments.tool) else { return unknown(&catalog, &arguments.tool) };
     let runtime = match runtime() {
         Ok(runtime) => runtime,
         Err(exit) => return exit,
     };
-    let (outcome, took) = runtime.block_on(async {
-        let done = called(tool, &arguments.json).await;
+    let done = runtime.block_on(async {
+        // A tool of the file needs no server.
+        let running = match catalog.tool(&arguments.tool) {
+            Some(_) => None,
+            None => Some(Running::start(&catalog).await),
+        };
+        let catalog = running.as_ref().map_or(&catalog, |running| &running.catalog);
+        let done = match catalog.tool(&arguments.tool) {
+            Some(tool) => Ok(called(tool, &arguments.json).await),
+            None => {
+                running.iter().for_each(Running::complain);
+                Err(unknown(catalog, &arguments.tool))
+            }
+        };
         let _reaped = timeout(REAPING, catalog.settled()).await;
+        if let Some(running) = &running {
+            running.stop().await;
+        }
         done
     });
+    let (outcome, took) = match done {
+        Ok(done) => done,
+        Err(exit) => return exit,
+    };
     out::answer(&format!("{}\n", outcome.content));
     out::report(&format!("{} in {}ms\n", word(&outcome.kind), took.as_millis()));
     match outcome.kind {

@@ -15,7 +15,7 @@ use crate::units::Secret;
 pub(super) struct Arguments {
     #[command(flatten)]
     overrides: Overrides,
-    /// Ask every upstream for its models: is it there, and does it take the key?
+    /// Ask every upstream for its models: is it there, and does it take the key? Start every tool server, too.
     #[arg(long)]
     online: bool,
 }
@@ -27,7 +27,7 @@ pub(super) fn run(path: Option<&Path>, arguments: &Arguments) -> Exit {
         Ok((loaded, catalog)) => {
             out::report(&loaded.render_warnings(out::coloured()));
             out::answer(&summary(&loaded, &catalog));
-            if arguments.online { online::run(&loaded) } else { Exit::Fine }
+            if arguments.online { online::run(&loaded, &catalog) } else { Exit::Fine }
         }
     }
 }
@@ -54,6 +54,7 @@ fn summary(loaded: &Loaded, catalog: &Catalog) -> String {
         |model: &str, upstreams: &[String]| vec![model.to_owned(), format!("-> {}", upstreams.join(", "))];
     part("routes", file.routes.iter().map(|r| route(&r.model, &r.upstreams)).collect());
     part("teams", teams(loaded));
+    part("tool servers", servers(loaded));
     part("tools", catalog.iter().map(|tool| row(tool)).collect());
     text
 }
@@ -69,6 +70,22 @@ fn upstreams(loaded: &Loaded) -> Vec<Vec<String>> {
         vec![name.clone(), upstream.base_url.clone(), word(&upstream.kind), key(&upstream.api_key)]
     };
     loaded.file.upstreams.iter().map(row).collect()
+}
+
+/// Servers: their tools are known only once they run.
+fn servers(loaded: &Loaded) -> Vec<Vec<String>> {
+    let row = |(name, tool): (&String, &crate::tools::settings::Settings)| {
+        let mcp = tool.mcp.as_ref()?;
+        let place = match (&mcp.url, &mcp.command) {
+            (Some(url), _) => url.clone(),
+            (None, Some(argv)) => argv.first().cloned().unwrap_or_default(),
+            (None, None) => String::new(),
+        };
+        let names = format!("{}*", tool.prefix.clone().unwrap_or_else(|| format!("{name}__")));
+        let required = if tool.required { "required" } else { "" };
+        Some(vec![name.clone(), "mcp".into(), place, names, required.into()])
+    };
+    loaded.file.tools.iter().filter_map(row).collect()
 }
 
 fn teams(loaded: &Loaded) -> Vec<Vec<String>> {

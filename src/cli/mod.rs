@@ -12,6 +12,7 @@ mod keys;
 mod online;
 mod out;
 mod serve;
+mod servers;
 mod tools;
 
 use std::path::PathBuf;
@@ -72,6 +73,23 @@ struct Overrides {
     /// Serve on a public address although there are no teams with keys.
     #[arg(long)]
     insecure_no_auth: bool,
+    #[command(flatten)]
+    servers: ServerFlags,
+}
+
+/// Tool servers beside those of the file.
+#[derive(Debug, Clone, Default, Args)]
+struct ServerFlags {
+    /// Add a tool server: "uvx mcp-server-time", https://host/mcp, or either after NAME=. May be repeated.
+    #[arg(long, value_name = "COMMAND|URL")]
+    mcp: Vec<String>,
+}
+
+impl ServerFlags {
+    /// For a command that opens no listener.
+    fn flags(&self) -> Flags {
+        Flags { insecure_no_auth: true, mcp: self.mcp.clone(), ..Flags::default() }
+    }
 }
 
 impl Overrides {
@@ -80,6 +98,7 @@ impl Overrides {
             listen: self.listen.clone(),
             admin_listen: self.admin_listen.clone(),
             insecure_no_auth: self.insecure_no_auth,
+            mcp: self.servers.mcp.clone(),
         }
     }
 }

@@ -1,5 +1,5 @@
 //! `fanfold check --online`: is every upstream there, and does it take the key? Asks for the list
-//! of models, which costs nothing.
+//! of models, which costs nothing. Does every tool server start, and what does it have?
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,8 +17,10 @@ use rustls::{ClientConfig, RootCertStore};
 use secrecy::ExposeSecret;
 use tokio::time::timeout;
 
+use super::servers::{Running, up};
 use super::{Exit, out, runtime};
 use crate::config::{Loaded, process_env, secret};
+use crate::tools::{Catalog, Condition};
 use crate::units::Secret;
 use crate::upstream::settings::Settings;
 
@@ -27,8 +29,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// The longest list of models that is read.
 const LONGEST: usize = 8 * 1024 * 1024;
 
-/// 0 when every upstream answers and takes its key.
-pub(super) fn run(loaded: &Loaded) -> Exit {
+/// 0 when every upstream answers and takes its key, and every tool server is up.
+pub(super) fn run(loaded: &Loaded, catalog: &Catalog) -> Exit {
     let runtime = match runtime() {
         Ok(runtime) => runtime,
         Err(exit) => return exit,
@@ -45,6 +47,27 @@ pub(super) fn run(loaded: &Loaded) -> Exit {
             exit = Exit::Failure;
         }
         rows.push(vec![name.clone(), row]);
+    }
+    if catalog.servers() > 0 {
+        let running = runtime.block_on(async {
+            let running = Running::start(catalog).await;
+            running.stop().await;
+            running
+        });
+        for standing in &running.standings {
+            let said = match &standing.condition {
+                Condition::Up { tools, revision } => format!("answers, {tools} tools, revision {revision}"),
+                Condition::Starting => "FAILED: it did not start".into(),
+                Condition::Down(why) => format!("FAILED: {why}"),
+            };
+            if !up(standing) {
+                exit = Exit::Failure;
+            }
+            rows.push(vec![standing.server.to_string(), said]);
+        }
+        for clash in running.catalog.clashes() {
+            out::report(&format!("warning: {clash}\n"));
+        }
     }
     out::answer(&format!("\nonline\n{}", loaded.hide(&out::table(&rows))));
     exit

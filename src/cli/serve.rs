@@ -34,7 +34,7 @@ pub(super) fn run(path: Option<&Path>, arguments: &Arguments) -> Exit {
 
 async fn serve(loaded: Loaded, catalog: Catalog, origin: Origin) -> Result<(), StartError> {
     let signals = Signals::register(Some(&origin)).await?;
-    let tools = catalog.iter().count();
+    let (tools, tool_servers) = (catalog.iter().count(), catalog.servers());
     let app = App::start(&loaded, catalog).await?;
     let scheme = if loaded.file.tls.is_some() { "https" } else { "http" };
     tracing::info!(
@@ -43,6 +43,7 @@ async fn serve(loaded: Loaded, catalog: Catalog, origin: Origin) -> Result<(), S
         config = loaded.name(),
         upstreams = loaded.file.upstreams.len(),
         tools,
+        tool_servers,
         teams = loaded.file.teams.len(),
         "fanfold serves"
     );

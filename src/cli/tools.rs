@@ -6,8 +6,8 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::check::word;
-use super::{Exit, loaded, out};
-use crate::config::Flags;
+use super::servers::{Running, up};
+use super::{Exit, ServerFlags, loaded, out, runtime};
 use crate::tools::{Tool, strict};
 use crate::units::Span;
 
@@ -17,18 +17,38 @@ pub(super) struct Arguments {
     /// As JSON, with descriptions and parameters.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    servers: ServerFlags,
 }
 
-/// Prints the list. 64 when something is wrong with the configuration.
+/// Prints the list; servers are started for it. 64 when something is wrong with the configuration, 1 when a server
+/// is not up.
 pub(super) fn run(path: Option<&Path>, arguments: &Arguments) -> Exit {
-    let catalog = match loaded(path, &Flags { insecure_no_auth: true, ..Flags::default() }) {
+    let mut catalog = match loaded(path, &arguments.servers.flags()) {
         Ok((_, catalog)) => catalog,
         Err(exit) => return exit,
     };
+    let mut exit = Exit::Fine;
+    if catalog.servers() > 0 {
+        let runtime = match runtime() {
+            Ok(runtime) => runtime,
+            Err(exit) => return exit,
+        };
+        let running = runtime.block_on(async {
+            let running = Running::start(&catalog).await;
+            running.stop().await;
+            running
+        });
+        running.complain();
+        if !running.standings.iter().all(up) {
+            exit = Exit::Failure;
+        }
+        catalog = running.catalog;
+    }
     if arguments.json {
         let all: Vec<Value> = catalog.iter().map(|tool| described(tool)).collect();
         out::answer(&format!("{:#}\n", Value::Array(all)));
-        return Exit::Fine;
+        return exit;
     }
     let rows: Vec<Vec<String>> = catalog.iter().map(|tool| row(tool)).collect();
     match rows.is_empty() {
@@ -38,7 +58,7 @@ pub(super) fn run(path: Option<&Path>, arguments: &Arguments) -> Exit {
             out::answer(&out::table(&[vec![head], rows].concat()));
         }
     }
-    Exit::Fine
+    exit
 }
 
 /// Name, kind, effect, timeout, and whether it goes out strict.
@@ -46,7 +66,10 @@ pub(super) fn row(tool: &Tool) -> Vec<String> {
     let spec = tool.spec();
     vec![
         spec.name.to_string(),
-        tool.kind_name().into(),
+        match tool.server() {
+            None => tool.kind_name().into(),
+            Some((server, _)) => format!("{} {server}", tool.kind_name()),
+        },
         word(&spec.effect),
         Span(spec.timeout).to_string(),
         strictness(tool),
@@ -85,6 +108,7 @@ fn described(tool: &Tool) -> Value {
     json!({
         "name": &*spec.name,
         "kind": tool.kind_name(),
+        "server": tool.server().map(|(server, name)| json!({ "name": server, "tool": name })),
         "effect": spec.effect,
         "on_disconnect": spec.on_disconnect,
         "timeout": Span(spec.timeout),

@@ -16,6 +16,7 @@ pub mod file;
 pub mod print;
 mod problem;
 pub mod secret;
+mod server_flag;
 mod shape;
 mod suggest;
 mod tree;
@@ -72,6 +73,8 @@ pub struct Flags {
     pub admin_listen: Option<String>,
     /// Serve on a public address although there are no keys.
     pub insecure_no_auth: bool,
+    /// Tool servers beside those of the file: a command line, or a URL.
+    pub mcp: Vec<String>,
 }
 
 /// A configuration without a mistake.
@@ -274,6 +277,11 @@ impl Reading {
                 }
                 if let Some(listen) = &flags.admin_listen {
                     file.admin.listen.clone_from(listen);
+                }
+                for flag in &flags.mcp {
+                    if let Err(message) = server_flag::add(flag, &mut file.tools) {
+                        self.problems.push(Problem::new(message));
+                    }
                 }
                 self.file = Some(file);
             }

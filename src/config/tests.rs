@@ -341,7 +341,7 @@ error: nothing says how to run it
 11 |   nothing: {}
    |   ^^^^^^^
    |
-   = help: add `http:` or `command:`
+   = help: add `http:`, `command:` or `mcp:`
 
 error: `rounds` must be at least 1, not 0
   --> fanfold.yaml:12:19
@@ -585,6 +585,7 @@ fn flags_lie_over_the_file() {
         listen: Some(listen.into()),
         admin_listen: Some("127.0.0.1:9".into()),
         insecure_no_auth,
+        ..Flags::default()
     };
     let loaded = reading_with(&with(""), &flags("0.0.0.0:1", true)).finish().expect("insecure is allowed");
     assert_eq!(
@@ -839,4 +840,38 @@ proptest::proptest! {
             Err(problems) => assert!(problems.render(true).contains("error"), "{text}"),
         }
     }
+}
+
+#[test]
+fn a_team_names_the_tools_of_a_server_by_what_they_begin_with() {
+    let file = |pattern: &str| {
+        with(&format!(
+            "tools:\n  clock: {{ mcp: {{ command: [sh] }} }}\n  bare: {{ mcp: {{ command: [sh] }}, prefix: x_ }}\nteams:\n  blue:\n    keys: [{{ sha256: \"{}\" }}]\n    tools: [\"{pattern}\"]\n",
+            "1".repeat(64)
+        ))
+    };
+    for pattern in ["clock__*", "clock__now", "*", "cl*", "x_*", "x_now", "*__now"] {
+        let text = file(pattern);
+        assert!(loaded(&text).render_warnings(false).is_empty(), "{pattern}");
+    }
+    for (pattern, says) in [
+        ("clock", "`clock` is a server: its tools are called clock__NAME"),
+        ("bare", "`bare` is a server: its tools are called x_NAME"),
+        ("clock__", "there is no tool `clock__`"),
+        ("clok__now", "there is no tool `clok__now`"),
+    ] {
+        let problems =
+            reading_with(&file(pattern), &Flags::default()).finish().expect_err("a mistake").to_string();
+        assert!(problems.contains(says), "{problems}");
+    }
+    assert!(loaded(&file("y*")).render_warnings(false).contains("no tool matches `y*`"));
+}
+
+#[test]
+fn a_flag_adds_a_server() {
+    let flags = Flags { mcp: vec!["sh".into(), "https://tickets.example/mcp".into()], ..Flags::default() };
+    let file = reading_with(&with(""), &flags).finish().expect("no mistake").file;
+    assert_eq!(file.tools.keys().collect::<Vec<_>>(), ["sh", "tickets"]);
+    let flags = Flags { mcp: vec![" ".into()], ..Flags::default() };
+    assert!(reading_with(&with(""), &flags).finish().expect_err("a mistake").to_string().contains("--mcp"));
 }

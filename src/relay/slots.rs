@@ -33,6 +33,18 @@ impl Slots {
         Self { process: slots(process), tools: tools.into_iter().map(|(name, n)| (name, slots(n))).collect() }
     }
 
+    /// The same slots when these tools have a number of their own; a tool that had one keeps its slots.
+    #[must_use]
+    pub fn with_tools(&self, tools: impl IntoIterator<Item = (Arc<str>, u32)>) -> Self {
+        let slots = |name: &str, n: u32| {
+            self.tools.get(name).cloned().unwrap_or_else(|| Arc::new(Semaphore::new(n as usize)))
+        };
+        Self {
+            process: self.process.clone(),
+            tools: tools.into_iter().map(|(name, n)| (name.clone(), slots(&name, n))).collect(),
+        }
+    }
+
     /// The slots a call of this tool needs, for a team with these slots.
     #[must_use]
     pub fn of(&self, tool: &str, team: &Arc<Semaphore>) -> Wanted {
@@ -85,5 +97,16 @@ mod tests {
         assert!(waiting.as_mut().now_or_never().is_some());
         drop((waiting, other));
         assert_eq!(team.available_permits(), 2);
+    }
+
+    #[tokio::test]
+    async fn other_tools_leave_the_slots_that_are_taken_taken() {
+        let before = Slots::new(2, [("t".into(), 1)]);
+        let team = Arc::new(Semaphore::new(9));
+        let _held = before.of("t", &team).try_take().unwrap();
+        let after = before.with_tools([("t".into(), 1), ("v".into(), 1)]);
+        assert!(after.of("t", &team).try_take().is_none(), "the tool's only slot is taken");
+        let _last = after.of("v", &team).try_take().unwrap();
+        assert!(after.of("w", &team).try_take().is_none(), "the process's slots are taken");
     }
 }

@@ -32,9 +32,25 @@ pub struct Team {
     /// Calls running at once.
     pub calls: Arc<Semaphore>,
     models: Option<Vec<String>>,
+    may_use: Option<Vec<String>>,
 }
 
 impl Team {
+    /// The same team, its slots included, when the operator's tools are these.
+    #[must_use]
+    pub fn with_tools(&self, tools: &[Arc<OwnedTool>]) -> Self {
+        Self {
+            name: self.name.clone(),
+            tools: usable(tools, self.may_use.as_deref()),
+            policy: self.policy.clone(),
+            limits: self.limits.clone(),
+            turns: self.turns.clone(),
+            calls: self.calls.clone(),
+            models: self.models.clone(),
+            may_use: self.may_use.clone(),
+        }
+    }
+
     /// Whether there are models it may not use.
     #[must_use]
     pub const fn restricts_models(&self) -> bool {
@@ -94,6 +110,21 @@ impl Teams {
         teams
     }
 
+    /// The same teams when the operator's tools are these.
+    #[must_use]
+    pub fn with_tools(&self, tools: &[Arc<OwnedTool>]) -> Self {
+        let all: Vec<Arc<Team>> = self.all.iter().map(|team| Arc::new(team.with_tools(tools))).collect();
+        let renewed = |team: &Arc<Team>| {
+            let at = self.all.iter().position(|other| Arc::ptr_eq(other, team));
+            at.and_then(|at| all.get(at)).unwrap_or(team).clone()
+        };
+        Self {
+            by_digest: self.by_digest.iter().map(|(digest, team)| (*digest, renewed(team))).collect(),
+            open: self.open.as_ref().map(renewed),
+            all: all.clone(),
+        }
+    }
+
     /// Whether keys are asked for.
     #[must_use]
     pub const fn asks_for_keys(&self) -> bool {
@@ -118,20 +149,23 @@ impl Teams {
 }
 
 fn team(name: &str, settings: &settings::Settings, tools: &[Arc<OwnedTool>], defaults: Defaults) -> Team {
-    let may_use = |tool: &&Arc<OwnedTool>| {
-        settings.tools.as_ref().is_none_or(|patterns| fits_any(patterns, &tool.name))
-    };
     let turns = settings.limits.turns_at_once.unwrap_or(defaults.turns_at_once);
     let calls = settings.limits.calls_at_once_per_team.unwrap_or(defaults.calls_at_once);
     Team {
         name: name.into(),
-        tools: tools.iter().filter(may_use).cloned().collect(),
+        tools: usable(tools, settings.tools.as_deref()),
         policy: settings.policy.clone(),
         limits: settings.limits.turn(),
         turns: Arc::new(Semaphore::new(turns as usize)),
         calls: Arc::new(Semaphore::new(calls as usize)),
         models: settings.models.clone(),
+        may_use: settings.tools.clone(),
     }
+}
+
+fn usable(tools: &[Arc<OwnedTool>], patterns: Option<&[String]>) -> Vec<Arc<OwnedTool>> {
+    let may_use = |tool: &&Arc<OwnedTool>| patterns.is_none_or(|patterns| fits_any(patterns, &tool.name));
+    tools.iter().filter(may_use).cloned().collect()
 }
 
 /// The SHA-256 of a key.
@@ -207,6 +241,21 @@ mod tests {
         let team = teams().of_key(Some(b"fk-blue")).unwrap();
         assert_eq!(team.tools.iter().map(|t| &*t.name).collect::<Vec<_>>(), ["ab"]);
         assert!(team.may_use_model("gpt-4") && !team.may_use_model("o3"));
+    }
+
+    #[test]
+    fn other_tools_change_what_a_team_has_and_nothing_else() {
+        let before = teams();
+        let old = before.of_key(Some(b"fk-blue")).unwrap();
+        let tool = |name: &str| Arc::new(OwnedTool { name: name.into(), ..(*old.tools[0]).clone() });
+        let after = before.with_tools(&[tool("b"), tool("ac"), tool("ad")]);
+        for key in [&b"fk-blue"[..], b"fk-blue-2"] {
+            let new = after.of_key(Some(key)).unwrap();
+            assert_eq!(new.tools.iter().map(|t| &*t.name).collect::<Vec<_>>(), ["ac", "ad"]);
+            assert!(Arc::ptr_eq(&new.turns, &old.turns) && Arc::ptr_eq(&new.calls, &old.calls));
+        }
+        assert!(after.of_key(Some(b"x")).is_err());
+        assert_eq!(old.tools.len(), 1);
     }
 
     #[test]

@@ -5,10 +5,15 @@ use std::io::IsTerminal;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::util::SubscriberInitExt;
 
+/// The SDK of tool servers writes what they say into its lines, which may be what a person asked. What an operator
+/// needs of it stands in lines of ours; a filter that names it gets it all the same.
+const SILENT: &str = "rmcp=off";
+
 /// Starts logging. `level` is a filter as of `RUST_LOG`, which overrides it when set. A second call
 /// changes nothing.
 pub fn start(level: &str, json: Option<bool>) {
     let terminal = std::io::stderr().is_terminal();
+    let level = if level.contains("rmcp") { level.to_owned() } else { format!("{level},{SILENT}") };
     let filter = EnvFilter::try_from_default_env()
         .or_else(|_| EnvFilter::try_new(level))
         .unwrap_or_else(|_| EnvFilter::new("info"));

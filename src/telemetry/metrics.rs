@@ -75,6 +75,7 @@ table! {
     UPSTREAM_RETRIES "fanfold_upstream_retries_total" Kind::Counter, "reason", "Questions that were asked again.";
     PARALLEL_LEARNED "fanfold_parallel_refused_total" Kind::Counter, "upstream", "Refusals of parallel_tool_calls that fanfold learned from.";
     CREDENTIALS_REFUSED "fanfold_upstream_credentials_refused_total" Kind::Counter, "upstream", "Refusals of fanfold's own credentials.";
+    TOOL_SERVERS_UP "fanfold_tool_servers_up" Kind::Gauge, "server", "Whether a tool server can be called (1) or not (0).";
     RELOAD_SUCCESS "fanfold_config_reload_success" Kind::Gauge, "", "Whether the last reading of the configuration succeeded (1) or not (0).";
     BUILD_INFO "fanfold_build_info" Kind::Gauge, "version", "Always 1; the label tells the version.";
 }

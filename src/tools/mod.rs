@@ -1,10 +1,13 @@
 //! Knows which tools exist and runs one call within its limits.
 //!
 //! ```text
-//!  settings ─▶ Catalog::build ─▶ Catalog (immutable) ─▶ Tool::run ─▶ http · command ─▶ Outcome
-//!               all mistakes                              │
-//!                                                         └─ arguments: JSON, schema
+//!  settings ─▶ Catalog::build ─▶ Catalog (immutable) ─▶ Tool::run ─▶ http · command · mcp ─▶ Outcome
+//!               all mistakes       ▲                      │
+//!                Servers::view ────┘                      └─ arguments: JSON, schema
 //! ```
+//!
+//! Tools of a server come and go. [`Servers`] keeps the servers alive; [`Servers::view`] makes a catalog that also has
+//! what they offer at that moment.
 //!
 //! Promises: the arguments of a call are hostile input and never become more than the values the settings left
 //! open; a call holds bounded memory; whether its future is dropped or its `stop` is cancelled, nothing of it
@@ -17,8 +20,10 @@ mod arguments;
 mod command;
 mod http;
 mod load;
+mod mcp;
 mod place;
 mod secret;
+mod servers;
 pub mod settings;
 pub mod strict;
 #[cfg(test)]
@@ -37,6 +42,8 @@ pub use self::arguments::MAX_ARGUMENTS;
 use self::arguments::{Arguments, Schema};
 pub use self::load::LoadError;
 use self::load::Mistakes;
+use self::servers::Server;
+pub use self::servers::{Condition, Servers, Standing};
 use self::settings::Settings;
 use crate::wire::tool::{Effect, OnDisconnect, Outcome, OutcomeKind, OwnedTool};
 
@@ -56,6 +63,8 @@ pub struct Defaults {
 #[derive(Debug)]
 pub struct Catalog {
     tools: BTreeMap<Arc<str>, Arc<Tool>>,
+    servers: BTreeMap<Arc<str>, Arc<Server>>,
+    clashes: Vec<String>,
     children: TaskTracker,
 }
 
@@ -63,17 +72,18 @@ pub struct Catalog {
 #[derive(Debug)]
 pub struct Tool {
     spec: Arc<OwnedTool>,
-    schema: Schema,
+    schema: Arc<Schema>,
     at_once: Option<u32>,
     result: usize,
     kind: Kind,
 }
 
-/// How a tool runs its calls. Tools of MCP servers and of OpenAPI documents take their place here.
+/// How a tool runs its calls. Tools of OpenAPI documents take their place here.
 #[derive(Debug)]
 enum Kind {
     Http(Box<http::Http>),
     Command(Box<command::Command>),
+    Mcp(Box<mcp::Mcp>),
 }
 
 /// One call of a tool.
@@ -98,16 +108,25 @@ impl Catalog {
     pub fn build(settings: &BTreeMap<String, Settings>, defaults: &Defaults) -> Result<Self, Vec<LoadError>> {
         let children = TaskTracker::new();
         let roots = http::SystemRoots::default();
-        let mut tools = BTreeMap::new();
+        let (mut tools, mut servers) = (BTreeMap::new(), BTreeMap::new());
         let mut errors = Vec::new();
         for (name, settings) in settings {
             let mut mistakes = Mistakes::of(name);
-            if let Some(tool) = Tool::load(name, settings, defaults, &roots, &children, &mut mistakes) {
+            if settings.mcp.is_some() {
+                if let Some(server) = Server::load(name, settings, defaults, &roots, &mut mistakes) {
+                    servers.insert(name.as_str().into(), Arc::new(server));
+                }
+            } else if let Some(tool) = Tool::load(name, settings, defaults, &roots, &children, &mut mistakes)
+            {
                 tools.insert(Arc::clone(&tool.spec.name), Arc::new(tool));
             }
             errors.extend(mistakes.into_inner());
         }
-        if errors.is_empty() { Ok(Self { tools, children }) } else { Err(errors) }
+        if errors.is_empty() {
+            Ok(Self { tools, servers, clashes: Vec::new(), children })
+        } else {
+            Err(errors)
+        }
     }
 
     /// The tool of this name.
@@ -119,6 +138,18 @@ impl Catalog {
     /// Every tool, by name.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Tool>> {
         self.tools.values()
+    }
+
+    /// How many servers there are, whose tools are known only once they run.
+    #[must_use]
+    pub fn servers(&self) -> usize {
+        self.servers.len()
+    }
+
+    /// Tools of servers that are not offered because another owner has the name, as sentences for the operator.
+    #[must_use]
+    pub fn clashes(&self) -> &[String] {
+        &self.clashes
     }
 
     /// How many processes of command tools are still being ended or reaped, dropped calls included.
@@ -142,12 +173,22 @@ impl Tool {
         &self.spec
     }
 
-    /// `http` or `command`.
+    /// `http`, `command` or `mcp`.
     #[must_use]
     pub fn kind_name(&self) -> &'static str {
         match &self.kind {
             Kind::Http(_) => "http",
             Kind::Command(_) => "command",
+            Kind::Mcp(_) => "mcp",
+        }
+    }
+
+    /// The server it belongs to, and its name there.
+    #[must_use]
+    pub fn server(&self) -> Option<(&str, &str)> {
+        match &self.kind {
+            Kind::Http(_) | Kind::Command(_) => None,
+            Kind::Mcp(mcp) => Some((&mcp.link.plan.name, &mcp.name)),
         }
     }
 
@@ -170,6 +211,7 @@ impl Tool {
         match &self.kind {
             Kind::Http(http) => http.check(&arguments, &self.schema),
             Kind::Command(command) => command.check(&arguments),
+            Kind::Mcp(_) => Ok(()),
         }
         .map_err(|what| invalid(&what))
     }
@@ -191,6 +233,7 @@ impl Tool {
         match &self.kind {
             Kind::Http(http) => Box::pin(http.run(&arguments, &self.schema, call, stop)).await,
             Kind::Command(command) => Box::pin(command.run(&arguments, call, stop)).await,
+            Kind::Mcp(mcp) => Box::pin(mcp.run(&arguments, call, stop)).await,
         }
     }
 
@@ -208,12 +251,8 @@ impl Tool {
         children: &TaskTracker,
         mistakes: &mut Mistakes,
     ) -> Option<Self> {
-        if !legal(name) {
-            mistakes.add::<&str>(
-                &[],
-                format!("`{name}` is not a legal tool name: ^[a-zA-Z0-9_-]{{1,{MAX_NAME}}}$ (letters, digits, _ and -, at most {MAX_NAME})"),
-            );
-        }
+        check_name(name, mistakes);
+        servers::only_for_servers(settings, mistakes);
         let parameters = parameters(settings);
         if settings.strict {
             for fault in strict::check(&parameters) {
@@ -238,7 +277,11 @@ impl Tool {
                 Kind::Command(Box::new(command::Command::load(command, effect, &schema, children, mistakes)?))
             }
             (None, None) => {
-                mistakes.add_with_fix::<&str>(&[], "nothing says how to run it", "add `http:` or `command:`");
+                mistakes.add_with_fix::<&str>(
+                    &[],
+                    "nothing says how to run it",
+                    "add `http:`, `command:` or `mcp:`",
+                );
                 return None;
             }
             (Some(_), Some(_)) => {
@@ -259,11 +302,20 @@ impl Tool {
                 on_disconnect: settings.on_disconnect.unwrap_or_else(|| on_disconnect(effect)),
                 timeout: settings.timeout.map_or(defaults.call_timeout, |timeout| timeout.0),
             }),
-            schema,
+            schema: Arc::new(schema),
             at_once: settings.at_once,
             result: settings.result.map_or(defaults.tool_result, |size| size.0),
             kind,
         })
+    }
+}
+
+fn check_name(name: &str, mistakes: &mut Mistakes) {
+    if !legal(name) {
+        mistakes.add::<&str>(
+            &[],
+            format!("`{name}` is not a legal tool name: ^[a-zA-Z0-9_-]{{1,{MAX_NAME}}}$ (letters, digits, _ and -, at most {MAX_NAME})"),
+        );
     }
 }
 

@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 use crate::units::{Secret, Size, Span};
 use crate::wire::tool::{Effect, OnDisconnect};
 
-/// One of `tools:`. Exactly one of `http`, `command` says how a call is run.
+/// One of `tools:`. Exactly one of `http`, `command`, `mcp` says how a call is run. With `mcp` it is a server, and
+/// the settings hold for each of its tools.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
@@ -42,6 +43,60 @@ pub struct Settings {
     /// Runs a call as one process.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub command: Option<Command>,
+    /// A server of the Model Context Protocol: it says itself which tools it has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mcp: Option<Mcp>,
+    /// Of a server: only the tools with these names; `*` stands for anything. Default: all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub only: Option<Vec<String>>,
+    /// Of a server: not the tools with these names; `*` stands for anything.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub except: Option<Vec<String>>,
+    /// Of a server: what the names of its tools begin with. Default: its own name and `__`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prefix: Option<String>,
+    /// Of a server: without it fanfold does not start, and is not ready.
+    #[serde(skip_serializing_if = "is_false")]
+    pub required: bool,
+    /// Of a server: what it says of its own tools may make their effect smaller than `effect`, too.
+    #[serde(skip_serializing_if = "is_false")]
+    pub trust_annotations: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+const fn is_false(value: &bool) -> bool {
+    !*value
+}
+
+/// `mcp:` of a tool. Exactly one of `command` and `url` says where the server is.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Mcp {
+    /// A program and its arguments, spoken to through its pipes. No shell. A program without `/` is looked for in
+    /// fanfold's own PATH.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub command: Option<Vec<String>>,
+    /// The environment of the program. Beside it, it has only fanfold's PATH and HOME, and LANG.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, Secret>,
+    /// The working directory of the program. Default: fanfold's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dir: Option<String>,
+    /// `https://host/path` of a server that is spoken to over HTTP.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// More headers of every request to `url`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub headers: BTreeMap<String, Secret>,
+    /// Networks that `url` may lead to although they are private, loopback or otherwise refused.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub allow_cidrs: Vec<String>,
+    /// A PEM file of certificate authorities to trust instead of the system's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca: Option<String>,
+    /// How long the server may take to start and to list its tools. Default: 30s.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub start_timeout: Option<Span>,
 }
 
 /// `http:` of a tool.

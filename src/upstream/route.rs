@@ -24,7 +24,7 @@ pub struct Route {
 }
 
 /// All routes, in order.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Routes {
     routes: Vec<Arc<Route>>,
     upstreams: BTreeMap<String, Arc<Upstream>>,

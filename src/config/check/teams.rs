@@ -61,11 +61,20 @@ impl Check<'_> {
         }
         let known = self.tools;
         for (i, pattern) in team.tools.iter().flatten().enumerate() {
+            let index = i.to_string();
+            let at = ["teams", name, "tools", &index];
+            if self.beginnings().any(|beginning| may_begin(pattern, &beginning)) {
+                continue;
+            }
+            let server = self.servers().find(|(server, _)| server == pattern).map(|(_, beginning)| beginning);
+            if let Some(beginning) = server {
+                let message = format!("`{pattern}` is a server: its tools are called {beginning}NAME");
+                self.wrong(&at, message, format!("write \"{beginning}*\" for all of them"));
+                continue;
+            }
             if known.iter().any(|tool| matches(pattern, tool)) {
                 continue;
             }
-            let index = i.to_string();
-            let at = ["teams", name, "tools", &index];
             if pattern.contains('*') {
                 self.warn(&at, format!("no tool matches `{pattern}`"), "check the names under `tools:`");
                 continue;
@@ -77,6 +86,17 @@ impl Check<'_> {
             });
         }
         self.too_many_tools(name, team);
+    }
+
+    /// The servers, and what the names of their tools begin with.
+    fn servers(&self) -> impl Iterator<Item = (&str, String)> {
+        let servers = self.file.tools.iter().filter(|(_, tool)| tool.mcp.is_some());
+        servers
+            .map(|(name, tool)| (name.as_str(), tool.prefix.clone().unwrap_or_else(|| format!("{name}__"))))
+    }
+
+    fn beginnings(&self) -> impl Iterator<Item = String> {
+        self.servers().map(|(_, beginning)| beginning)
     }
 
     fn too_many_tools(&mut self, name: &str, team: &Settings) {
@@ -92,5 +112,13 @@ impl Check<'_> {
                 "narrow the team's `tools:`, or its clients have to narrow each request",
             );
         }
+    }
+}
+
+/// Whether a pattern may match a name that begins like this; which names there are shows only later.
+fn may_begin(pattern: &str, beginning: &str) -> bool {
+    match pattern.split_once('*') {
+        None => pattern.len() > beginning.len() && pattern.starts_with(beginning),
+        Some((head, _)) => head.starts_with(beginning) || beginning.starts_with(head),
     }
 }

@@ -36,6 +36,7 @@ use crate::relay::pass::{self, Passing};
 use crate::relay::{Parts, error_response};
 use crate::team::{Team, Teams};
 use crate::telemetry::metrics;
+use crate::tools::Catalog;
 use crate::upstream::Routes;
 use crate::wire::error::ErrorReply;
 use crate::wire::raw::Members;
@@ -59,6 +60,24 @@ pub struct Snapshot {
     pub limits: Arc<policy::Limits>,
     /// What a client connection may take.
     pub server: Settings,
+}
+
+impl Snapshot {
+    /// The same, with another catalog: what servers offer has changed. Slots, upstreams and their memories stay.
+    #[must_use]
+    pub fn with_tools(&self, tools: Catalog) -> Self {
+        let specs: Vec<_> = tools.iter().map(|tool| tool.spec().clone()).collect();
+        let of_tools = tools.iter().filter_map(|tool| Some((tool.spec().name.clone(), tool.at_once()?)));
+        let slots = Arc::new(self.parts.slots.with_tools(of_tools));
+        Self {
+            teams: self.teams.with_tools(&specs),
+            routes: self.routes.clone(),
+            parts: Parts { tools: Arc::new(tools), slots, ..self.parts.clone() },
+            policy: self.policy.clone(),
+            limits: self.limits.clone(),
+            server: self.server.clone(),
+        }
+    }
 }
 
 /// The proxy.

@@ -6,7 +6,7 @@
 //!
 //! Not here: a sandbox. A process that leaves its group with `setsid` is not found again.
 
-mod process;
+pub(super) mod process;
 
 use std::ffi::OsString;
 use std::os::unix::fs::PermissionsExt as _;

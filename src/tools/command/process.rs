@@ -163,18 +163,18 @@ fn how(status: ExitStatus) -> Ended {
 
 /// A process group. Killed when dropped before its leader was reaped (a runtime that goes down).
 #[derive(Debug)]
-struct Group {
-    leader: Pid,
-    reaped: bool,
+pub(in crate::tools) struct Group {
+    pub(in crate::tools) leader: Pid,
+    pub(in crate::tools) reaped: bool,
 }
 
 impl Group {
-    fn of(child: &Child) -> io::Result<Self> {
+    pub(in crate::tools) fn of(child: &Child) -> io::Result<Self> {
         let id = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
         Ok(Self { leader: id.ok_or_else(|| io::Error::other("the process has no id"))?, reaped: false })
     }
 
-    fn signal(&self, signal: Signal) {
+    pub(in crate::tools) fn signal(&self, signal: Signal) {
         // The leader is unreaped, so the group exists; all that can fail is that every member is a zombie.
         let _ = rustix::process::kill_process_group(self.leader, signal);
     }
@@ -189,7 +189,7 @@ impl Drop for Group {
 }
 
 /// Waits until the process has ended, without reaping it.
-async fn exited(leader: Pid, exits: &mut tokio::signal::unix::Signal) {
+pub(in crate::tools) async fn exited(leader: Pid, exits: &mut tokio::signal::unix::Signal) {
     let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
     while let Ok(None) | Err(rustix::io::Errno::INTR) = rustix::process::waitid(WaitId::Pid(leader), look) {
         if exits.recv().await.is_none() {

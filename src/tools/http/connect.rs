@@ -26,7 +26,7 @@ const MAX_ADDRESSES: usize = 8;
 
 /// Why there is no connection. Nothing of a request was sent then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum ConnectError {
+pub(in crate::tools) enum ConnectError {
     /// The name stands only for addresses the tool may not reach.
     Blocked,
     /// The name stands for no address.
@@ -41,7 +41,7 @@ pub(super) enum ConnectError {
 
 impl ConnectError {
     /// For the model: no address, no name.
-    pub(super) fn message(self) -> &'static str {
+    pub(in crate::tools) fn message(self) -> &'static str {
         match self {
             Self::Blocked => "blocked by policy",
             Self::Lookup => "its name was not found",
@@ -64,7 +64,7 @@ type Opening<T> = Pin<Box<dyn Future<Output = Result<T, ConnectError>> + Send>>;
 
 /// Makes TCP connections to judged addresses.
 #[derive(Debug, Clone)]
-pub(super) struct Judged {
+pub(in crate::tools) struct Judged {
     reach: Arc<Reach>,
 }
 
@@ -85,12 +85,12 @@ impl Service<Uri> for Judged {
 
 /// Makes the connections of one tool, with TLS where the URL says so.
 #[derive(Debug, Clone)]
-pub(super) struct Connector {
+pub(in crate::tools) struct Connector {
     inner: HttpsConnector<Judged>,
 }
 
 impl Connector {
-    pub(super) fn new(reach: Reach, tls: ClientConfig) -> Self {
+    pub(in crate::tools) fn new(reach: Reach, tls: ClientConfig) -> Self {
         Self { inner: HttpsConnector::from((Judged { reach: Arc::new(reach) }, tls)) }
     }
 }
@@ -168,7 +168,11 @@ impl SystemRoots {
 }
 
 /// How TLS is spoken: the authorities of this PEM file, or the system's.
-pub(super) fn tls(ca: Option<&str>, system: &SystemRoots, secure: bool) -> Result<ClientConfig, String> {
+pub(in crate::tools) fn tls(
+    ca: Option<&str>,
+    system: &SystemRoots,
+    secure: bool,
+) -> Result<ClientConfig, String> {
     let roots = match ca {
         Some(path) => authorities(path)?,
         None if secure => system.store(),

@@ -86,7 +86,7 @@ pub(super) struct Filled {
 impl Form {
     /// Reads what the operator wrote.
     pub(super) fn load(settings: &settings::Http, schema: &Schema, mistakes: &mut Mistakes) -> Option<Self> {
-        let (origin, target) = origin::split(&settings.url, mistakes)?;
+        let (origin, target) = origin::split("http", &settings.url, mistakes)?;
         let (path, query) = match target.split_once('?') {
             Some((path, query)) => (path, Some(query)),
             None => (target, None),

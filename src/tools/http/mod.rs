@@ -10,10 +10,10 @@
 //! request, so that a server closing an idle one cannot leave its outcome in doubt.
 
 mod answer;
-mod connect;
+pub(super) mod connect;
 mod fault;
 mod form;
-mod origin;
+pub(super) mod origin;
 
 use std::time::Duration;
 
@@ -67,10 +67,10 @@ impl Http {
         roots: &SystemRoots,
         mistakes: &mut Mistakes,
     ) -> Option<Self> {
-        let mut reach = networks(&settings.allow_cidrs, mistakes);
+        let mut reach = networks("http", &settings.allow_cidrs, mistakes);
         let form = Form::load(settings, schema, mistakes);
         if let Some(form) = &form {
-            origin::name_host(&form.origin, &mut reach, mistakes);
+            origin::name_host("http", &form.origin, &mut reach, mistakes);
         }
         let secure = form.as_ref().is_some_and(|form| form.origin.secure);
         let tls = match connect::tls(settings.ca.as_deref(), roots, secure) {
@@ -237,14 +237,15 @@ fn add_ours(filled: &mut Filled, call: &Call) {
     }
 }
 
-fn networks(written: &[String], mistakes: &mut Mistakes) -> Reach {
+/// The networks of `allow_cidrs` below a key of the settings.
+pub(super) fn networks(key: &str, written: &[String], mistakes: &mut Mistakes) -> Reach {
     let mut opened = Vec::new();
     for (at, text) in written.iter().enumerate() {
         let read = text.parse::<ipnet::IpNet>().or_else(|_| text.parse::<std::net::IpAddr>().map(Into::into));
         match read {
             Ok(net) => opened.push(net),
             Err(_) => mistakes.add_with_fix(
-                &["http".to_owned(), "allow_cidrs".to_owned(), at.to_string()],
+                &[key.to_owned(), "allow_cidrs".to_owned(), at.to_string()],
                 format!("`{text}` is not a network"),
                 "write an address and a prefix, such as 10.1.0.0/16",
             ),

@@ -10,16 +10,20 @@ use crate::tools::load::Mistakes;
 
 /// Where every request of a tool goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Origin {
+pub(in crate::tools) struct Origin {
     /// `https`, not `http`.
-    pub(super) secure: bool,
+    pub(in crate::tools) secure: bool,
     /// Host and port as written.
-    pub(super) authority: Authority,
+    pub(in crate::tools) authority: Authority,
 }
 
-/// Splits a URL into its origin and the rest, which begins with `/`, `?` or nothing.
-pub(super) fn split<'a>(url: &'a str, mistakes: &mut Mistakes) -> Option<(Origin, &'a str)> {
-    let at = ["http", "url"];
+/// Splits the `url` below a key of the settings into its origin and the rest, which begins with `/`, `?` or nothing.
+pub(in crate::tools) fn split<'a>(
+    key: &str,
+    url: &'a str,
+    mistakes: &mut Mistakes,
+) -> Option<(Origin, &'a str)> {
+    let at = [key, "url"];
     if !url.bytes().all(|byte| byte.is_ascii_graphic()) {
         // Inside of a place other characters are fine, but then the place is no query name or path either.
         let outside: String = strip_places(url);
@@ -92,8 +96,8 @@ fn strip_places(url: &str) -> String {
 
 /// An address or `localhost` in the URL opens itself; any other spelling of an address is refused, because two
 /// readers could read it differently.
-pub(super) fn name_host(origin: &Origin, reach: &mut Reach, mistakes: &mut Mistakes) {
-    let at = ["http", "url"];
+pub(in crate::tools) fn name_host(key: &str, origin: &Origin, reach: &mut Reach, mistakes: &mut Mistakes) {
+    let at = [key, "url"];
     let host = origin.authority.host();
     if host.eq_ignore_ascii_case("localhost") {
         return reach.name_localhost();

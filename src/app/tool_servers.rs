@@ -1,0 +1,121 @@
+//! Follows the tool servers: when one comes, goes or changes its tools, requests from then on see it.
+//!
+//! Also tells the operator: a gauge per server, and readiness, which only a required server can end.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio_util::sync::CancellationToken;
+
+use super::StartError;
+use crate::admin::readiness::Readiness;
+use crate::server::proxy::Snapshot;
+use crate::telemetry::{Telemetry, metrics};
+use crate::tools::{Catalog, Condition, Servers, Standing};
+
+/// How long the start waits for servers that are not required.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// The check, and the remark, of readiness.
+const NAME: &str = "tool_servers";
+
+/// What follows.
+pub(super) struct ToolServers {
+    servers: Servers,
+    /// The catalog of the configuration in use, without what servers offer. Whoever swaps the snapshot holds it.
+    base: Mutex<Arc<Catalog>>,
+    snapshot: Arc<ArcSwap<Snapshot>>,
+    telemetry: Telemetry,
+    pub(super) readiness: Readiness,
+}
+
+impl ToolServers {
+    /// Starts the servers of a catalog and waits for them a while.
+    ///
+    /// # Errors
+    /// A required server does not come up.
+    pub(super) async fn start(
+        catalog: Arc<Catalog>,
+        snapshot: Arc<ArcSwap<Snapshot>>,
+        telemetry: Telemetry,
+    ) -> Result<Self, StartError> {
+        let servers = Servers::new();
+        servers.adopt(&catalog);
+        servers.tried(&catalog, PATIENCE).await;
+        let missing = servers.standings(&catalog).into_iter().find(|standing| !fine(standing));
+        if let Some(standing) = missing {
+            servers.stop().await;
+            let why = match standing.condition {
+                Condition::Down(why) => why.to_string(),
+                Condition::Starting | Condition::Up { .. } => "it did not start".into(),
+            };
+            return Err(StartError::ToolServer { name: standing.server.to_string(), why });
+        }
+        let readiness = Readiness::new();
+        let following = Self { servers, base: Mutex::new(catalog), snapshot, telemetry, readiness };
+        following.refresh();
+        Ok(following)
+    }
+
+    /// Swaps in a snapshot that was made of another catalog, with what servers offer.
+    pub(super) fn replace(&self, snapshot: &Snapshot, catalog: Arc<Catalog>) {
+        let mut base = self.base.lock().unwrap_or_else(PoisonError::into_inner);
+        self.servers.adopt(&catalog);
+        *base = catalog;
+        self.snapshot.store(Arc::new(snapshot.with_tools(self.servers.view(&base))));
+        self.tell(&base);
+    }
+
+    /// Follows until told to stop. Several changes at once are one.
+    pub(super) async fn follow(&self, stop: CancellationToken) {
+        let mut news = self.servers.news();
+        // What happened since the start.
+        self.refresh();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                changed = news.changed() => if changed.is_err() { return },
+            }
+            self.refresh();
+        }
+    }
+
+    /// Ends all servers.
+    pub(super) async fn stop(&self) {
+        self.servers.stop().await;
+    }
+
+    fn refresh(&self) {
+        let base = self.base.lock().unwrap_or_else(PoisonError::into_inner);
+        if base.servers() > 0 {
+            let view = self.servers.view(&base);
+            self.snapshot.store(Arc::new(self.snapshot.load().with_tools(view)));
+        }
+        self.tell(&base);
+    }
+
+    fn tell(&self, catalog: &Catalog) {
+        let standings = self.servers.standings(catalog);
+        for standing in &standings {
+            let up = matches!(standing.condition, Condition::Up { .. });
+            let labels = [("server", standing.server.to_string().into())];
+            self.telemetry.gauge(metrics::TOOL_SERVERS_UP, &labels).set(f64::from(u8::from(up)));
+        }
+        let missing: Vec<&str> =
+            standings.iter().filter(|standing| !fine(standing)).map(|standing| &*standing.server).collect();
+        let check = if missing.is_empty() {
+            Ok(())
+        } else {
+            Err(format!("required, but not up: {}", missing.join(", ")))
+        };
+        if !standings.is_empty() {
+            self.readiness.set(NAME, check);
+        }
+        self.readiness.remark(NAME, standings.iter().map(ToString::to_string).collect());
+    }
+}
+
+/// Whether fanfold can do without, or need not.
+fn fine(standing: &Standing) -> bool {
+    !standing.required || matches!(standing.condition, Condition::Up { .. })
+}

@@ -1,0 +1,342 @@
+//! Requests to a server that is spoken to over HTTP, for the SDK's transport.
+//!
+//! The same names, addresses and certificates are judged as for an HTTP tool. Every request has a connection of its
+//! own, so that a server closing an idle one cannot leave an outcome in doubt. Promises: no answer and no event of
+//! more than [`MAX_MESSAGE`] bytes is held, no redirect is followed, no compression is asked for.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::stream::{BoxStream, StreamExt as _};
+use http::header::{ACCEPT, CONTENT_TYPE};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Incoming;
+use hyper_util::client::legacy::{self, Client};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use rmcp::model::{ClientJsonRpcMessage, ClientRequest, ErrorData, ServerJsonRpcMessage};
+use rmcp::transport::streamable_http_client::{
+    StreamableHttpClient, StreamableHttpError, StreamableHttpPostResponse,
+};
+use sse_stream::{Error as SseError, Sse, SseStream};
+use tokio::time::timeout;
+
+use super::listing::Schemas;
+use super::stdio::MAX_MESSAGE;
+use crate::tools::http::connect::{ConnectError, Connector};
+use crate::tools::text::tame;
+
+/// The most bytes of a response's head.
+const MAX_HEAD: usize = 64 * 1024;
+/// The most bytes of a refusal that are read.
+const MAX_REFUSAL: usize = 16 * 1024;
+/// How long a response may take to begin. The deadline of a call is far shorter.
+const BEGIN: Duration = Duration::from_secs(3600);
+
+const SESSION: &str = "mcp-session-id";
+const LAST_EVENT: &str = "last-event-id";
+const JSON: &str = "application/json";
+const EVENTS: &str = "text/event-stream";
+
+/// Why there is no answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum HttpError {
+    /// There was no connection: nothing was sent.
+    NotSent(ConnectError),
+    /// The request, or a part of it, went out.
+    NoAnswer(&'static str),
+    /// Something in it cannot be sent.
+    Unfit(&'static str),
+}
+
+impl std::fmt::Display for HttpError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::NotSent(why) => write!(f, "unreachable: {why}"),
+            Self::NoAnswer(what) | Self::Unfit(what) => f.write_str(what),
+        }
+    }
+}
+
+impl std::error::Error for HttpError {}
+
+type Failed = StreamableHttpError<HttpError>;
+
+/// Our own reason inside of an error of the SDK, which does not name it as a source.
+pub(super) fn ours<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a HttpError> {
+    let mut source = Some(error);
+    while let Some(error) = source {
+        if let Some(StreamableHttpError::Client(ours)) = error.downcast_ref::<Failed>() {
+            return Some(ours);
+        }
+        source = error.source();
+    }
+    None
+}
+
+/// Sends requests to one server.
+#[derive(Clone)]
+pub(super) struct Requests {
+    client: Client<Connector, Full<Bytes>>,
+    headers: HeaderMap,
+    schemas: Schemas,
+}
+
+impl Requests {
+    /// `headers` go with every request.
+    pub(super) fn new(connector: Connector, headers: HeaderMap, schemas: Schemas) -> Self {
+        let client = Client::builder(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .pool_max_idle_per_host(0)
+            .http1_max_buf_size(MAX_HEAD)
+            .retry_canceled_requests(false)
+            .build(connector);
+        Self { client, headers, schemas }
+    }
+
+    async fn ask(
+        &self,
+        method: Method,
+        uri: &str,
+        body: Bytes,
+        session: Option<&str>,
+        more: HashMap<HeaderName, HeaderValue>,
+    ) -> Result<Response<Incoming>, Failed> {
+        let unfit = |what| StreamableHttpError::Client(HttpError::Unfit(what));
+        let mut request = Request::new(Full::new(body));
+        *request.method_mut() = method;
+        *request.uri_mut() = uri.parse().map_err(|_| unfit("the URL is not valid"))?;
+        let headers = request.headers_mut();
+        headers.extend(more);
+        if let Some(session) = session {
+            let value =
+                HeaderValue::from_str(session).map_err(|_| unfit("the server's session id is not valid"))?;
+            headers.insert(SESSION, value);
+        }
+        headers.insert(
+            header::USER_AGENT,
+            HeaderValue::from_static(concat!("fanfold/", env!("CARGO_PKG_VERSION"))),
+        );
+        headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        headers.extend(self.headers.clone());
+        let response = timeout(BEGIN, self.client.request(request)).await;
+        let response =
+            response.map_err(|_| StreamableHttpError::Client(HttpError::NoAnswer("no answer in time")))?;
+        response.map_err(|error| StreamableHttpError::Client(failed(&error)))
+    }
+
+    /// The events of a response, each within the bound.
+    fn events(&self, body: Incoming) -> BoxStream<'static, Result<Sse, SseError>> {
+        let mut size = EventSize::default();
+        let mut over = false;
+        let frames = body.into_data_stream().map(move |frame| match frame {
+            Ok(bytes) if size.fits(&bytes) => Ok(bytes),
+            Ok(_) => Err(HttpError::NoAnswer("an event is too large")),
+            Err(_) => Err(HttpError::NoAnswer("the answer broke off")),
+        });
+        let frames = frames.take_while(move |frame| {
+            let go_on = !over;
+            over = frame.is_err();
+            std::future::ready(go_on)
+        });
+        let schemas = self.schemas.clone();
+        let events = SseStream::from_bytes_stream(frames);
+        events
+            .inspect(move |event| {
+                if let Ok(Sse { data: Some(data), .. }) = event {
+                    schemas.note(data.as_bytes());
+                }
+            })
+            .boxed()
+    }
+
+    async fn answered(
+        &self,
+        message: &ClientJsonRpcMessage,
+        response: Response<Incoming>,
+    ) -> Result<StreamableHttpPostResponse, Failed> {
+        let wants_answer = matches!(message, ClientJsonRpcMessage::Request(_));
+        let (head, body) = response.into_parts();
+        let text = |name: &str| head.headers.get(name).and_then(|value| value.to_str().ok());
+        let session = text(SESSION).map(str::to_owned);
+        let kind = text("content-type").and_then(|kind| kind.split(';').next()).map(str::trim);
+        match kind {
+            _ if !wants_answer => Ok(StreamableHttpPostResponse::Accepted),
+            Some(kind) if kind.eq_ignore_ascii_case(EVENTS) => {
+                Ok(StreamableHttpPostResponse::Sse(self.events(body), session))
+            }
+            Some(kind) if kind.eq_ignore_ascii_case(JSON) => {
+                let body = Limited::new(body, MAX_MESSAGE).collect().await.map_err(|error| {
+                    if error.is::<http_body_util::LengthLimitError>() {
+                        StreamableHttpError::ResponseBodyTooLarge { max_size: MAX_MESSAGE }
+                    } else {
+                        StreamableHttpError::Client(HttpError::NoAnswer("the answer broke off"))
+                    }
+                })?;
+                let body = body.to_bytes();
+                let message = serde_json::from_slice(&body).map_err(|_| {
+                    StreamableHttpError::UnexpectedServerResponse("its answer is no message".into())
+                })?;
+                self.schemas.note(&body);
+                Ok(StreamableHttpPostResponse::Json(message, session))
+            }
+            Some(_) | None => {
+                Err(StreamableHttpError::UnexpectedContentType(kind.map(|kind| tame(kind, 80))))
+            }
+        }
+    }
+}
+
+impl StreamableHttpClient for Requests {
+    type Error = HttpError;
+
+    async fn post_message(
+        &self,
+        uri: Arc<str>,
+        message: ClientJsonRpcMessage,
+        session: Option<Arc<str>>,
+        _: Option<String>,
+        mut headers: HashMap<HeaderName, HeaderValue>,
+    ) -> Result<StreamableHttpPostResponse, Failed> {
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(JSON));
+        headers.insert(ACCEPT, HeaderValue::from_static("application/json, text/event-stream"));
+        let body = Bytes::from(serde_json::to_vec(&message)?);
+        let response = self.ask(Method::POST, &uri, body, session.as_deref(), headers).await?;
+        match response.status() {
+            StatusCode::ACCEPTED | StatusCode::NO_CONTENT => Ok(StreamableHttpPostResponse::Accepted),
+            StatusCode::NOT_FOUND if session.is_some() => Err(StreamableHttpError::SessionExpired),
+            status if status.is_success() => self.answered(&message, response).await,
+            status => refused(&message, session.is_some(), status, response).await,
+        }
+    }
+
+    async fn delete_session(
+        &self,
+        uri: Arc<str>,
+        session: Arc<str>,
+        _: Option<String>,
+        headers: HashMap<HeaderName, HeaderValue>,
+    ) -> Result<(), Failed> {
+        // Whether it knows how to end a session is its own business.
+        self.ask(Method::DELETE, &uri, Bytes::new(), Some(&*session), headers).await.map(drop)
+    }
+
+    async fn get_stream(
+        &self,
+        uri: Arc<str>,
+        session: Option<Arc<str>>,
+        last_event: Option<String>,
+        _: Option<String>,
+        mut headers: HashMap<HeaderName, HeaderValue>,
+    ) -> Result<BoxStream<'static, Result<Sse, SseError>>, Failed> {
+        headers.insert(ACCEPT, HeaderValue::from_static(EVENTS));
+        if let Some(id) = last_event.and_then(|id| HeaderValue::from_str(&id).ok()) {
+            headers.insert(HeaderName::from_static(LAST_EVENT), id);
+        }
+        let response = self.ask(Method::GET, &uri, Bytes::new(), session.as_deref(), headers).await?;
+        match response.status() {
+            StatusCode::OK => Ok(self.events(response.into_body())),
+            StatusCode::METHOD_NOT_ALLOWED => Err(StreamableHttpError::ServerDoesNotSupportSse),
+            StatusCode::NOT_FOUND if session.is_some() => Err(StreamableHttpError::SessionExpired),
+            status => {
+                Err(StreamableHttpError::UnexpectedServerResponse(Cow::Owned(format!("HTTP {status}"))))
+            }
+        }
+    }
+}
+
+/// What a status that is no success says. A server that does not know the question which opens a conversation of the
+/// current revision may say so with any 4xx; that is an answer, and the older way is tried next.
+async fn refused(
+    message: &ClientJsonRpcMessage,
+    in_session: bool,
+    status: StatusCode,
+    response: Response<Incoming>,
+) -> Result<StreamableHttpPostResponse, Failed> {
+    let limit = MAX_REFUSAL;
+    let body =
+        Limited::new(response.into_body(), limit).collect().await.map(http_body_util::Collected::to_bytes);
+    let error = body.ok().and_then(|body| match serde_json::from_slice(&body) {
+        Ok(ServerJsonRpcMessage::Error(error)) => Some(error),
+        Ok(_) | Err(_) => None,
+    });
+    let auth = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
+    let opening = match message {
+        ClientJsonRpcMessage::Request(request) => {
+            matches!(request.request, ClientRequest::DiscoverRequest(_)).then(|| request.id.clone())
+        }
+        ClientJsonRpcMessage::Response(_)
+        | ClientJsonRpcMessage::Notification(_)
+        | ClientJsonRpcMessage::Error(_) => None,
+    };
+    match (opening, error) {
+        (Some(id), error) if !in_session && status.is_client_error() && !auth => {
+            let unknown = || ErrorData::invalid_request(format!("HTTP {status}"), None);
+            let error = error.map_or_else(unknown, |error| error.error);
+            Ok(StreamableHttpPostResponse::Json(ServerJsonRpcMessage::error(error, Some(id)), None))
+        }
+        (_, Some(error)) if !auth => {
+            Ok(StreamableHttpPostResponse::Json(ServerJsonRpcMessage::Error(error), None))
+        }
+        (_, _) => Err(StreamableHttpError::UnexpectedServerResponse(Cow::Owned(format!("HTTP {status}")))),
+    }
+}
+
+fn failed(error: &legacy::Error) -> HttpError {
+    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = source {
+        if let Some(ours) = error.downcast_ref::<ConnectError>() {
+            return HttpError::NotSent(*ours);
+        }
+        source = error.source();
+    }
+    HttpError::NoAnswer("the connection was closed before an answer")
+}
+
+/// Counts the bytes of the event that is being read.
+#[derive(Debug, Default)]
+struct EventSize {
+    size: usize,
+    line: usize,
+}
+
+impl EventSize {
+    /// Whether the events of this frame stay within the bound. A blank line ends an event.
+    fn fits(&mut self, bytes: &[u8]) -> bool {
+        for byte in bytes {
+            match byte {
+                b'\n' if self.line == 0 => self.size = 0,
+                b'\n' => self.line = 0,
+                b'\r' => {}
+                _ => {
+                    self.line += 1;
+                    self.size += 1;
+                }
+            }
+            if self.size > MAX_MESSAGE {
+                return false;
+            }
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_blank_line_ends_an_event_and_one_that_is_too_large_does_not_fit() {
+        let mut size = EventSize::default();
+        let half = vec![b'x'; MAX_MESSAGE / 2];
+        for end in [&b"\n\n"[..], b"\r\n\r\n"] {
+            for _ in 0..3 {
+                assert!(size.fits(&half) && size.fits(end));
+            }
+        }
+        assert!(size.fits(&half) && size.fits(b"\n") && size.fits(&half) && !size.fits(b"x"));
+    }
+}

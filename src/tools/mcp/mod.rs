@@ -1,0 +1,157 @@
+//! Tools of servers that speak the Model Context Protocol.
+//!
+//! ```text
+//!  settings ─▶ Plan ─▶ Link: a task that starts the server, listens, starts it again ─▶ State ─▶ tools of a catalog
+//!                        │                                                                          │
+//!              child · stdio  or  http  (transports of the SDK)  ◀──────────── Mcp::run, one call ──┘
+//! ```
+//!
+//! Promises: a call is sent at most once. One that is stopped or out of time is cancelled at the server, and what the
+//! server says of it later is dropped. A server that crashes, floods, hangs or lies disturbs its own calls only. The
+//! identity of a call and the trace it belongs to travel in `_meta`, as `fanfold/idempotency-key` and `traceparent`.
+
+mod child;
+mod connect;
+mod http;
+mod listing;
+mod names;
+mod plan;
+mod result;
+mod server;
+mod stdio;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use rmcp::model::{CallToolRequestParams, CallToolResponse, JsonObject, RequestMetaObject};
+use rmcp::service::ServiceError;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use self::http::{HttpError, ours};
+pub(super) use self::listing::Listed;
+pub(super) use self::names::{effect, offered, public};
+pub(super) use self::plan::Plan;
+pub(super) use self::server::{Link, State};
+use super::arguments::Arguments;
+use super::http::{UNKNOWN, connect::ConnectError};
+use super::text::tame;
+use super::{Call, took};
+use crate::wire::tool::{Effect, Outcome, OutcomeKind};
+
+/// The most bytes of an error of a server that the model reads.
+const MAX_ERROR: usize = 4 * 1024;
+
+/// What a call of a server's tool needs.
+#[derive(Debug)]
+pub(super) struct Mcp {
+    /// The server.
+    pub(super) link: Arc<Link>,
+    /// The tool's name for the server.
+    pub(super) name: Arc<str>,
+    /// What a call does.
+    pub(super) effect: Effect,
+}
+
+impl Mcp {
+    /// Runs one call.
+    pub(super) async fn run(&self, arguments: &Arguments, call: &Call, stop: &CancellationToken) -> Outcome {
+        let State::Up(up) = self.link.state() else {
+            let what =
+                format!("the server {} is not available right now; nothing was sent", self.link.plan.name);
+            return Outcome::failed(OutcomeKind::Error, &what);
+        };
+        let params = match self.params(arguments, call) {
+            Ok(params) => params,
+            Err(what) => return Outcome::failed(OutcomeKind::InvalidArguments, &what),
+        };
+        let started = Instant::now();
+        // Dropping the question tells the server that nobody waits for its answer.
+        let answer = tokio::select! {
+            biased;
+            () = stop.cancelled() => {
+                // Whoever runs the call may have run out of patience before its deadline.
+                self.link.doubt();
+                return Outcome::failed(OutcomeKind::Stopped, &self.unsure("stopped"));
+            }
+            answer = up.peer.call_tool_once(params) => answer,
+            () = sleep_until(call.deadline) => {
+                self.link.doubt();
+                let what = format!("timed out after {}", took(call.deadline - started));
+                return Outcome::failed(OutcomeKind::Timeout, &self.unsure(&what));
+            }
+        };
+        match answer {
+            Ok(CallToolResponse::Complete(result)) => result::outcome(&result, call.result_limit),
+            Ok(CallToolResponse::InputRequired(_)) => Outcome::failed(
+                OutcomeKind::Error,
+                "the server asks for more input from a person, which is not supported",
+            ),
+            Ok(_) => Outcome::failed(
+                OutcomeKind::Error,
+                &self.unsure("the server answered with something that is no result"),
+            ),
+            Err(error) => self.failed(&error, call.result_limit),
+        }
+    }
+
+    fn params(&self, arguments: &Arguments, call: &Call) -> Result<CallToolRequestParams, String> {
+        let mut object = JsonObject::new();
+        for (name, json) in arguments.iter() {
+            let value =
+                serde_json::from_str(json).map_err(|_| format!("the argument {name:?} is not JSON"))?;
+            object.insert(name.to_owned(), value);
+        }
+        let mut meta = RequestMetaObject::new();
+        meta.0.0.insert("fanfold/idempotency-key".into(), call.idempotency_key.as_str().into());
+        if let Some(traceparent) = &call.traceparent {
+            meta.0.0.insert("traceparent".into(), traceparent.as_str().into());
+        }
+        let mut params = CallToolRequestParams::new(self.name.to_string()).with_arguments(object);
+        params.meta = Some(meta);
+        Ok(params)
+    }
+
+    fn failed(&self, error: &ServiceError, limit: usize) -> Outcome {
+        let what = match error {
+            ServiceError::McpError(error) => {
+                // The server's own no: it knows what it did.
+                let said = tame(&error.message, MAX_ERROR.min(limit / 2));
+                format!("the server refused: {said} (code {})", error.code.0)
+            }
+            ServiceError::TransportSend(error) => {
+                self.link.doubt();
+                match sent(error.error.as_ref()) {
+                    Err(ConnectError::Blocked) => {
+                        return Outcome::failed(OutcomeKind::Denied, ConnectError::Blocked.message());
+                    }
+                    Err(why) => format!("unreachable: {}", why.message()),
+                    Ok(()) => self.unsure("the connection to the server failed"),
+                }
+            }
+            ServiceError::Cancelled { .. } => self.unsure("the server cancelled the call"),
+            ServiceError::UnexpectedResponse => {
+                self.unsure("the server answered with something that is no result")
+            }
+            ServiceError::TransportClosed | _ => self.unsure("the server went away before it answered"),
+        };
+        Outcome::failed(OutcomeKind::Error, &what)
+    }
+
+    /// What is said of a call that may have been executed.
+    fn unsure(&self, what: &str) -> String {
+        match self.effect {
+            Effect::Read | Effect::Idempotent => what.to_owned(),
+            Effect::Write => format!("{what}; {UNKNOWN}"),
+        }
+    }
+}
+
+/// Whether a message may have reached the server; otherwise why not.
+fn sent(error: &(dyn std::error::Error + 'static)) -> Result<(), ConnectError> {
+    match ours(error) {
+        Some(HttpError::NotSent(why)) => Err(*why),
+        Some(HttpError::NoAnswer(_) | HttpError::Unfit(_)) | None => Ok(()),
+    }
+}

@@ -1,0 +1,315 @@
+//! Tool servers nobody here wrote, unmodified, behind the real proxy.
+//!
+//! Not among the tests of a plain `cargo test`: `tests/run mcp` installs the servers and says where they are.
+//! `FANFOLD_MCP_NODE` is a folder with the programs of npm packages, `FANFOLD_MCP_PYTHON` one of a Python environment.
+
+mod support;
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use fanfold::app::App;
+use fanfold::config::{Flags, read_text};
+use serde_json::{Value, json};
+use support::client::{self, Got};
+use support::lab::Lab;
+use tokio::time::{sleep, timeout};
+
+fn program(variable: &str, name: &str) -> String {
+    let Some(folder) = std::env::var_os(variable) else {
+        panic!("{variable} is not set: run these tests with `tests/run mcp`");
+    };
+    let path = PathBuf::from(folder).join(name);
+    assert!(path.exists(), "{} is missing: run these tests with `tests/run mcp`", path.display());
+    path.display().to_string()
+}
+
+fn node(name: &str) -> String {
+    program("FANFOLD_MCP_NODE", name)
+}
+
+fn python(name: &str) -> String {
+    program("FANFOLD_MCP_PYTHON", name)
+}
+
+/// A server over HTTP, in a process of its own.
+struct Everything {
+    child: Child,
+    url: String,
+}
+
+impl Everything {
+    async fn start(port: Option<u16>) -> Self {
+        let port = port.unwrap_or_else(|| {
+            TcpListener::bind("127.0.0.1:0")
+                .and_then(|listener| listener.local_addr())
+                .expect("a port")
+                .port()
+        });
+        let mut command = Command::new(node("mcp-server-everything"));
+        command.arg("streamableHttp").env("PORT", port.to_string());
+        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("a server");
+        let server = Self { child, url: format!("http://127.0.0.1:{port}/mcp") };
+        while tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_err() {
+            sleep(Duration::from_millis(50)).await;
+        }
+        server
+    }
+
+    fn port(&self) -> u16 {
+        self.url.rsplit([':', '/']).nth(1).and_then(|port| port.parse().ok()).expect("a port")
+    }
+}
+
+impl Drop for Everything {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// fanfold before a lab, with these tools.
+struct Rig {
+    lab: Lab,
+    app: App,
+}
+
+impl Rig {
+    async fn start(tools: Value) -> Self {
+        let lab = Lab::start().await;
+        let config = json!({
+            "listen": "127.0.0.1:0",
+            "admin": { "listen": "127.0.0.1:0" },
+            "upstreams": { "lab": { "base_url": lab.base_url() } },
+            "tools": tools,
+        });
+        let reading = read_text("the test", &config.to_string(), &|_| None, &Flags::default());
+        let (loaded, catalog) = reading.finish_with_tools().unwrap_or_else(|problems| panic!("{problems}"));
+        let app = App::start(&loaded, catalog).await.expect("it starts");
+        Self { lab, app }
+    }
+
+    /// One turn in which the model makes these calls at once. Gives what it was told of each, in order.
+    async fn turn(&self, name: &str, calls: &[(&str, Value)]) -> Vec<String> {
+        let calls: Vec<Value> =
+            calls.iter().map(|(name, arguments)| json!({ "name": name, "arguments": arguments })).collect();
+        let rounds = json!([{ "reply": { "calls": calls } }, { "reply": { "text": "done" } }]);
+        self.lab.script(name, json!({ "rounds": rounds }));
+        let body = json!({ "model": format!("script:{name}"), "stream": true, "messages": [{ "role": "user", "content": "hi" }] });
+        let base = format!("http://{}/v1", self.app.proxy_address);
+        let got = timeout(Duration::from_secs(60), client::chat(&base, &body))
+            .await
+            .expect("in time")
+            .expect("an answer");
+        assert!(got.body.contains("done") && got.body.contains("[DONE]"), "{}", got.body);
+        let bodies = self.lab.journal().bodies(name);
+        let messages = bodies[1]["messages"].as_array().cloned().unwrap_or_default();
+        let told = messages.iter().filter(|message| message["role"] == "tool");
+        told.map(|message| message["content"].as_str().unwrap_or_default().to_owned()).collect()
+    }
+
+    /// The names of the tools the model is offered now.
+    async fn offered(&self) -> Vec<String> {
+        self.lab.script("offered", json!({ "rounds": [{ "reply": { "text": "done" } }], "repeat": true }));
+        self.lab.clear();
+        let body = json!({ "model": "script:offered", "messages": [{ "role": "user", "content": "hi" }] });
+        let base = format!("http://{}/v1", self.app.proxy_address);
+        client::chat(&base, &body).await.expect("an answer");
+        let bodies = self.lab.journal().bodies("offered");
+        let tools = bodies[0]["tools"].as_array().cloned().unwrap_or_default();
+        tools.iter().filter_map(|tool| Some(tool["function"]["name"].as_str()?.to_owned())).collect()
+    }
+
+    async fn admin(&self, path: &str) -> Got {
+        let url = format!("http://{}{path}", self.app.admin_address);
+        client::send(http::Method::GET, &url, &[], None).await.expect("an answer")
+    }
+
+    async fn until_metric(&self, line: &str) {
+        let wait = async {
+            while !self.app.metrics().lines().any(|written| written == line) {
+                sleep(Duration::from_millis(50)).await;
+            }
+        };
+        timeout(Duration::from_secs(30), wait).await.unwrap_or_else(|_| panic!("{line}"));
+    }
+}
+
+/// The processes whose command line has this text.
+fn processes(text: &str) -> Vec<String> {
+    let Ok(all) = std::fs::read_dir("/proc") else { return Vec::new() };
+    let pids = all.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    let has = |pid: &String| {
+        pid.bytes().all(|byte| byte.is_ascii_digit())
+            && *pid != std::process::id().to_string()
+            && std::fs::read(Path::new("/proc").join(pid).join("cmdline"))
+                .is_ok_and(|line| String::from_utf8_lossy(&line).replace('\0', " ").contains(text))
+    };
+    pids.filter(has).collect()
+}
+
+fn kill(pid: &str, signal: &str) {
+    let status = Command::new("/bin/kill").args([signal, pid]).status().expect("kill");
+    assert!(status.success(), "{pid}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn four_servers_a_request_and_a_command_answer_in_one_turn() {
+    let dir = tempfile::tempdir().expect("a folder");
+    std::fs::write(dir.path().join("note.txt"), "what is written").expect("a file");
+    let git = |arguments: &[&str]| {
+        let done = Command::new("git").args(arguments).current_dir(dir.path()).output().expect("git");
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    };
+    git(&["init", "-q"]);
+    git(&["add", "."]);
+    let everything = Everything::start(None).await;
+    let lab = Lab::start().await;
+    let path = dir.path().display().to_string();
+    let rig = Rig::start(json!({
+        "clock": { "mcp": { "command": [python("mcp-server-time")] }, "effect": "read" },
+        "git": { "mcp": { "command": [python("mcp-server-git"), "--repository", path] } },
+        "files": { "mcp": { "command": [node("mcp-server-filesystem"), path] }, "prefix": "", "only": ["read_*"] },
+        "every": { "mcp": { "command": [node("mcp-server-everything"), "stdio"] }, "except": ["*subscri*"] },
+        "far": { "mcp": { "url": everything.url }, "only": ["echo"] },
+        "weather": { "http": { "url": format!("{}/tool/echo/weather?city={{city}}", lab.url()) }, "effect": "read",
+            "parameters": { "type": "object", "properties": { "city": { "type": "string" } } } },
+        "words": { "command": { "argv": ["/bin/echo", "{text}"] },
+            "parameters": { "type": "object", "properties": { "text": { "type": "string" } } } },
+    }))
+    .await;
+    let offered = rig.offered().await;
+    for name in [
+        "clock__get_current_time",
+        "git__git_status",
+        "read_text_file",
+        "every__echo",
+        "far__echo",
+        "weather",
+        "words",
+    ] {
+        assert!(offered.iter().any(|offered| offered == name), "{name} is not among {offered:?}");
+    }
+    assert!(!offered.iter().any(|name| name == "write_file" || name.contains("subscri")), "{offered:?}");
+    let told = rig
+        .turn(
+            "all",
+            &[
+                ("clock__get_current_time", json!({ "timezone": "Europe/Prague" })),
+                ("git__git_status", json!({ "repo_path": path })),
+                ("read_text_file", json!({ "path": format!("{path}/note.txt") })),
+                ("every__echo", json!({ "message": "near" })),
+                ("far__echo", json!({ "message": "far" })),
+                ("weather", json!({ "city": "Lima" })),
+                ("words", json!({ "text": "said" })),
+                ("every__get-tiny-image", json!({})),
+                ("every__get-sum", json!({ "a": "x" })),
+                ("read_text_file", json!({ "path": "/etc/passwd" })),
+            ],
+        )
+        .await;
+    let parts = [
+        "\"timezone\": \"Europe/Prague\"",
+        "note.txt",
+        "what is written",
+        "Echo: near",
+        "Echo: far",
+        "\"city\":\"Lima\"",
+        "said",
+        "[image, image/png,",
+        "error: arguments break the schema",
+        "error: ",
+    ];
+    assert_eq!(told.len(), parts.len(), "{told:?}");
+    for (told, part) in told.iter().zip(parts) {
+        assert!(told.contains(part), "{part:?} is not in {told:?}");
+    }
+    let ready = rig.admin("/readyz?verbose").await;
+    assert!(ready.body.contains("[~] tool_servers: clock is up"), "{}", ready.body);
+    rig.app.stop().await;
+    let left = processes(&path);
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_killed_in_a_call_costs_that_call_only_and_comes_back() {
+    let mark = tempfile::tempdir().expect("a folder");
+    let mark = mark.path().display().to_string();
+    let rig = Rig::start(json!({
+        "every": { "mcp": { "command": [node("mcp-server-everything"), "stdio", mark] } },
+        "clock": { "mcp": { "command": [python("mcp-server-time")] } },
+    }))
+    .await;
+    rig.until_metric("fanfold_tool_servers_up{server=\"every\"} 1").await;
+    let [pid] = processes(&mark).try_into().expect("one process");
+    let calls = [
+        ("every__trigger-long-running-operation", json!({ "duration": 25, "steps": 50 })),
+        ("clock__get_current_time", json!({ "timezone": "UTC" })),
+    ];
+    let (told, ()) = tokio::join!(rig.turn("killed", &calls), async {
+        while !rig.app.metrics().lines().any(|line| line == "fanfold_tool_calls_in_flight 1") {
+            sleep(Duration::from_millis(20)).await;
+        }
+        kill(&pid, "-KILL");
+    });
+    assert!(told[0].ends_with("outcome unknown: may have been executed"), "{told:?}");
+    assert!(told[1].contains("\"timezone\": \"UTC\""), "{told:?}");
+    rig.until_metric("fanfold_tool_servers_up{server=\"every\"} 0").await;
+    assert!(rig.admin("/readyz").await.status.is_success(), "it is not required");
+    assert!(!rig.offered().await.iter().any(|name| name.starts_with("every__")));
+    rig.until_metric("fanfold_tool_servers_up{server=\"every\"} 1").await;
+    let told = rig.turn("again", &[("every__echo", json!({ "message": "back" }))]).await;
+    assert_eq!(told, ["Echo: back"]);
+    rig.app.stop().await;
+    assert!(processes(&mark).is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_over_http_may_go_and_come_and_one_that_hangs_stops_nothing() {
+    let everything = Everything::start(None).await;
+    let port = everything.port();
+    let rig = Rig::start(json!({
+        "far": { "mcp": { "url": everything.url, "start_timeout": "3s" }, "timeout": "2s" },
+        "gone": { "mcp": { "command": ["sleep", "600"], "start_timeout": "1s" } },
+    }))
+    .await;
+    let ready = rig.admin("/readyz?verbose").await;
+    assert!(
+        ready.body.contains("[~] tool_servers: gone is down: it did not start within 1s"),
+        "{}",
+        ready.body
+    );
+    assert_eq!(rig.turn("here", &[("far__echo", json!({ "message": "a" }))]).await, ["Echo: a"]);
+    // It takes connections, but says nothing more.
+    let pid = everything.child.id().to_string();
+    kill(&pid, "-STOP");
+    let told = rig.turn("hung", &[("far__echo", json!({ "message": "b" }))]).await;
+    assert!(
+        told[0].starts_with("error: timed out after ") && told[0].ends_with("may have been executed"),
+        "{told:?}"
+    );
+    rig.until_metric("fanfold_tool_servers_up{server=\"far\"} 0").await;
+    kill(&pid, "-CONT");
+    drop(everything);
+    let _everything = Everything::start(Some(port)).await;
+    rig.until_metric("fanfold_tool_servers_up{server=\"far\"} 1").await;
+    assert_eq!(rig.turn("back", &[("far__echo", json!({ "message": "c" }))]).await, ["Echo: c"]);
+    rig.app.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_required_server_nothing_starts() {
+    let lab = Lab::start().await;
+    let config = json!({
+        "listen": "127.0.0.1:0",
+        "admin": { "listen": "127.0.0.1:0" },
+        "upstreams": { "lab": { "base_url": lab.base_url() } },
+        "tools": { "s": { "mcp": { "command": ["false"] }, "required": true } },
+    });
+    let reading = read_text("the test", &config.to_string(), &|_| None, &Flags::default());
+    let (loaded, catalog) = reading.finish_with_tools().unwrap_or_else(|problems| panic!("{problems}"));
+    let error = App::start(&loaded, catalog).await.err().expect("no start").to_string();
+    assert!(error.contains("`s` is required") && error.contains("exit status: 1"), "{error}");
+}
