@@ -65,10 +65,10 @@ impl Routes {
         self.routes.iter().find(|route| fits_all(route) || fits(&route.model, model))
     }
 
-    /// The upstream for requests that name no model: the first route's.
+    /// The route of requests that name no model.
     #[must_use]
-    pub fn any(&self) -> Option<&Arc<Upstream>> {
-        self.routes.first().map(|route| &route.upstream)
+    pub fn first(&self) -> Option<&Arc<Route>> {
+        self.routes.first()
     }
 
     /// All upstreams, by name.

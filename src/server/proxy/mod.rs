@@ -180,7 +180,11 @@ impl Proxy {
         since: Instant,
     ) -> Result<Asked, Refusal> {
         let path = request.uri().path();
-        if !path.starts_with("/v1/") || path.starts_with("/v1/v1/") || path.contains("//") {
+        if !path.starts_with("/v1/")
+            || path.starts_with("/v1/v1/")
+            || path.contains("//")
+            || is_disguised(path)
+        {
             return Err(wrong_path(path).into());
         }
         let snapshot = self.snapshot.load_full();
@@ -262,7 +266,12 @@ impl Proxy {
                 let route = route_of_body(&asked, &body)?;
                 (route.upstream.clone(), route.model.clone(), pass::Request::Whole(body), Some(reservation))
             } else {
-                let upstream = asked.snapshot.routes.any().cloned().ok_or_else(|| no_model("-"))?;
+                let upstream = asked
+                    .snapshot
+                    .routes
+                    .first()
+                    .map(|route| route.upstream.clone())
+                    .ok_or_else(|| no_model("-"))?;
                 let sent = http_body_util::BodyExt::boxed_unsync(http_body_util::BodyExt::map_err(
                     incoming,
                     Into::into,
@@ -285,9 +294,13 @@ impl Proxy {
 
     /// Whether the body has to be looked at: the model decides where it goes, or whether it may.
     fn routed_by_model(&self, headers: &HeaderMap, method: &Method, asked: &Asked) -> bool {
-        let json = headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).is_some_and(is_json);
+        let kind = headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+        // Forms and files hold no JSON; anything else may, whatever it is called.
+        let kind = kind.to_ascii_lowercase();
+        let opaque = ["multipart/", "application/octet-stream"].iter().any(|of| kind.starts_with(of));
+        let has_body = !matches!(*method, Method::GET | Method::HEAD | Method::DELETE);
         let matters = asked.snapshot.routes.upstreams().count() > 1 || asked.team.restricts_models();
-        *method == Method::POST && json && matters
+        has_body && !opaque && matters
     }
 
     async fn read(&self, asked: &Asked, headers: &HeaderMap, incoming: Incoming) -> Result<Held, Refusal> {
@@ -323,14 +336,14 @@ fn holding<H: Send + 'static>(response: Response<Body>, held: H) -> Response<Bod
 }
 
 fn route_of_body(asked: &Asked, body: &Bytes) -> Result<Arc<crate::upstream::Route>, Refusal> {
-    let members = Members::read(body).map_err(|e| {
-        ErrorReply::new(
-            400,
-            "invalid_json",
-            format!("We could not read the body of your request as a JSON object: {e}."),
-        )
-    })?;
-    let model = members.find("model").and_then(|raw| raw.as_string()).unwrap_or_default();
+    let Ok(members) = Members::read(body) else {
+        // What is no JSON names no model.
+        return asked.snapshot.routes.first().cloned().ok_or_else(|| no_model("-"));
+    };
+    let Some(model) = members.find("model") else {
+        return asked.snapshot.routes.first().cloned().ok_or_else(|| no_model("-"));
+    };
+    let model = model.as_string().unwrap_or_default();
     route(asked, &model)
 }
 
@@ -375,12 +388,24 @@ fn wrong_path(path: &str) -> ErrorReply {
         format!(
             "There is nothing at {shown}: a slash is there twice. Your SDK's base URL has to end in /v1, without a slash after it."
         )
+    } else if is_disguised(path) {
+        format!(
+            "There is nothing at {shown}. Write the path plainly, as in {CHAT}, below a base URL that ends in /v1."
+        )
     } else {
         format!(
             "There is nothing at {shown}. This gateway's API is below /v1: your SDK's base URL has to be http(s)://HOST:PORT/v1."
         )
     };
     ErrorReply::new(404, "unknown_url", message)
+}
+
+/// A path that another reader could take for another one: with dot segments, or a chat written in
+/// another way. What is decided here by path must not be something else at the upstream.
+fn is_disguised(path: &str) -> bool {
+    let decoded = percent_encoding::percent_decode_str(path).decode_utf8_lossy();
+    let dots = decoded.split(['/', '\\']).any(|segment| matches!(segment, "." | ".."));
+    dots || (path != CHAT && decoded.trim_end_matches('/') == CHAT)
 }
 
 /// The key a client sends, in the header of OpenAI's SDKs or of Azure's.
