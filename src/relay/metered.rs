@@ -123,8 +123,13 @@ impl http_body::Body for Metered {
         let truncated = || Failure::new(FailureKind::Truncated, "").reply;
         match Pin::new(&mut self.body).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
-                let again = Instant::now() + self.allowed;
-                self.stall.as_mut().reset(again);
+                // Comments keep a connection alive, but they are no progress.
+                let told = self.kind == Streams::Bytes
+                    || frame.data_ref().is_none_or(|data| memchr::memmem::find(data, b"data").is_some());
+                if told {
+                    let again = Instant::now() + self.allowed;
+                    self.stall.as_mut().reset(again);
+                }
                 if let Some(data) = frame.data_ref() {
                     self.remember(data);
                 }

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::CONTENT_LENGTH;
-use http::{HeaderMap, Method, Response};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use http::{HeaderMap, Method, Response, StatusCode};
 use http_body_util::{BodyExt, Collected, Limited};
 use hyper::body::Incoming;
 use tokio::time::Instant;
@@ -268,10 +268,26 @@ fn through(response: Response<Incoming>, open: Open, chat: bool) -> Response<Bod
     answer
 }
 
+/// Whether a body can be a chat's reply: it is there, and JSON, events or of no named kind.
+fn may_be_a_reply(headers: &HeaderMap) -> bool {
+    let kind =
+        headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default().to_ascii_lowercase();
+    let empty = headers.get(CONTENT_LENGTH).is_some_and(|length| length == "0");
+    !empty
+        && (kind.is_empty()
+            || kind.contains("json")
+            || kind.contains("event-stream")
+            || kind.starts_with("text/plain"))
+}
+
 /// Tells an answer that goes through from a failure. What a chat is refused with is read whole: it may
 /// be worth another try.
 async fn judged(response: Response<Incoming>, chat: bool) -> Result<Answer, Box<Failure>> {
     let status = response.status();
+    if chat && (status.is_redirection() || (status == StatusCode::OK && !may_be_a_reply(response.headers())))
+    {
+        return Err(Box::new(Failure::new(FailureKind::InvalidReply, "neither JSON nor an event stream")));
+    }
     let fails = match status.as_u16() {
         401 | 403 | 500 | 502 | 504 => true,
         400 | 422 | 429 | 503 | 529 => chat,

@@ -11,7 +11,7 @@ use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE};
 use http::uri::{Authority, Scheme};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri};
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{Either, Full};
+use http_body_util::{BodyExt, Either, Full};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::{Client, ResponseFuture};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
@@ -20,6 +20,7 @@ use super::connect::{Connector, tls};
 use super::fault;
 use super::reply::{Expect, Reply};
 use super::settings::{Kind, Mode, Settings};
+use super::upload::Upload;
 use crate::policy::parallel::model_refuses_parameter;
 use crate::policy::plan::Habits;
 use crate::wire::failure::{Failure, FailureKind};
@@ -33,6 +34,8 @@ pub type Sent = UnsyncBoxBody<Bytes, Box<dyn Error + Send + Sync>>;
 const MOST_LEARNED: usize = 256;
 /// Idle connections are closed after this; most servers close theirs later.
 const IDLE: Duration = Duration::from_secs(50);
+/// The longest silence of a client that sends a body which is handed through.
+const UPLOAD_STALL: Duration = Duration::from_secs(30);
 /// The largest head of a response, in bytes.
 const LARGEST_HEAD: usize = 64 * 1024;
 
@@ -208,7 +211,8 @@ impl Upstream {
         self.send(method, path, headers, Either::Left(Full::new(body))).await
     }
 
-    /// Sends a request whose body is handed through, for an answer whose bytes go through.
+    /// Sends a request whose body is handed through, for an answer whose bytes go through. The time
+    /// for the head counts from the end of the body; until then the body has to go on.
     pub async fn forward(
         &self,
         method: Method,
@@ -216,7 +220,25 @@ impl Upstream {
         headers: HeaderMap,
         body: Sent,
     ) -> Result<Response<Incoming>, Box<Failure>> {
-        self.send(method, path, headers, Either::Right(body)).await
+        let (upload, progress) = Upload::new(body);
+        let request =
+            self.request(method, path, headers, Either::Right(upload.boxed_unsync())).map_err(Box::new)?;
+        let mut sent = self.client.request(request);
+        loop {
+            let state = progress.state();
+            let allowed = if state.ended { self.head_timeout } else { UPLOAD_STALL };
+            match tokio::time::timeout_at(state.last + allowed, &mut sent).await {
+                Ok(Ok(response)) => return Ok(response),
+                Ok(Err(error)) => return Err(Box::new(fault::of_client(&error))),
+                Err(_) if progress.state().last > state.last => {}
+                Err(_) if state.ended => {
+                    return Err(Box::new(Failure::new(FailureKind::Timeout, "no head in time")));
+                }
+                Err(_) => {
+                    return Err(Box::new(Failure::new(FailureKind::ClientSlow, "the client's body stalled")));
+                }
+            }
+        }
     }
 
     async fn send(

@@ -14,6 +14,7 @@ mod fault;
 mod reply;
 mod route;
 pub mod settings;
+mod upload;
 
 pub use client::{AskHead, BuildError, Sent, Upstream};
 pub use fault::retry_after;

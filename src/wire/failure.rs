@@ -24,6 +24,8 @@ pub enum FailureKind {
     Protocol,
     /// No head, or no progress inside the reply, in time.
     Timeout,
+    /// The client's own body did not go on.
+    ClientSlow,
     /// The reply ended before it was complete.
     Truncated,
     /// A 200 whose content is no reply.
@@ -110,6 +112,13 @@ impl FailureKind {
                 1,
                 "timeout",
                 "The model server did not answer in time. Try again later.",
+            ),
+            Self::ClientSlow => row(
+                408,
+                "request_timeout",
+                0,
+                "client_slow",
+                "The request body came too slowly: it has to go on within 30 seconds.",
             ),
             Self::Truncated => row(
                 502,
