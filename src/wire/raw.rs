@@ -413,6 +413,84 @@ pub fn depth(text: &[u8]) -> Result<(), ReadError> {
     Ok(())
 }
 
+/// Refuses what servers read in different ways: nesting deeper than [`MAX_DEPTH`], and two equal names
+/// in one object, however deep. Anything else that is wrong is left to the reader. One pass: text inside
+/// strings is skipped at memory speed, and only names are compared.
+pub fn structure(text: &[u8]) -> Result<(), ReadError> {
+    let mut open: Vec<Names<'_>> = Vec::new();
+    let mut at = 0;
+    while let Some(&byte) = text.get(at) {
+        at += 1;
+        match byte {
+            b'{' | b'[' => {
+                if open.len() >= MAX_DEPTH {
+                    return Err(ReadError::TooDeep);
+                }
+                open.push(if byte == b'{' { Names::object() } else { Names::Array });
+            }
+            b'}' | b']' => drop(open.pop()),
+            b',' => {
+                if let Some(names) = open.last_mut() {
+                    names.next();
+                }
+            }
+            b'"' => {
+                let end = after_string(text, at);
+                if let Some(names) = open.last_mut() {
+                    names.add(text.get(at - 1..end).unwrap_or_default())?;
+                }
+                at = end;
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// The names of an object that is open, still escaped and with their quotes.
+enum Names<'a> {
+    Array,
+    /// A name comes next, unless `value`.
+    Object {
+        few: Vec<&'a [u8]>,
+        many: HashSet<&'a [u8]>,
+        value: bool,
+    },
+}
+
+impl<'a> Names<'a> {
+    /// So many names are compared one by one.
+    const FEW: usize = 16;
+
+    fn object() -> Self {
+        Self::Object { few: Vec::new(), many: HashSet::new(), value: false }
+    }
+
+    fn next(&mut self) {
+        if let Self::Object { value, .. } = self {
+            *value = false;
+        }
+    }
+
+    fn add(&mut self, name: &'a [u8]) -> Result<(), ReadError> {
+        let Self::Object { few, many, value } = self else { return Ok(()) };
+        if std::mem::replace(value, true) {
+            return Ok(());
+        }
+        let new = if few.len() < Self::FEW {
+            let new = !few.contains(&name);
+            few.push(name);
+            new
+        } else {
+            !few.contains(&name) && many.insert(name)
+        };
+        if new {
+            return Ok(());
+        }
+        Err(ReadError::Doubled(unquote(std::str::from_utf8(name).unwrap_or_default()).into_owned()))
+    }
+}
+
 /// The place after the closing quote of a string whose first byte is at `at`.
 fn after_string(text: &[u8], mut at: usize) -> usize {
     while let Some(found) = text.get(at..).and_then(|rest| memchr::memchr2(b'"', b'\\', rest)) {
@@ -487,6 +565,29 @@ mod tests {
         assert_eq!(depth(deep(MAX_DEPTH).as_bytes()), Ok(()));
         assert_eq!(depth(deep(MAX_DEPTH + 1).as_bytes()), Err(ReadError::TooDeep));
         assert_eq!(depth(format!("\"{}\\\"[\"", "[".repeat(500)).as_bytes()), Ok(()));
+    }
+
+    #[test]
+    fn equal_names_are_found_at_every_depth_and_nowhere_else() {
+        let doubled = |text: &str| structure(text.as_bytes()).err();
+        for text in [r#"{"a":[{"b":1,"c":{"d":1,"d":2}}]}"#, r#"[{"x":"x","x":1}]"#, r#"{"a":{},"a":1}"#] {
+            assert!(matches!(doubled(text), Some(ReadError::Doubled(_))), "{text}");
+        }
+        let many: String = (0..100).map(|i| format!("\"k{i}\":0,")).collect();
+        assert_eq!(doubled(&format!("{{{many}\"k90\":1}}")), Some(ReadError::Doubled("k90".into())));
+        assert_eq!(doubled(&format!("{{{many}\"k3\":1}}")), Some(ReadError::Doubled("k3".into())));
+        for text in [
+            r#"{"a":"a","b":"a"}"#,
+            r#"["a","a"]"#,
+            r#"{"a":{"a":{"a":["a","a"]}},"b":{"a":1}}"#,
+            r#"{"a\"":1,"a":"}{\","}"#,
+            "",
+            "}}]]",
+            "{\"a",
+        ] {
+            assert_eq!(doubled(text), None, "{text}");
+        }
+        assert_eq!(doubled(&"[".repeat(MAX_DEPTH + 1)), Some(ReadError::TooDeep));
     }
 
     #[test]

@@ -6,7 +6,7 @@
 use bytes::Bytes;
 
 use super::error::ErrorReply;
-use super::raw::{Kind, Member, Members, Raw, ReadError, depth, each_element, write_string};
+use super::raw::{Kind, Member, Members, Raw, ReadError, each_element, structure, write_string};
 
 /// The member of a request that is fanfold's own and never leaves it.
 pub const OWN_MEMBER: &str = "fanfold";
@@ -83,8 +83,8 @@ pub struct ChatRequest {
 impl ChatRequest {
     /// Reads a body.
     pub fn read(body: &Bytes) -> Result<Self, ErrorReply> {
-        depth(body).map_err(|e| not_json(&e))?;
         let members = Members::read(body).map_err(|e| not_json(&e))?;
+        structure(body).map_err(|e| not_json(&e))?;
         let model = match members.find("model") {
             None => return Err(wrong("model", "the request needs a `model`: a string such as \"gpt-4.1\"")),
             Some(value) => text_of("model", value)?,
