@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
-use http::{HeaderMap, Method, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use http_body_util::{BodyExt, Collected, Limited};
 use hyper::body::Incoming;
 use tokio::time::Instant;
@@ -255,6 +255,10 @@ fn through(response: Response<Incoming>, open: Open, chat: bool) -> Response<Bod
     if kind != Streams::Bytes {
         // There may be more to say than was announced.
         headers.remove(CONTENT_LENGTH);
+    }
+    if chat && kind == Streams::Bytes && parts.status == StatusCode::OK {
+        headers.insert("x-fanfold-rounds", HeaderValue::from_static("1"));
+        headers.insert("x-fanfold-tool-calls", HeaderValue::from_static("0"));
     }
     if let Some(passing) = &open.0 {
         headers.extend(passing.headers.clone());

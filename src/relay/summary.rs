@@ -67,6 +67,9 @@ impl Summary<'_> {
                 headers.insert(HeaderName::from_static(name), value);
             }
         };
+        if self.turn.usage().is_partial() {
+            put("x-fanfold-usage", "partial".into());
+        }
         put("x-fanfold-rounds", record.rounds.len().to_string());
         put("x-fanfold-tool-calls", record.calls.len().to_string());
         put("server-timing", timing.join(", "));
