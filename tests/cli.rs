@@ -357,3 +357,40 @@ fn a_reader_that_goes_away_is_no_failure() {
     assert!(output.stderr.is_empty());
     assert!(!Path::new("fanfold.yaml").exists());
 }
+
+#[test]
+fn an_openapi_document_becomes_tools_that_can_be_put_into_the_file() {
+    let document = r#"
+openapi: 3.0.3
+servers: [{ url: "http://127.0.0.1:9/api" }]
+paths:
+  /invoices/{id}:
+    get:
+      operationId: getInvoice
+      summary: One invoice
+      parameters:
+        - { name: id, in: path, required: true, schema: { type: string } }
+        - { name: X-Trace, in: header, schema: { type: string } }
+  /upload:
+    post:
+      operationId: upload
+      requestBody: { required: true, content: { multipart/form-data: {} } }
+"#;
+    let folder = folder();
+    std::fs::write(folder.path().join("billing.yaml"), document).expect("written");
+    let (exit, tools, _) = run(fanfold(&folder).args(["config", "openapi", "billing.yaml"]));
+    assert_eq!(exit, 0);
+    assert!(tools.contains("# upload: not a tool: the body is multipart/form-data, not JSON"), "{tools}");
+    let config = format!("upstreams: {{ main: {{ base_url: \"http://127.0.0.1:9/v1\" }} }}\n{tools}");
+    std::fs::write(folder.path().join("fanfold.yaml"), &config).expect("written");
+    let (exit, said, complaint) = run(fanfold(&folder).arg("check"));
+    assert_eq!((exit, complaint.as_str()), (0, ""), "{config}");
+    assert!(said.contains("getInvoice"), "{said}");
+    let other = ["config", "openapi", "billing.yaml", "--base-url", "https://billing.example"];
+    assert!(run(fanfold(&folder).args(other)).1.contains("https://billing.example/invoices/{id}"));
+    std::fs::write(folder.path().join("old.json"), "{\"swagger\": \"2.0\"}").expect("written");
+    let (exit, _, complaint) =
+        run(fanfold(&folder).args(["config", "openapi", "old.json", "--base-url", "http://x"]));
+    assert_eq!(exit, 1);
+    assert!(complaint.contains("Swagger 2.0"), "{complaint}");
+}

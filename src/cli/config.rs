@@ -22,6 +22,8 @@ pub(super) enum Command {
     },
     /// Print the JSON Schema of the file, for editors.
     Schema,
+    /// Print `tools:` made of an OpenAPI document (3.0 or 3.1), to be looked over and put into the file.
+    Openapi(super::openapi::Arguments),
 }
 
 pub(super) fn run(path: Option<&Path>, command: &Command) -> Exit {
@@ -36,6 +38,7 @@ pub(super) fn run(path: Option<&Path>, command: &Command) -> Exit {
             }
         }
         Command::Schema => said(Ok(format!("{:#}\n", schema()))),
+        Command::Openapi(arguments) => super::openapi::run(arguments),
     }
 }
 

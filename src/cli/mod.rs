@@ -10,6 +10,7 @@ mod demo;
 mod healthcheck;
 mod keys;
 mod online;
+mod openapi;
 mod out;
 mod serve;
 mod servers;

@@ -88,7 +88,7 @@ pub(super) fn hidden(text: &str, secrets: &[String]) -> String {
         .fold(text.to_owned(), |text, secret| text.replace(secret.as_str(), DOTS))
 }
 
-fn yaml(value: &Value) -> Result<String, Problem> {
+pub(crate) fn yaml(value: &Value) -> Result<String, Problem> {
     serde_saphyr::to_string(value)
         .map_err(|why| Problem::new(format!("this cannot be written as YAML: {why}")))
 }

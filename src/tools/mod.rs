@@ -21,6 +21,7 @@ mod command;
 mod http;
 mod load;
 mod mcp;
+pub mod openapi;
 mod place;
 mod secret;
 mod servers;
