@@ -106,7 +106,7 @@ fn pid(child: &Child) -> u32 {
 
 fn configuration(port: u16, tools: usize) -> String {
     let mut text = format!(
-        "listen: 127.0.0.1:{port}\nadmin: {{ listen: 127.0.0.1:{} }}\nupstreams:\n  main: {{ base_url: \"http://127.0.0.1:{UPSTREAM}/v1\" }}\n",
+        "limits: {{ calls_at_once_per_team: 4096, calls_at_once_in_process: 4096 }}\nlisten: 127.0.0.1:{port}\nadmin: {{ listen: 127.0.0.1:{} }}\nupstreams:\n  main: {{ base_url: \"http://127.0.0.1:{UPSTREAM}/v1\" }}\n",
         port + 1
     );
     for n in 0..tools {
