@@ -123,7 +123,7 @@ fn configuration(port: u16, tools: usize) -> String {
 async fn nginx(folder: &std::path::Path) -> Option<(Child, u32)> {
     let config = folder.join("nginx.conf");
     let text = format!(
-        "daemon off; worker_processes 1; pid {0}/nginx.pid; error_log {0}/error.log;\nevents {{ worker_connections 4096; }}\nhttp {{ access_log off; keepalive_requests 100000000; client_max_body_size 16m; client_body_buffer_size 2m; client_body_temp_path {0}/b; proxy_temp_path {0}/p; fastcgi_temp_path {0}/f; uwsgi_temp_path {0}/u; scgi_temp_path {0}/s;\n upstream up {{ server 127.0.0.1:{UPSTREAM}; keepalive 128; keepalive_requests 100000000; }}\n server {{ listen 127.0.0.1:{NGINX}; location / {{ proxy_pass http://up; proxy_http_version 1.1; proxy_set_header Connection \"\"; proxy_buffering off; }} }} }}\n",
+        "daemon off; master_process off; pid {0}/nginx.pid; error_log {0}/error.log;\nevents {{ worker_connections 4096; }}\nhttp {{ access_log off; keepalive_requests 100000000; client_max_body_size 16m; client_body_buffer_size 2m; client_body_temp_path {0}/b; proxy_temp_path {0}/p; fastcgi_temp_path {0}/f; uwsgi_temp_path {0}/u; scgi_temp_path {0}/s;\n upstream up {{ server 127.0.0.1:{UPSTREAM}; keepalive 128; keepalive_requests 100000000; }}\n server {{ listen 127.0.0.1:{NGINX}; location / {{ proxy_pass http://up; proxy_http_version 1.1; proxy_set_header Connection \"\"; proxy_buffering off; }} }} }}\n",
         folder.display()
     );
     std::fs::write(&config, text).ok()?;
@@ -136,9 +136,8 @@ async fn nginx(folder: &std::path::Path) -> Option<(Child, u32)> {
         .spawn()
         .ok()?;
     tokio::time::sleep(Duration::from_millis(500)).await;
-    let master = child.id()?;
-    let children = std::fs::read_to_string(format!("/proc/{master}/task/{master}/children")).ok()?;
-    let worker = children.split_whitespace().next()?.parse().ok()?;
+    // Without a master process it is one process, which ends with the benchmark.
+    let worker = child.id()?;
     Some((child, worker))
 }
 
