@@ -466,6 +466,28 @@ mod tests {
     }
 
     #[test]
+    fn a_path_that_could_be_read_as_another_one_is_refused() {
+        for path in [
+            "/v1/../admin/keys",
+            "/v1/%2e%2e/x",
+            "/v1/models/gpt-/../z",
+            "/v1/chat/%63ompletions",
+            "/v1/chat/completions/",
+        ] {
+            assert!(is_disguised(path), "{path}");
+        }
+        for path in [
+            CHAT,
+            "/v1/embeddings",
+            "/v1/models/openai%2Fgpt-4.1",
+            "/v1/files/a..b",
+            "/v1/chat/completions/x",
+        ] {
+            assert!(!is_disguised(path), "{path}");
+        }
+    }
+
+    #[test]
     fn typical_mistakes_are_told_the_right_base_url() {
         for path in
             ["/chat/completions", "/", "/v1/v1/chat/completions", "/v1//chat/completions", "/v2/x", "/v1"]
