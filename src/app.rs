@@ -25,13 +25,14 @@ use self::tool_servers::ToolServers;
 use crate::admin::Admin;
 use crate::config::watch::{Cause, Watcher};
 use crate::config::{self, Flags, Loaded, process_env};
-use crate::relay::{Parking, Parts, Slots};
+use crate::policy::settings::Limits;
+use crate::relay::{Parts, Slots};
 use crate::server::body::InFlightBudget;
 use crate::server::drain::{Drain, Stage};
 use crate::server::listener::{BindError, Listener, Options};
 use crate::server::proxy::{Proxy, Snapshot};
 use crate::server::visitors::Visitors;
-use crate::store::{Bounds, Shelf};
+use crate::store::{Bounds, Capacity, Store};
 use crate::team::{Defaults, Teams};
 use crate::telemetry::{Telemetry, metrics};
 use crate::tools::Catalog;
@@ -154,7 +155,7 @@ pub struct App {
 #[derive(Clone)]
 struct Keeper {
     telemetry: Telemetry,
-    parking: Arc<Parking>,
+    store: Arc<Store>,
 }
 
 impl App {
@@ -164,12 +165,8 @@ impl App {
         raise_open_files();
         let file = &loaded.file;
         let limits = &file.limits;
-        let parking = Shelf::new(Bounds {
-            entries: limits.parked_entries as usize,
-            bytes: limits.parked_bytes.0,
-            age: limits.parked_for.0,
-        });
-        let keeper = Keeper { telemetry: telemetry.clone(), parking: Arc::new(parking) };
+        let store = Store::memory(&capacity(limits));
+        let keeper = Keeper { telemetry: telemetry.clone(), store: Arc::new(store) };
         let catalog = Arc::new(catalog);
         let snapshot = Arc::new(ArcSwap::from_pointee(snapshot(loaded, &catalog, &keeper)?));
         let tool_servers = ToolServers::start(catalog, snapshot.clone(), telemetry.clone()).await?;
@@ -240,9 +237,9 @@ impl App {
                     () = stop.cancelled() => return,
                 }
                 keeper.telemetry.upkeep();
-                keeper.parking.sweep();
+                keeper.store.sweep();
                 #[expect(clippy::cast_precision_loss, reason = "a gauge")]
-                keeper.telemetry.parked.set(keeper.parking.len() as f64);
+                keeper.telemetry.parked.set(keeper.store.parked() as f64);
             }
         });
     }
@@ -354,6 +351,16 @@ impl App {
     }
 }
 
+/// What the store may keep.
+fn capacity(limits: &Limits) -> Capacity {
+    let parked = Bounds {
+        entries: limits.parked_entries as usize,
+        bytes: limits.parked_bytes.0,
+        age: limits.parked_for.0,
+    };
+    Capacity { parked, records: Bounds::RECORDS }
+}
+
 fn snapshot(loaded: &Loaded, catalog: &Arc<Catalog>, keeper: &Keeper) -> Result<Snapshot, StartError> {
     let file = &loaded.file;
     let open = |secret: &crate::units::Secret| {
@@ -380,7 +387,7 @@ fn snapshot(loaded: &Loaded, catalog: &Arc<Catalog>, keeper: &Keeper) -> Result<
         parts: Parts {
             tools: catalog.clone(),
             slots: Arc::new(slots),
-            parking: keeper.parking.clone(),
+            store: keeper.store.clone(),
             telemetry: keeper.telemetry.clone(),
             log_content: file.log.content,
         },

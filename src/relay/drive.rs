@@ -25,9 +25,9 @@ use tokio_util::sync::CancellationToken;
 use super::sink::{Gone, Sink, Wait};
 use super::slots::Slots;
 use super::summary::{self, Summary};
-use crate::engine::{Action, Ask, Finish, Input, Parked, Run, RunId, Show, Turn, fingerprint};
+use crate::engine::{Action, Ask, Finish, Input, Parked, Run, RunId, Show, Turn, fingerprint, parcel};
 use crate::policy::plan::TurnPlan;
-use crate::store::Shelf;
+use crate::store::Store;
 use crate::team::Team;
 use crate::telemetry::Telemetry;
 use crate::tools::{Call, Catalog};
@@ -43,9 +43,6 @@ const GRACE: Duration = Duration::from_secs(1);
 /// News of calls that got their slots; a call waits with its start while the turn is behind.
 const STARTS: usize = 64;
 
-/// Parked results, with the fingerprint of the conversation they belong to.
-pub type Parking = Shelf<([u8; 32], Arc<Parked>)>;
-
 /// What turns need of the process; shared.
 #[derive(Debug, Clone)]
 pub struct Parts {
@@ -53,8 +50,8 @@ pub struct Parts {
     pub tools: Arc<Catalog>,
     /// The slots calls share.
     pub slots: Arc<Slots>,
-    /// Parked results.
-    pub parking: Arc<Parking>,
+    /// Parked results, and whatever else outlives a turn.
+    pub store: Arc<Store>,
     /// Metrics.
     pub telemetry: Telemetry,
     /// Arguments and results may be logged.
@@ -108,6 +105,9 @@ pub(super) struct Driver {
     client_gone: bool,
     /// How the last ask failed.
     failed: Option<FailureKind>,
+    /// What is to be kept before the client hears of the finish: its next request may come at once,
+    /// and to another replica.
+    parked: Option<Parked>,
 }
 
 impl Driver {
@@ -128,6 +128,7 @@ impl Driver {
             first_shown: None,
             client_gone: false,
             failed: None,
+            parked: None,
         }
     }
 
@@ -269,7 +270,7 @@ impl Driver {
                     }
                     self.sink.show(&show);
                 }
-                Action::Park(parked) => park(&self.started, parked),
+                Action::Park(parked) => self.parked = Some(parked),
                 Action::LearnNoParallel => {
                     let Started { parts, route, request, .. } = &self.started;
                     summary::learned(&parts.telemetry, &route.upstream, &request.model);
@@ -281,7 +282,10 @@ impl Driver {
         None
     }
 
-    async fn end(self, finish: Finish) -> JoinSet<()> {
+    async fn end(mut self, finish: Finish) -> JoinSet<()> {
+        if let Some(parked) = self.parked.take() {
+            park(&self.started, parked).await;
+        }
         let summary = Summary {
             started: &self.started,
             turn: &self.turn,
@@ -439,12 +443,14 @@ impl Drop for InFlight {
     }
 }
 
-fn park(started: &Started, parked: Parked) {
-    let Some(first) = parked.foreign().next().map(str::to_owned) else { return };
-    let size = parked.size();
-    let print = fingerprint(&started.messages);
-    let parking = &started.parts.parking;
-    parking.keep(&started.team.name, &first, (print, Arc::new(parked)), size);
+/// Keeps the results of a mixed reply. If that is not possible, the conversation goes on without them.
+async fn park(started: &Started, parked: Parked) {
+    let Some(first) = parked.foreign().next() else { return };
+    let store = &started.parts.store;
+    let value = parcel::encode(&fingerprint(&started.messages), &parked);
+    if let Err(why) = store.keep(&started.team.name, first, value).await {
+        tracing::debug!(request_id = %started.request_id, %why, "the results of a mixed reply are not kept");
+    }
     #[expect(clippy::cast_precision_loss, reason = "a gauge")]
-    started.parts.telemetry.parked.set(parking.len() as f64);
+    started.parts.telemetry.parked.set(store.parked() as f64);
 }
