@@ -609,6 +609,13 @@ async fn a_relayed_chat_that_fails_has_a_status_and_an_error_too() {
         ("closed", json!(["close"]), (502, "upstream_reset"), "", 2),
         ("garbage", json!([{ "raw": "nonsense\r\n\r\n" }]), (502, "upstream_protocol_error"), "", 1),
         ("late: no head", json!(["stall"]), (504, "upstream_timeout"), "", 2),
+        (
+            "a page",
+            json!([{ "answer": { "status": 200, "headers": { "content-type": "text/html" }, "body": "<p>hi" } }]),
+            (502, "upstream_invalid_reply"),
+            "",
+            2,
+        ),
     ];
     let both = cases.iter().flat_map(|case| [(case, false), (case, true)]);
     each(

@@ -317,9 +317,11 @@ fn every_error_is_in_the_table_and_nothing_else() {
         "400 invalid_value",
         "400 incomplete_body",
         "400 invalid_host",
+        "400 invalid_http",
         "405 method_not_allowed",
         "408 request_timeout",
         "413 request_too_large",
+        "431 headers_too_large",
         "500 internal_error",
     ] {
         there.insert(elsewhere.into());

@@ -524,7 +524,10 @@ async fn a_reply_keeps_everything_at_every_level_on_its_way_to_the_client() {
     }
     let relayed = Proxy::before(&lab, json!({})).await;
     let request = with(proxy::chat("whole"), json!({ "tools": [proxy::declared("mine")] }));
-    assert_eq!(relayed.chat(&request).await.body, whole);
+    let got = relayed.chat(&request).await;
+    assert_eq!(got.body, whole);
+    let timing = got.header("server-timing");
+    assert!(timing.starts_with("round1;dur=") && timing.contains("tools;dur=0, overhead;dur="), "{timing}");
     let request = with(proxy::streamed("whole"), json!({ "tools": [proxy::declared("mine")] }));
     let streamed = relayed.chat(&request).await.body;
     assert_eq!(streamed.as_bytes(), bytes(&scripts::read("whole", &script)));

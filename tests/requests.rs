@@ -295,6 +295,32 @@ async fn a_wrong_head_is_refused_with_what_to_do() {
         assert_eq!(answer.header("x-request-id"), "mine", "{request}");
         assert_eq!(status == 405, !answer.header("allow").is_empty(), "{request}");
     }
+    // What is no HTTP at all has no id to repeat, but gets one.
+    for (request, status, code) in [
+        ("GARBAGE\r\n\r\n".to_owned(), 400, "invalid_http"),
+        ("POST /v1/chat/completions HTTP/9.1\r\nhost: a\r\n\r\n".into(), 400, "invalid_http"),
+        (format!("POST {chat}no colon here\r\n\r\n"), 400, "invalid_http"),
+        (format!("POST {chat}content-length: 1\r\ncontent-length: 2\r\n\r\n{{}}"), 400, "invalid_http"),
+        (format!("POST {chat}content-length: -1\r\n\r\n"), 400, "invalid_http"),
+        (format!("POST {chat}transfer-encoding: gzip\r\n\r\n"), 400, "invalid_http"),
+        ("\x16\x03\x01\x02\x00\x01\x00\x01\r\n\r\n".into(), 400, "invalid_http"),
+        (
+            format!("POST {chat}authorization: Bearer {}\r\n\r\n", "k".repeat(1 << 20)),
+            431,
+            "headers_too_large",
+        ),
+        (
+            format!("GET /v1/{} HTTP/1.1\r\nhost: localhost\r\n\r\n", "x".repeat(70_000)),
+            431,
+            "headers_too_large",
+        ),
+    ] {
+        let answer = soon(raw::exchange(gateway.app.proxy_address, request.as_bytes())).await;
+        let name: String = request.chars().take(80).collect();
+        let error = error_of(&name, &answer);
+        assert_eq!((answer.status, &error["code"]), (status, &json!(code)), "{name}: {error}");
+        assert_eq!(answer.header("x-fanfold-parallel"), "off; reason=no_tools", "{name}");
+    }
     // These are looked at after the body.
     let body = full().to_string();
     for (line, param) in [

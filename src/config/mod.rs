@@ -25,7 +25,6 @@ pub mod watch;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -46,6 +45,9 @@ pub const DEFAULT_PATH: &str = "fanfold.yaml";
 
 /// The largest file that is read.
 pub const LARGEST: u64 = 1024 * 1024;
+
+/// So many keys that stand twice are looked into.
+const MOST_DOUBLED: usize = 16;
 
 /// Stands for the file when there is none but the environment says enough.
 const FROM_ENVIRONMENT: &str = "\
@@ -241,14 +243,31 @@ impl Reading {
             return Self::failed(source, tree, vec![problem.fix(fix)]);
         }
         let mut problems = Vec::new();
-        for doubled in tree.single_keys(&mut problems) {
-            shape::texts(&doubled.value).into_iter().for_each(|place| source.mask(place));
+        let mut doubled = tree.single_keys(&mut problems);
+        for (_, entry) in &mut doubled {
+            shape::texts(&entry.value).into_iter().for_each(|place| source.mask(place));
+            entry.value.single_keys(&mut problems);
         }
+        // What was written second is looked at in place of the first, so that its mistakes are told as well.
+        for (path, entry) in doubled.iter().take(MOST_DOUBLED) {
+            let part = entry.value.extent();
+            let Some(tree) = tree.with(path, &entry.value) else { continue };
+            let mut other = Self::of_tree(source.clone(), tree, text, env, flags);
+            // For its mistakes only.
+            let _ = other.build_tools();
+            problems.extend(other.problems.into_iter().filter(|problem| problem.is_within(&part)));
+        }
+        let mut reading = Self::of_tree(source, tree, text, env, flags);
+        reading.problems.append(&mut problems);
+        reading
+    }
+
+    fn of_tree(mut source: Source, mut tree: Node, text: &str, env: Env<'_>, flags: &Flags) -> Self {
         let names = |key: &str| tree.child(key).map_or(&[][..], Node::entries).iter().map(|e| e.key.clone());
         let (upstreams, tools) = (names("upstreams").collect::<Vec<_>>(), names("tools").collect::<Vec<_>>());
         let mut expander = expand::Expander::new(env, text);
         expander.expand(&mut tree);
-        problems.append(&mut expander.problems);
+        let mut problems = expander.problems;
         let mut shape = shape::fit(&mut tree, &schema());
         shape.secrets.drain(..).for_each(|place| source.mask(place));
         problems.append(&mut shape.problems);
@@ -313,14 +332,6 @@ impl Reading {
         self.file.as_ref()
     }
 
-    /// The tools in which no mistake was found so far.
-    #[must_use]
-    pub fn sound_tools(&self) -> BTreeMap<String, tools::settings::Settings> {
-        let tools = self.file.iter().flat_map(|file| &file.tools);
-        let sound = tools.filter(|(name, _)| !self.shape.damaged(&["tools", name]));
-        sound.map(|(name, settings)| (name.clone(), settings.clone())).collect()
-    }
-
     /// Adds a mistake somebody else found at a path of the file, such as `["tools", "clock", "http"]`.
     pub fn add<S: AsRef<str>>(&mut self, path: &[S], message: &str, fix: &str) {
         let mut path: Vec<&str> = path.iter().map(AsRef::as_ref).collect();
@@ -338,23 +349,36 @@ impl Reading {
 
     /// Builds the tools as well. What is wrong with them joins the report.
     pub fn finish_with_tools(mut self) -> Result<(Loaded, Catalog), Problems> {
-        let limits = self.file.as_ref().map(|file| file.limits.clone()).unwrap_or_default();
-        let defaults =
-            tools::Defaults { call_timeout: limits.call_timeout.0, tool_result: limits.tool_result.0 };
-        let built = Catalog::build(&self.sound_tools(), &defaults);
-        for error in built.as_ref().err().into_iter().flatten() {
-            let path: Vec<&str> =
-                ["tools", &error.tool].into_iter().chain(error.path.iter().map(String::as_str)).collect();
-            self.add(&path, &error.message, error.fix.as_deref().unwrap_or_default());
-        }
+        let built = self.build_tools();
         match (built, self.finish()) {
-            (Ok(catalog), Ok(loaded)) => Ok((loaded, catalog)),
+            (Some(catalog), Ok(loaded)) => Ok((loaded, catalog)),
             (_, Err(problems)) => Err(problems),
-            (Err(_), Ok(loaded)) => {
+            (None, Ok(loaded)) => {
                 let problem = Problem::new("the tools cannot be built");
                 Err(Problems { source: loaded.source, list: vec![problem] })
             }
         }
+    }
+
+    /// Builds the tools, those with mistakes included, to find more of them.
+    fn build_tools(&mut self) -> Option<Catalog> {
+        let file = self.file.as_ref()?;
+        let defaults = tools::Defaults {
+            call_timeout: file.limits.call_timeout.0,
+            tool_result: file.limits.tool_result.0,
+        };
+        let errors = match Catalog::build(&file.tools, &defaults) {
+            Ok(catalog) => return Some(catalog),
+            Err(errors) => errors,
+        };
+        for error in errors {
+            let path: Vec<&str> =
+                ["tools", &error.tool].into_iter().chain(error.path.iter().map(String::as_str)).collect();
+            if !self.shape.explains(&path) {
+                self.add(&path, &error.message, error.fix.as_deref().unwrap_or_default());
+            }
+        }
+        None
     }
 
     /// The configuration, or every mistake in it. Tools are not built, so theirs are not in it.

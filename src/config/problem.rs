@@ -18,12 +18,13 @@ pub struct Problem {
     label: Option<String>,
     also: Option<Box<(Range<usize>, String)>>,
     fix: Option<String>,
+    moot: bool,
 }
 
 impl Problem {
     /// A mistake without a place in the file.
     pub fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), place: None, label: None, also: None, fix: None }
+        Self { message: message.into(), place: None, label: None, also: None, fix: None, moot: false }
     }
 
     /// A mistake at these bytes of the file.
@@ -60,6 +61,21 @@ impl Problem {
     #[must_use]
     pub fn message(&self) -> &str {
         &self.message
+    }
+
+    /// It is about something that was put there only so that the rest could be looked at.
+    pub(super) fn moot(mut self) -> Self {
+        self.moot = true;
+        self
+    }
+
+    pub(super) const fn is_moot(&self) -> bool {
+        self.moot
+    }
+
+    /// Whether it is about something that begins in this part of the text.
+    pub(super) fn is_within(&self, part: &Range<usize>) -> bool {
+        self.place.as_ref().is_some_and(|place| part.contains(&place.start))
     }
 
     fn order(&self) -> usize {

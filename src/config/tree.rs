@@ -36,6 +36,9 @@ pub(super) enum Origin {
     Environment,
     /// It should have come from the environment, which does not have it.
     Missing,
+    /// Nobody wrote it: it stands where something needed was taken out or is missing, so that the rest
+    /// can still be looked at.
+    StandIn,
 }
 
 /// What a [`Node`] is.
@@ -118,15 +121,64 @@ impl Node {
         found
     }
 
-    /// Removes every key that stands twice in its map but the first, reports it, and gives it back.
-    pub(super) fn single_keys(&mut self, problems: &mut Vec<Problem>) -> Vec<Entry> {
+    /// Whether what stands at a path, or what it would stand in, is only a stand-in.
+    pub(super) fn is_stand_in(&self, path: &[&str]) -> bool {
+        let mut node = self;
+        for segment in path {
+            let next = match &node.kind {
+                Kind::Map(_) => node.child(segment),
+                Kind::List(items) => segment.parse::<usize>().ok().and_then(|i| items.get(i)),
+                Kind::Null | Kind::Bool(_) | Kind::Number(_) | Kind::Text(_) => None,
+            };
+            let Some(next) = next else { return false };
+            if next.origin == Origin::StandIn {
+                return true;
+            }
+            node = next;
+        }
+        false
+    }
+
+    /// The part of the text from its first to its last byte.
+    pub(super) fn extent(&self) -> Place {
+        let join = |a: Place, b: Place| a.start.min(b.start)..a.end.max(b.end);
+        let below: Vec<Place> = match &self.kind {
+            Kind::Map(entries) => {
+                entries.iter().map(|e| join(e.key_place.clone(), e.value.extent())).collect()
+            }
+            Kind::List(items) => items.iter().map(Self::extent).collect(),
+            Kind::Null | Kind::Bool(_) | Kind::Number(_) | Kind::Text(_) => Vec::new(),
+        };
+        below.into_iter().fold(self.place.clone(), join)
+    }
+
+    /// The same tree with another value at a path of keys; `None` if there is no such path.
+    pub(super) fn with(&self, path: &[String], value: &Self) -> Option<Self> {
+        let Some((first, rest)) = path.split_first() else { return Some(value.clone()) };
+        let mut tree = self.clone();
+        let next = match &mut tree.kind {
+            Kind::Map(entries) => entries.iter_mut().find(|e| e.key == *first).map(|e| &mut e.value),
+            Kind::List(items) => first.parse::<usize>().ok().and_then(|i| items.get_mut(i)),
+            Kind::Null | Kind::Bool(_) | Kind::Number(_) | Kind::Text(_) => None,
+        }?;
+        *next = next.with(rest, value)?;
+        Some(tree)
+    }
+
+    /// Removes every key that stands twice in its map but the first, reports it, and gives it back
+    /// with the path at which the first stands.
+    pub(super) fn single_keys(&mut self, problems: &mut Vec<Problem>) -> Vec<(Vec<String>, Entry)> {
         let mut removed = Vec::new();
+        let below = |key: &str, node: &mut Self, problems: &mut Vec<Problem>| {
+            let found = node.single_keys(problems).into_iter();
+            found.map(|(path, entry)| ([vec![key.to_owned()], path].concat(), entry)).collect::<Vec<_>>()
+        };
         match &mut self.kind {
             Kind::Map(entries) => {
                 let mut first: HashMap<String, Place> = HashMap::new();
                 for mut entry in std::mem::take(entries) {
                     let Some(place) = first.get(&entry.key) else {
-                        removed.append(&mut entry.value.single_keys(problems));
+                        removed.append(&mut below(&entry.key, &mut entry.value, problems));
                         first.insert(entry.key.clone(), entry.key_place.clone());
                         entries.push(entry);
                         continue;
@@ -135,11 +187,13 @@ impl Node {
                     let problem =
                         Problem::at(message, entry.key_place.clone()).also(place.clone(), "first here");
                     problems.push(problem.fix("keep one of the two, or give one another name"));
-                    removed.push(entry);
+                    removed.push((vec![entry.key.clone()], entry));
                 }
             }
             Kind::List(items) => {
-                items.iter_mut().for_each(|item| removed.append(&mut item.single_keys(problems)))
+                for (index, item) in items.iter_mut().enumerate() {
+                    removed.append(&mut below(&index.to_string(), item, problems));
+                }
             }
             Kind::Null | Kind::Bool(_) | Kind::Number(_) | Kind::Text(_) => {}
         }

@@ -97,6 +97,7 @@ impl Passing {
         let mut open = Open(Some(self));
         let Some(passing) = &mut open.0 else { return Response::default() };
         let shutdown = passing.shutdown.clone();
+        let asked = Instant::now();
         let answered = tokio::select! {
             answered = passing.answered(&method, path, &headers, request) => answered.map_err(|failure| {
                 passing.failed(&failure);
@@ -105,7 +106,7 @@ impl Passing {
             () = shutdown.cancelled() => Err(ErrorReply::shutting_down()),
         };
         match answered {
-            Ok(Answer::Through(response)) => through(response, open, chat),
+            Ok(Answer::Through(response)) => through(response, open, chat, asked.elapsed()),
             Ok(Answer::Read(response)) => open.read(response),
             Err(error) => open.refused(&error),
         }
@@ -247,8 +248,8 @@ enum Answer {
     Read(Response<Bytes>),
 }
 
-/// The upstream's answer, with our headers.
-fn through(response: Response<Incoming>, open: Open, chat: bool) -> Response<Body> {
+/// The upstream's answer, with our headers. `round` is the time until its head came.
+fn through(response: Response<Incoming>, open: Open, chat: bool, round: Duration) -> Response<Body> {
     let (parts, body) = response.into_parts();
     let kind = Streams::of(&parts.headers, parts.status, chat);
     let mut headers = end_to_end(&parts.headers);
@@ -262,6 +263,9 @@ fn through(response: Response<Incoming>, open: Open, chat: bool) -> Response<Bod
     }
     if let Some(passing) = &open.0 {
         headers.extend(passing.headers.clone());
+        if chat && kind == Streams::Bytes {
+            summary::relayed_timing(&mut headers, round, passing.since.elapsed());
+        }
     }
     let mut answer = Response::new(match Metered::new(body, open, parts.status, kind) {
         Some(metered) => Body::boxed(metered),

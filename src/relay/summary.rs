@@ -216,6 +216,16 @@ pub(super) fn relayed(passing: &Passing, turn: &pass::Turn, outcome: &'static st
     );
 }
 
+/// `server-timing` of a whole chat that goes through. Its body is not waited for, so the round is the time
+/// until the head of the upstream's reply.
+pub(super) fn relayed_timing(headers: &mut HeaderMap, round: Duration, total: Duration) {
+    let overhead = total.saturating_sub(round);
+    let timing = format!("round1;dur={}, tools;dur=0, overhead;dur={}", millis(round), millis(overhead));
+    if let Ok(value) = HeaderValue::try_from(timing) {
+        headers.insert(HeaderName::from_static("server-timing"), value);
+    }
+}
+
 fn millis(time: Duration) -> f64 {
     (time.as_secs_f64() * 1e5).round() / 100.0
 }

@@ -112,6 +112,11 @@ impl Activity {
         self.watcher.wake();
     }
 
+    /// Whether a request is being answered.
+    pub(crate) fn is_busy(&self) -> bool {
+        matches!(*self.phase.lock().unwrap_or_else(PoisonError::into_inner), Phase::Busy { .. })
+    }
+
     /// Ready once the connection has waited longer than `patience` allows; `sleep` is the caller's timer.
     pub(crate) fn poll_expired(
         &self,

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use http::{HeaderName, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderName, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::rt::Executor;
 use hyper::server::conn::{http1, http2};
@@ -38,6 +38,7 @@ use super::frames::FrameGuard;
 use super::gate;
 use super::io::{Leaving, Observed, Observer, Protocol, Socket};
 use super::settings::Settings;
+use super::unreadable::Unreadable;
 use super::{Handler, Peer};
 
 /// After the client left, or was told goodbye: how long hyper may take to end by itself.
@@ -138,7 +139,9 @@ where
     };
     let result = match protocol {
         Protocol::Http1 => {
-            let io = TokioIo::new(Observed::new(transport, Observer::Bytes(activity)));
+            let handler = Arc::clone(&shared.handler);
+            let unreadable = Unreadable::new(activity, move || handler.headers(&HeaderMap::new()));
+            let io = TokioIo::new(Observed::new(transport, Observer::Bytes(unreadable)));
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
                 // One timer for idle connections and slow heads would be hyper's; ours are two.

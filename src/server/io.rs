@@ -18,8 +18,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{self, Sleep};
 
-use super::activity::Activity;
 use super::frames::{Flood, FrameGuard, PREFACE};
+use super::unreadable::Unreadable;
 
 /// After our last byte: how long a client may take to stop sending, so that its system does not
 /// throw our answer away.
@@ -232,13 +232,17 @@ impl AsyncWrite for Socket {
 pub(crate) struct Observed<S> {
     transport: S,
     observer: Observer,
+    /// The last write was taken whole, so the next one begins something.
+    whole: bool,
+    /// What still has to go out in place of a write, and how long that was.
+    instead: Option<(Bytes, usize)>,
 }
 
-/// Who looks at the bytes that come in.
+/// Who looks at the bytes that pass.
 #[derive(Debug)]
 pub(crate) enum Observer {
-    /// HTTP/1: a byte may begin a head.
-    Bytes(Arc<Activity>),
+    /// HTTP/1: a byte may begin a head, and an answer may be hyper's own.
+    Bytes(Unreadable),
     /// HTTP/2: control frames are counted.
     Frames(FrameGuard),
 }
@@ -246,7 +250,35 @@ pub(crate) enum Observer {
 impl<S> Observed<S> {
     /// Lets `observer` see what `transport` reads.
     pub(crate) fn new(transport: S, observer: Observer) -> Self {
-        Self { transport, observer }
+        Self { transport, observer, whole: true, instead: None }
+    }
+}
+
+impl<S: AsyncWrite + Unpin> Observed<S> {
+    /// Writes what goes out in place of `bytes`, if anything does.
+    fn poll_instead(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Option<Poll<io::Result<usize>>> {
+        if let (Observer::Bytes(unreadable), None, true) = (&self.observer, &self.instead, self.whole) {
+            self.instead = unreadable.instead(bytes).map(|instead| (instead, bytes.len()));
+        }
+        let (instead, length) = self.instead.as_mut()?;
+        while !instead.is_empty() {
+            match Pin::new(&mut self.transport).poll_write(cx, instead) {
+                Poll::Ready(Ok(0)) => return Some(Poll::Ready(Err(io::ErrorKind::WriteZero.into()))),
+                Poll::Ready(Ok(written)) => instead.advance(written),
+                Poll::Ready(Err(error)) => return Some(Poll::Ready(Err(error))),
+                Poll::Pending => return Some(Poll::Pending),
+            }
+        }
+        let length = *length;
+        self.instead = None;
+        Some(Poll::Ready(Ok(length)))
+    }
+
+    fn written(&mut self, asked: usize, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(written)) = result {
+            self.whole = written == asked;
+        }
+        result
     }
 }
 
@@ -257,7 +289,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Observed<S> {
         ready!(pin!(&mut me.transport).poll_read(cx, into))?;
         let new = &into.filled()[before..];
         match &mut me.observer {
-            Observer::Bytes(activity) if !new.is_empty() => activity.byte(),
+            Observer::Bytes(unreadable) if !new.is_empty() => unreadable.byte(),
             Observer::Bytes(_) => {}
             Observer::Frames(guard) => guard.seen(new).map_err(|Flood| {
                 io::Error::new(io::ErrorKind::InvalidData, "too many HTTP/2 control frames")
@@ -269,7 +301,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Observed<S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Observed<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.transport).poll_write(cx, bytes)
+        if let Some(instead) = self.poll_instead(cx, bytes) {
+            return instead;
+        }
+        let result = Pin::new(&mut self.transport).poll_write(cx, bytes);
+        self.written(bytes.len(), result)
     }
 
     fn poll_write_vectored(
@@ -277,7 +313,13 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Observed<S> {
         cx: &mut Context<'_>,
         pieces: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.transport).poll_write_vectored(cx, pieces)
+        if let [only] = pieces
+            && let Some(instead) = self.poll_instead(cx, only)
+        {
+            return instead;
+        }
+        let result = Pin::new(&mut self.transport).poll_write_vectored(cx, pieces);
+        self.written(pieces.iter().map(|piece| piece.len()).sum(), result)
     }
 
     fn is_write_vectored(&self) -> bool {

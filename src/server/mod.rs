@@ -35,6 +35,7 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod unreadable;
 pub mod visitors;
 
 /// What answers the requests of a listener.

@@ -189,6 +189,14 @@ impl Schema {
         Ok(Self { validator, properties: property_names(members), names_all: names_all(members) })
     }
 
+    /// What can be said of a schema that is broken: which names it seems to have. Good for finding more
+    /// mistakes of a tool, and for nothing else.
+    pub(super) fn guessed(schema: &Value) -> Option<Self> {
+        let members = schema.as_object()?;
+        let validator = jsonschema::validator_for(&Value::Bool(true)).ok()?;
+        Some(Self { validator, properties: property_names(members), names_all: names_all(members) })
+    }
+
     /// Whether the schema's `properties` has this name.
     pub(super) fn has(&self, name: &str) -> bool {
         self.properties.contains(name)

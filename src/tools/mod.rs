@@ -267,16 +267,18 @@ impl Tool {
         let effect = settings.effect.unwrap_or_default();
         let schema = Schema::compile(&parameters)
             .map_err(|broken| mistakes.add(&below("parameters", broken.path), broken.message))
-            .ok();
-        // Without a schema nobody knows the places; the other mistakes of the tool are shown once it has one.
-        let schema = schema?;
-        let kind = match (&settings.http, &settings.command) {
-            (Some(http), None) => {
-                Kind::Http(Box::new(http::Http::load(http, effect, &schema, roots, mistakes)?))
-            }
-            (None, Some(command)) => {
-                Kind::Command(Box::new(command::Command::load(command, effect, &schema, children, mistakes)?))
-            }
+            .ok()
+            // The tool cannot be had, but its other mistakes can.
+            .or_else(|| Schema::guessed(&parameters))?;
+        let http =
+            settings.http.as_ref().map(|http| http::Http::load(http, effect, &schema, roots, mistakes));
+        let command = settings
+            .command
+            .as_ref()
+            .map(|command| command::Command::load(command, effect, &schema, children, mistakes));
+        let kind = match (http, command) {
+            (Some(http), None) => Kind::Http(Box::new(http?)),
+            (None, Some(command)) => Kind::Command(Box::new(command?)),
             (None, None) => {
                 mistakes.add_with_fix::<&str>(
                     &[],

@@ -42,11 +42,14 @@ impl Check<'_> {
         self.teams();
         self.limits();
         self.secrets();
+        self.problems.retain(|problem| !problem.is_moot());
+        self.warnings.retain(|problem| !problem.is_moot());
     }
 
     /// A problem at a path of the file, not yet in a list.
     fn here(&self, path: &[&str], message: impl Into<String>) -> Problem {
-        Problem::maybe_at(message, self.tree.place_of(path))
+        let problem = Problem::maybe_at(message, self.tree.place_of(path));
+        if self.tree.is_stand_in(path) { problem.moot() } else { problem }
     }
 
     fn wrong(&mut self, path: &[&str], message: impl Into<String>, fix: impl Into<String>) {

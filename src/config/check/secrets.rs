@@ -1,5 +1,4 @@
-//! That every secret is there. Those of tools are opened when the tools are built; only a tool with
-//! mistakes, which is not built, is looked at here.
+//! That every secret is there. Those of tools are opened when the tools are built.
 
 use super::Check;
 use crate::config::secret;
@@ -9,7 +8,9 @@ impl Check<'_> {
     pub(super) fn secrets(&mut self) {
         for path in &self.shape.secret_paths {
             let path: Vec<&str> = path.iter().map(String::as_str).collect();
-            if path.first() == Some(&"tools") && !self.shape.damaged(&path[..path.len().min(2)]) {
+            if let ["tools", name, ..] = path.as_slice()
+                && self.file.tools.contains_key(*name)
+            {
                 continue;
             }
             let node = path.iter().try_fold(self.tree, |node, key| node.child(key));

@@ -4,8 +4,9 @@
 //! JSON Schema this knows what that schema uses; a test fails when the schema begins to use more.
 //!
 //! Each thing that does not fit is reported once and taken out of the tree, so that what is left
-//! can be decoded and looked at further: all mistakes appear in one report. [`Shape::damaged`]
-//! tells later checks where something was taken out.
+//! can be decoded and looked at further: all mistakes appear in one report. Where something needed
+//! is missing then, a stand-in takes its place. [`Shape::damaged`] tells later checks where something
+//! was taken out.
 
 mod secrets;
 mod words;
@@ -40,6 +41,12 @@ impl Shape {
     /// Whether something at this path or below it was taken out.
     pub(super) fn damaged(&self, path: &[&str]) -> bool {
         self.damaged.iter().any(|d| d.len() >= path.len() && d.iter().zip(path).all(|(a, b)| a == b))
+    }
+
+    /// Whether a mistake at this path may only be there because something was taken out: at the path, above
+    /// it, or below it.
+    pub(super) fn explains(&self, path: &[&str]) -> bool {
+        self.damaged.iter().any(|d| d.iter().zip(path).all(|(a, b)| a == b))
     }
 }
 
@@ -239,6 +246,33 @@ impl<'s> Walk<'s> {
         self.required(node, schema, &spoiled, &guessed, key)
     }
 
+    /// Puts something in place of a key that is needed, so that what is beside it can be decoded.
+    fn stand_in(&self, name: &str, schema: &'s Value) -> Option<Entry> {
+        let schema = self.resolved(schema);
+        let text = |text: &str| Some(Kind::Text(text.to_owned()));
+        let kind = match self.values(schema) {
+            Some(values) => text(values.first()?),
+            None => match (type_of(schema), schema["pattern"].as_str()) {
+                (Some("string"), Some(SPAN_PATTERN)) => text("1s"),
+                (Some("string"), Some(SIZE_PATTERN)) => text("1B"),
+                (Some("string"), _) if name.ends_with("url") => text("https://stand-in.invalid/v1"),
+                (Some("string"), _) => text("stand-in"),
+                (Some("array"), _) if type_of(self.resolved(&schema["items"])) == Some("string") => {
+                    let item = Kind::Text("/stand-in".into());
+                    Some(Kind::List(vec![Node {
+                        kind: item,
+                        place: 0..0,
+                        home: 0..0,
+                        origin: Origin::StandIn,
+                    }]))
+                }
+                _ => None,
+            },
+        }?;
+        let value = Node { kind, place: 0..0, home: 0..0, origin: Origin::StandIn };
+        Some(Entry { key: name.to_owned(), key_place: 0..0, value })
+    }
+
     /// Whether a key without a value is as good as no key: for lists, maps and what has no default.
     fn may_be_empty(&self, schema: &'s Value) -> bool {
         let nullable = |s: &Value| {
@@ -289,7 +323,7 @@ impl<'s> Walk<'s> {
 
     fn required(
         &mut self,
-        node: &Node,
+        node: &mut Node,
         schema: &'s Value,
         spoiled: &[String],
         guessed: &[String],
@@ -300,19 +334,31 @@ impl<'s> Walk<'s> {
             if node.child(name).is_some() {
                 continue;
             }
-            fit = Fit::Bad;
-            if spoiled.iter().chain(guessed).any(|n| n == name) {
-                continue;
+            let stand_in = self.stand_in(name, &schema["properties"][name]);
+            let told = spoiled.iter().chain(guessed).any(|n| n == name);
+            if !told {
+                self.missing(node, schema, name, key);
             }
-            let place = key.cloned().or_else(|| node.entries().first().map(|e| e.key_place.clone()));
-            let about = schema["properties"][name]["description"].as_str().unwrap_or_default();
-            let about = about.lines().next().unwrap_or_default();
-            let message = format!("{} has no `{name}`", self.called());
-            self.report(
-                Problem::maybe_at(message, place).fix(format!("add `{name}:` {about}").trim().to_owned()),
-            );
+            match (stand_in, &mut node.kind) {
+                (Some(entry), Kind::Map(entries)) => entries.push(entry),
+                _ => fit = Fit::Bad,
+            }
         }
         fit
+    }
+
+    /// Reports that a key is missing.
+    fn missing(&mut self, node: &Node, schema: &'s Value, name: &str, key: Option<&Place>) {
+        let place = key.cloned().or_else(|| node.entries().first().map(|e| e.key_place.clone()));
+        let place = place.or_else(|| (!self.at.is_empty()).then(|| node.place.clone()));
+        let about = schema["properties"][name]["description"].as_str().unwrap_or_default();
+        let about = about.lines().next().unwrap_or_default();
+        let message = format!("{} has no `{name}`", self.called());
+        let problem =
+            Problem::maybe_at(message, place).fix(format!("add `{name}:` {about}").trim().to_owned());
+        self.at.push(name.to_owned());
+        self.report(problem);
+        self.at.pop();
     }
 
     fn list(&mut self, node: &mut Node, schema: &'s Value, key: Option<&Place>) -> Fit {

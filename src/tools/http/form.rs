@@ -86,29 +86,44 @@ pub(super) struct Filled {
 impl Form {
     /// Reads what the operator wrote.
     pub(super) fn load(settings: &settings::Http, schema: &Schema, mistakes: &mut Mistakes) -> Option<Self> {
-        let (origin, target) = origin::split("http", &settings.url, mistakes)?;
+        let Some((origin, target)) = origin::split("http", &settings.url, mistakes) else {
+            // The other mistakes are told all the same.
+            mistakes.template(&["http", "url"], &settings.url, |name| schema.has(name));
+            let mut form = Self::empty(settings.method, Origin::nowhere());
+            form.add_headers(settings, schema, mistakes);
+            return None;
+        };
         let (path, query) = match target.split_once('?') {
             Some((path, query)) => (path, Some(query)),
             None => (target, None),
         };
-        let mut form = Self {
-            method: method(settings.method),
+        let mut form = Self::empty(settings.method, origin);
+        form.segments = segments(path, schema, mistakes);
+        for part in query.into_iter().flat_map(|query| query.split('&')).filter(|part| !part.is_empty()) {
+            form.add_query(part, schema, mistakes);
+        }
+        form.add_headers(settings, schema, mistakes);
+        let placed = form.segments.iter().flat_map(Template::places).map(str::to_owned);
+        form.placed.extend(placed.collect::<Vec<_>>());
+        Some(form)
+    }
+
+    fn empty(method: settings::Method, origin: Origin) -> Self {
+        Self {
+            method: self::method(method),
             origin,
-            segments: segments(path, schema, mistakes),
+            segments: Vec::new(),
             query: Vec::new(),
             headers: Vec::new(),
             placed: HashSet::new(),
             taken: HashSet::new(),
-        };
-        for part in query.into_iter().flat_map(|query| query.split('&')).filter(|part| !part.is_empty()) {
-            form.add_query(part, schema, mistakes);
         }
+    }
+
+    fn add_headers(&mut self, settings: &settings::Http, schema: &Schema, mistakes: &mut Mistakes) {
         for (name, value) in &settings.headers {
-            form.add_header(name, value, schema, mistakes);
+            self.add_header(name, value, schema, mistakes);
         }
-        let placed = form.segments.iter().flat_map(Template::places).map(str::to_owned);
-        form.placed.extend(placed.collect::<Vec<_>>());
-        Some(form)
     }
 
     fn add_query(&mut self, part: &str, schema: &Schema, mistakes: &mut Mistakes) {

@@ -17,6 +17,13 @@ pub(in crate::tools) struct Origin {
     pub(in crate::tools) authority: Authority,
 }
 
+impl Origin {
+    /// Stands for an origin that could not be read.
+    pub(super) fn nowhere() -> Self {
+        Self { secure: true, authority: Authority::from_static("nowhere.invalid") }
+    }
+}
+
 /// Splits the `url` below a key of the settings into its origin and the rest, which begins with `/`, `?` or nothing.
 pub(in crate::tools) fn split<'a>(
     key: &str,
