@@ -5,6 +5,8 @@
 //! events; an event that lies in one frame as one line is not copied; an event larger than the bound
 //! is an error. `id` and `retry` are dropped.
 
+use std::ops::Range;
+
 use bytes::{Bytes, BytesMut};
 
 /// One event.
@@ -64,32 +66,34 @@ impl Decoder {
 
     /// Reads a frame; adds the events it completes to `events`.
     pub fn push(&mut self, frame: Bytes, events: &mut Vec<Event>) -> Result<(), TooLarge> {
-        let mut rest = frame;
-        if self.after_cr && !rest.is_empty() {
+        let mut at = 0;
+        if self.after_cr && !frame.is_empty() {
             self.after_cr = false;
-            if rest[0] == b'\n' {
-                let _ = rest.split_to(1);
-            }
+            at = usize::from(frame[0] == b'\n');
         }
-        while let Some(end) = memchr::memchr2(b'\n', b'\r', &rest) {
-            let mut line = rest.split_to(end);
-            let ended_by = rest.split_to(1)[0];
-            if ended_by == b'\r' {
-                match rest.first() {
-                    Some(b'\n') => drop(rest.split_to(1)),
+        while let Some(length) = memchr::memchr2(b'\n', b'\r', &frame[at..]) {
+            let end = at + length;
+            let line = at..end;
+            at = end + 1;
+            if frame[end] == b'\r' {
+                match frame.get(at) {
+                    Some(b'\n') => at += 1,
                     Some(_) => {}
                     None => self.after_cr = true,
                 }
             }
-            if !self.partial.is_empty() {
-                self.check(self.partial.len() + line.len())?;
-                self.partial.extend_from_slice(&line);
-                line = self.partial.split().freeze();
+            if self.partial.is_empty() {
+                self.line(&frame, line, events)?;
+            } else {
+                self.check(self.partial.len() + length)?;
+                self.partial.extend_from_slice(&frame[line]);
+                let whole = self.partial.split().freeze();
+                self.line(&whole, 0..whole.len(), events)?;
             }
-            self.line(line, events)?;
         }
+        let rest = &frame[at..];
         self.check(self.partial.len() + rest.len())?;
-        self.partial.extend_from_slice(&rest);
+        self.partial.extend_from_slice(rest);
         Ok(())
     }
 
@@ -99,7 +103,7 @@ impl Decoder {
     pub fn finish(mut self) -> Option<Event> {
         let mut events = Vec::new();
         let last = self.partial.split().freeze();
-        if !last.is_empty() && self.line(last, &mut events).is_err() {
+        if !last.is_empty() && self.line(&last, 0..last.len(), &mut events).is_err() {
             return None;
         }
         self.lines.take()
@@ -110,28 +114,30 @@ impl Decoder {
         if held + more > self.bound { Err(TooLarge) } else { Ok(()) }
     }
 
-    fn line(&mut self, mut line: Bytes, events: &mut Vec<Event>) -> Result<(), TooLarge> {
-        if std::mem::take(&mut self.fresh) && line.starts_with(b"\xef\xbb\xbf") {
-            line = line.slice(3..);
+    /// Reads the line at `at` of a frame; only a value that is kept shares the frame's memory.
+    fn line(&mut self, frame: &Bytes, mut at: Range<usize>, events: &mut Vec<Event>) -> Result<(), TooLarge> {
+        if std::mem::take(&mut self.fresh) && frame[at.clone()].starts_with(b"\xef\xbb\xbf") {
+            at.start += 3;
         }
+        let line = &frame[at.clone()];
         if line.is_empty() {
             events.extend(self.lines.take());
             return Ok(());
         }
-        let (field, value) = match memchr::memchr(b':', &line) {
+        let (field, value) = match memchr::memchr(b':', line) {
             Some(0) => return Ok(()),
             Some(colon) => {
                 let start = colon + 1 + usize::from(line.get(colon + 1) == Some(&b' '));
-                (&line[..colon], line.slice(start..))
+                (&line[..colon], at.start + start..at.end)
             }
-            None => (&line[..], Bytes::new()),
+            None => (line, at.end..at.end),
         };
         match field {
             b"data" => {
                 self.check(value.len() + 1)?;
-                self.lines.add(value);
+                self.lines.add(frame.slice(value));
             }
-            b"event" => self.lines.named_error = value.as_ref() == b"error",
+            b"event" => self.lines.named_error = &frame[value] == b"error",
             _ => {}
         }
         Ok(())

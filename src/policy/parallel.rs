@@ -57,22 +57,6 @@ pub enum Reason {
     NotNeeded,
 }
 
-impl Reason {
-    /// The word in the header, the metric and the log.
-    #[must_use]
-    pub const fn word(self) -> &'static str {
-        match self {
-            Self::Default => "default",
-            Self::Client => "client",
-            Self::StrictTool => "strict_tool",
-            Self::NoTools => "no_tools",
-            Self::Unsupported => "unsupported",
-            Self::RuleOff => "rule_off",
-            Self::NotNeeded => "not_needed",
-        }
-    }
-}
-
 impl Decision {
     /// The model or the upstream does not take the parameter.
     pub const UNSUPPORTED: Self = Self { send: None, reason: Reason::Unsupported };
@@ -80,17 +64,50 @@ impl Decision {
     /// `on` or `off`: whether several calls in one reply are possible.
     #[must_use]
     pub const fn word(self) -> &'static str {
-        match (self.send, self.reason) {
-            (Some(false), _) | (_, Reason::NoTools) => "off",
-            (Some(true) | None, _) => "on",
-        }
+        if self.is_off() { "off" } else { "on" }
+    }
+
+    const fn is_off(self) -> bool {
+        matches!((self.send, self.reason), (Some(false), _) | (_, Reason::NoTools))
     }
 }
 
-/// As in the response header: `off; reason=strict_tool`.
+macro_rules! texts {
+    ($($reason:ident $word:literal),*) => {
+        impl Reason {
+            /// The word in the header, the metric and the log.
+            #[must_use]
+            pub const fn word(self) -> &'static str {
+                match self { $(Self::$reason => $word),* }
+            }
+        }
+
+        impl Decision {
+            /// As in the response header: `off; reason=strict_tool`.
+            #[must_use]
+            pub const fn text(self) -> &'static str {
+                match (self.is_off(), self.reason) {
+                    $((true, Reason::$reason) => concat!("off; reason=", $word),)*
+                    $((false, Reason::$reason) => concat!("on; reason=", $word),)*
+                }
+            }
+        }
+    };
+}
+
+texts! {
+    Default "default",
+    Client "client",
+    StrictTool "strict_tool",
+    NoTools "no_tools",
+    Unsupported "unsupported",
+    RuleOff "rule_off",
+    NotNeeded "not_needed"
+}
+
 impl fmt::Display for Decision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}; reason={}", self.word(), self.reason.word())
+        f.write_str(self.text())
     }
 }
 

@@ -196,8 +196,8 @@ impl Driver {
     }
 
     fn heard(&mut self, ask: u32, heard: Heard, pieces: &mut Vec<Piece>, actions: &mut Vec<Action>) {
+        let now = self.now();
         for piece in pieces.drain(..) {
-            let now = self.started.since.elapsed();
             self.turn.step(Input::Piece(ask, Box::new(piece)), now, actions);
         }
         match heard {

@@ -10,18 +10,60 @@ use crate::policy::parallel::Decision;
 
 /// Writes the decision about parallel calls where people look for it.
 pub fn tell(headers: &mut HeaderMap, decision: Decision) {
-    if let Ok(value) = HeaderValue::from_str(&decision.to_string()) {
-        headers.insert("x-fanfold-parallel", value);
-    }
+    headers.insert(PARALLEL, HeaderValue::from_static(decision.text()));
 }
 
-/// Headers that belong to one connection, and credentials of one hop.
-const OF_ONE_HOP: [HeaderName; 8] =
-    [CONNECTION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, EXPECT];
+/// `x-fanfold-parallel`.
+pub const PARALLEL: HeaderName = HeaderName::from_static("x-fanfold-parallel");
+/// `x-request-id`.
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Whether a header belongs to one connection, or is a credential of one hop.
+fn of_one_hop(name: &HeaderName) -> bool {
+    const NAMES: [HeaderName; 8] = [
+        CONNECTION,
+        TE,
+        TRAILER,
+        TRANSFER_ENCODING,
+        UPGRADE,
+        PROXY_AUTHENTICATE,
+        PROXY_AUTHORIZATION,
+        EXPECT,
+    ];
+    NAMES.contains(name) || name.as_str() == "keep-alive"
+}
+
+/// Whether a header is a client's credential, its name for this host, or meant for fanfold.
+fn stays_here(name: &HeaderName) -> bool {
+    const NAMES: [HeaderName; 3] = [AUTHORIZATION, COOKIE, HOST];
+    NAMES.contains(name)
+        || matches!(name.as_str(), "api-key" | "x-api-key" | "x-goog-api-key")
+        || name.as_str().starts_with("x-fanfold-")
+}
 
 /// The headers that go on: without those of one hop, and those `connection` names.
 #[must_use]
 pub fn end_to_end(headers: &HeaderMap) -> HeaderMap {
+    kept(headers, |_| true)
+}
+
+/// The client's headers as they go to an upstream: end to end, without its credentials, its host and
+/// what was meant for fanfold. `whole`: the body is written anew, so what described it goes too.
+#[must_use]
+pub fn to_upstream(headers: &HeaderMap, request_id: &str, whole: bool) -> HeaderMap {
+    let mut kept = kept(headers, |name| !(stays_here(name) || whole && *name == CONTENT_LENGTH));
+    if whole {
+        kept.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    }
+    if let Ok(id) = HeaderValue::from_str(request_id) {
+        kept.insert(REQUEST_ID, id);
+    }
+    kept
+}
+
+/// The end-to-end headers among these that `wanted` takes; with room for a few more.
+fn kept(headers: &HeaderMap, wanted: impl Fn(&HeaderName) -> bool) -> HeaderMap {
+    const ROOM: usize = 6;
     let named: Vec<HeaderName> = headers
         .get_all(CONNECTION)
         .iter()
@@ -29,37 +71,11 @@ pub fn end_to_end(headers: &HeaderMap) -> HeaderMap {
         .flat_map(|value| value.split(','))
         .filter_map(|name| name.trim().parse().ok())
         .collect();
-    let mut kept = HeaderMap::with_capacity(headers.len());
+    let mut kept = HeaderMap::with_capacity(headers.len() + ROOM);
     for (name, value) in headers {
-        if !OF_ONE_HOP.contains(name) && !named.contains(name) && name.as_str() != "keep-alive" {
+        if !of_one_hop(name) && !named.contains(name) && wanted(name) {
             kept.append(name.clone(), value.clone());
         }
-    }
-    kept
-}
-
-/// The client's headers as they go to an upstream: end to end, without its credentials, its host and
-/// what was meant for fanfold. `whole`: the body is written anew, so what described it goes too.
-#[must_use]
-pub fn to_upstream(headers: &HeaderMap, request_id: &str, whole: bool) -> HeaderMap {
-    let mut kept = end_to_end(headers);
-    for name in [AUTHORIZATION, COOKIE, HOST] {
-        kept.remove(name);
-    }
-    for name in ["api-key", "x-api-key", "x-goog-api-key"] {
-        kept.remove(name);
-    }
-    let own: Vec<HeaderName> =
-        kept.keys().filter(|name| name.as_str().starts_with("x-fanfold-")).cloned().collect();
-    for name in own {
-        kept.remove(name);
-    }
-    if whole {
-        kept.remove(CONTENT_LENGTH);
-        kept.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-    }
-    if let Ok(id) = HeaderValue::from_str(request_id) {
-        kept.insert("x-request-id", id);
     }
     kept
 }

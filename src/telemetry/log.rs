@@ -5,6 +5,8 @@ use std::io::IsTerminal;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use super::json_lines::JsonLines;
+
 /// The SDK of tool servers writes what they say into its lines, which may be what a person asked. What an operator
 /// needs of it stands in lines of ours; a filter that names it gets it all the same.
 const SILENT: &str = "rmcp=off";
@@ -21,7 +23,7 @@ pub fn start(level: &str, json: Option<bool>) {
     let builder =
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours);
     let started = if json.unwrap_or(!terminal) {
-        builder.json().flatten_event(true).with_current_span(false).finish().try_init()
+        builder.event_format(JsonLines).finish().try_init()
     } else {
         builder.with_target(false).finish().try_init()
     };

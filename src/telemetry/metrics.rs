@@ -14,6 +14,8 @@ use metrics_exporter_prometheus::{
     BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
 };
 
+use super::handles::Handles;
+
 /// What kind of metric it is.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[expect(missing_docs, reason = "the names are Prometheus's")]
@@ -88,6 +90,7 @@ pub const OTHER: &str = "other";
 pub struct Telemetry {
     recorder: Arc<PrometheusRecorder>,
     handle: PrometheusHandle,
+    series: Arc<Series>,
     /// Milliseconds that are not yet whole seconds, by team.
     saved: Arc<DashMap<Arc<str>, u64>>,
     /// `fanfold_turns_in_flight`.
@@ -98,6 +101,13 @@ pub struct Telemetry {
     pub connections: Gauge,
     /// `fanfold_parked_entries`.
     pub parked: Gauge,
+}
+
+/// The handles that were asked for so far.
+struct Series {
+    counters: Handles<Counter>,
+    gauges: Handles<Gauge>,
+    histograms: Handles<Histogram>,
 }
 
 impl std::fmt::Debug for Telemetry {
@@ -134,6 +144,11 @@ impl Telemetry {
             saved: Arc::default(),
             recorder: Arc::new(recorder),
             handle,
+            series: Arc::new(Series {
+                counters: Handles::new(),
+                gauges: Handles::new(),
+                histograms: Handles::new(),
+            }),
         };
         telemetry.gauge(BUILD_INFO, &[("version", env!("CARGO_PKG_VERSION").into())]).set(1.0);
         telemetry.gauge(RELOAD_SUCCESS, &[]).set(1.0);
@@ -153,17 +168,20 @@ impl Telemetry {
 
     /// A counter with these labels.
     pub fn counter(&self, name: &'static str, labels: &[(&'static str, SharedString)]) -> Counter {
-        self.recorder.register_counter(&key(name, labels), &METADATA)
+        let register = || self.recorder.register_counter(&key(name, labels), &METADATA);
+        self.series.counters.of(name, labels, register)
     }
 
     /// A gauge with these labels.
     pub fn gauge(&self, name: &'static str, labels: &[(&'static str, SharedString)]) -> Gauge {
-        self.recorder.register_gauge(&key(name, labels), &METADATA)
+        let register = || self.recorder.register_gauge(&key(name, labels), &METADATA);
+        self.series.gauges.of(name, labels, register)
     }
 
     /// A histogram with these labels.
     pub fn histogram(&self, name: &'static str, labels: &[(&'static str, SharedString)]) -> Histogram {
-        self.recorder.register_histogram(&key(name, labels), &METADATA)
+        let register = || self.recorder.register_histogram(&key(name, labels), &METADATA);
+        self.series.histograms.of(name, labels, register)
     }
 
     /// Records a duration, in seconds.

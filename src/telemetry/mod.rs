@@ -1,5 +1,7 @@
 //! Names and writes metrics and logs.
 
+mod handles;
+mod json_lines;
 pub mod log;
 pub mod metrics;
 

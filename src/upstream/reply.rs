@@ -16,6 +16,7 @@ use crate::sse::{Decoder, Event};
 use crate::wire::error::Said;
 use crate::wire::failure::{Failure, FailureKind};
 use crate::wire::raw::depth;
+use crate::wire::repeat::Repeat;
 use crate::wire::reply::{Decoded, Piece, decode};
 
 /// How long the end of a reply that is complete is waited for, so that its connection can serve again.
@@ -81,6 +82,7 @@ enum Stage {
     Stream {
         body: Incoming,
         decoder: Box<Decoder>,
+        repeat: Repeat,
         done: bool,
     },
     Whole {
@@ -174,7 +176,12 @@ impl Reply {
             return false;
         }
         self.stage = if stream {
-            Stage::Stream { body, decoder: Box::new(Decoder::new(self.expect.event)), done: false }
+            Stage::Stream {
+                body,
+                decoder: Box::new(Decoder::new(self.expect.event)),
+                repeat: Repeat::default(),
+                done: false,
+            }
         } else {
             Stage::Whole { body, read: BytesMut::new() }
         };
@@ -212,15 +219,22 @@ impl Reply {
                 read.extend_from_slice(&data);
                 None
             }
-            Stage::Stream { decoder, done, .. } => {
+            Stage::Stream { decoder, repeat, done, .. } => {
                 let mut events = Vec::new();
                 if decoder.push(data, &mut events).is_err() {
                     return Some(self.end(Failure::new(FailureKind::TooLarge, "an event is over its limit")));
                 }
                 let before = pieces.len();
                 for event in events {
+                    if let Some(piece) = repeat.read(&event.data).filter(|_| !event.named_error) {
+                        pieces.push(piece);
+                        continue;
+                    }
                     match read_event(&event, self.expect.legacy) {
-                        Read::Piece(piece) => pieces.push(*piece),
+                        Read::Piece(piece) => {
+                            repeat.learn(&event.data, &piece);
+                            pieces.push(*piece);
+                        }
                         Read::Done => *done = true,
                         Read::Nothing => {}
                         // What came before the failure was said and counts.

@@ -9,6 +9,7 @@ pub mod failure;
 pub mod fold;
 pub mod message;
 pub mod raw;
+pub mod repeat;
 pub mod reply;
 pub mod request;
 pub mod tool;

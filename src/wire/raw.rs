@@ -215,10 +215,13 @@ impl Member {
     #[must_use]
     pub fn is(&self, name: &str) -> bool {
         let text = self.name.bytes();
-        if memchr::memchr(b'\\', text).is_some() {
-            return self.name() == name;
-        }
-        text.len() == name.len() + 2 && &text[1..text.len() - 1] == name.as_bytes()
+        let same = text.len() == name.len() + 2 && &text[1..text.len() - 1] == name.as_bytes();
+        // An escaped name is longer than what it means.
+        same || (text.len() > name.len() + 2 && self.is_escaped() && self.name() == name)
+    }
+
+    fn is_escaped(&self) -> bool {
+        self.name.bytes().contains(&b'\\')
     }
 
     /// Appends `"name":value`.
@@ -260,8 +263,10 @@ impl Members {
         const FEW: usize = 12;
         if self.0.len() <= FEW {
             let pairs = self.0.iter().enumerate();
+            let escaped = self.0.iter().any(Member::is_escaped);
+            let same = |a: &Member, b: &Member| a.name == b.name || (escaped && a.name() == b.name());
             return pairs
-                .filter(|(i, a)| self.0[..*i].iter().any(|b| a.name() == b.name()))
+                .filter(|(i, a)| self.0[..*i].iter().any(|b| same(a, b)))
                 .map(|(_, a)| a.name().into_owned())
                 .next();
         }

@@ -31,7 +31,7 @@ use super::visitors::{Foreign, Visitors};
 use super::{Handler, Peer};
 use crate::policy::settings as policy;
 use crate::relay::body::Body;
-use crate::relay::headers::to_upstream;
+use crate::relay::headers::{PARALLEL, REQUEST_ID, to_upstream};
 use crate::relay::pass::{self, Passing};
 use crate::relay::{Parts, error_response};
 use crate::team::{Team, Teams};
@@ -138,11 +138,11 @@ impl Handler for Proxy {
 }
 
 fn of_every_response(request_id: &str) -> HeaderMap {
-    let mut headers = HeaderMap::new();
+    let mut headers = HeaderMap::with_capacity(12);
     if let Ok(value) = HeaderValue::from_str(request_id) {
-        headers.insert("x-request-id", value);
+        headers.insert(REQUEST_ID, value);
     }
-    headers.insert("x-fanfold-parallel", HeaderValue::from_static(NO_DECISION));
+    headers.insert(PARALLEL, HeaderValue::from_static(NO_DECISION));
     headers
 }
 
@@ -430,7 +430,7 @@ fn request_id(headers: &HeaderMap) -> String {
         (1..=LONGEST).contains(&id.len())
             && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.:".contains(&b))
     };
-    let sent = headers.get("x-request-id").and_then(|v| v.to_str().ok()).filter(well_formed);
+    let sent = headers.get(REQUEST_ID).and_then(|v| v.to_str().ok()).filter(well_formed);
     sent.map_or_else(|| uuid::Uuid::now_v7().to_string(), str::to_owned)
 }
 

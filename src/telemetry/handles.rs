@@ -1,0 +1,117 @@
+//! Handles of series, found by name and labels: a series is registered once, not at each use.
+//!
+//! Registering builds a key of its own memory and hashes it with care; looking here costs neither. Series come
+//! from closed sets, so soon nothing is added any more, and reading takes no lock.
+
+use std::hash::{BuildHasher, Hasher};
+use std::sync::{Mutex, PoisonError};
+
+use arc_swap::ArcSwap;
+use hashbrown::{DefaultHashBuilder, HashTable};
+use metrics::SharedString;
+
+/// A label: its name and value.
+pub(super) type Pair = (&'static str, SharedString);
+/// So many series are remembered; more would mean that labels are no closed set.
+const MOST: usize = 16 * 1024;
+
+#[derive(Debug, Clone)]
+struct Entry<H> {
+    name: &'static str,
+    labels: Box<[Pair]>,
+    handle: H,
+}
+
+/// All handles of one kind.
+#[derive(Debug)]
+pub(super) struct Handles<H> {
+    table: ArcSwap<HashTable<Entry<H>>>,
+    adding: Mutex<()>,
+    state: DefaultHashBuilder,
+    most: usize,
+}
+
+impl<H: Clone> Handles<H> {
+    pub(super) fn new() -> Self {
+        Self {
+            table: ArcSwap::default(),
+            adding: Mutex::new(()),
+            state: DefaultHashBuilder::default(),
+            most: MOST,
+        }
+    }
+
+    /// The handle of a series; `register` makes it the first time.
+    pub(super) fn of(&self, name: &'static str, labels: &[Pair], register: impl FnOnce() -> H) -> H {
+        let hash = self.hash(name, labels);
+        let found = |table: &HashTable<Entry<H>>| {
+            table.find(hash, |e| e.name == name && *e.labels == *labels).map(|e| e.handle.clone())
+        };
+        if let Some(handle) = found(&self.table.load()) {
+            return handle;
+        }
+        let _adding = self.adding.lock().unwrap_or_else(PoisonError::into_inner);
+        let present = self.table.load_full();
+        if let Some(handle) = found(&present) {
+            return handle;
+        }
+        let handle = register();
+        if present.len() < self.most {
+            let mut table = HashTable::clone(&present);
+            let entry = Entry { name, labels: labels.into(), handle: handle.clone() };
+            table.insert_unique(hash, entry, |e| self.hash(e.name, &e.labels));
+            self.table.store(table.into());
+        }
+        handle
+    }
+
+    fn hash(&self, name: &str, labels: &[Pair]) -> u64 {
+        // Values differ more than names do; a separator keeps neighbours apart.
+        let mut hasher = self.state.build_hasher();
+        hasher.write(name.as_bytes());
+        for (_, value) in labels {
+            hasher.write_u8(0xff);
+            hasher.write(value.as_bytes());
+        }
+        hasher.finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_series_is_registered_once_and_no_two_are_mixed_up() {
+        let handles = Handles::new();
+        let mut registered = Vec::new();
+        let series: [(&'static str, &[(&'static str, &'static str)]); 6] = [
+            ("a", &[]),
+            ("b", &[]),
+            ("a", &[("x", "1")]),
+            ("a", &[("y", "1")]),
+            ("a", &[("x", "1"), ("y", "2")]),
+            ("a", &[("x", "12")]),
+        ];
+        for _ in 0..3 {
+            for (at, (name, labels)) in series.iter().enumerate() {
+                let labels: Vec<Pair> = labels.iter().map(|(k, v)| (*k, (*v).into())).collect();
+                let handle = handles.of(name, &labels, || {
+                    registered.push(at);
+                    at
+                });
+                assert_eq!(handle, at);
+            }
+        }
+        assert_eq!(registered, [0, 1, 2, 3, 4, 5]);
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let handles = Handles { most: 8, ..Handles::new() };
+        for n in 0..64 {
+            assert_eq!(handles.of("a", &[("x", n.to_string().into())], || n), n);
+        }
+        assert_eq!(handles.table.load().len(), 8);
+    }
+}

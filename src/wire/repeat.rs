@@ -1,0 +1,145 @@
+//! Chunks of a stream that differ from one another only in their text.
+//!
+//! Nearly all chunks of a long answer are one frame of JSON around a few words. Once such a chunk was read with
+//! care, the next one that has the same bytes before and after its text needs no reading but for the text.
+
+use bytes::Bytes;
+
+use super::raw::Raw;
+use super::reply::Piece;
+
+/// What the last chunk of plain text looked like.
+#[derive(Debug, Default)]
+pub struct Repeat {
+    /// Up to the text's opening quote, and from its closing quote on; empty if nothing is known.
+    before: Bytes,
+    after: Bytes,
+}
+
+impl Repeat {
+    /// The piece of a chunk that repeats the one learned from. It has only a text: everything else has been said.
+    #[must_use]
+    pub fn read(&self, chunk: &Bytes) -> Option<Piece> {
+        let end = chunk.len().checked_sub(self.after.len())?;
+        if end < self.before.len() || self.before.is_empty() {
+            return None;
+        }
+        if chunk[..self.before.len()] != self.before || chunk[end..] != self.after {
+            return None;
+        }
+        let text = &chunk[self.before.len()..end];
+        // An escape, or the end of the text before its end, is for the careful reader; so is an empty text.
+        let plain = |byte: &u8| *byte >= b' ' && *byte != b'"' && *byte != b'\\';
+        if text.is_empty() || !text.iter().all(plain) || std::str::from_utf8(text).is_err() {
+            return None;
+        }
+        let quoted = chunk.slice(self.before.len() - 1..end + 1);
+        Some(Piece { text: Some(Raw::trusted(quoted)), ..Piece::default() })
+    }
+
+    /// Learns from a chunk that was read, if it says nothing that would have to be said each time.
+    pub fn learn(&mut self, chunk: &Bytes, piece: &Piece) {
+        let Piece {
+            head: _,
+            text: Some(text),
+            members,
+            calls,
+            finish: None,
+            around,
+            top: _,
+            usage: None,
+            message: None,
+        } = piece
+        else {
+            return;
+        };
+        if !members.is_empty() || !calls.is_empty() || !around.is_empty() {
+            return;
+        }
+        let quoted = text.bytes();
+        // The text shares the chunk's memory, so its place there can be told.
+        let start = (quoted.as_ptr() as usize).wrapping_sub(chunk.as_ptr() as usize);
+        let Some(end) = start.checked_add(quoted.len()).filter(|end| *end <= chunk.len()) else { return };
+        self.before = chunk.slice(..start + 1);
+        self.after = chunk.slice(end - 1..);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::reply::{Decoded, decode};
+
+    const BEFORE: &str = r#"{"id":"c","created":1,"model":"m","system_fingerprint":"f","choices":[{"index":0,"delta":{"content":"#;
+    const AFTER: &str = r#"},"logprobs":null,"finish_reason":null}],"usage":null}"#;
+
+    fn chunk(text: &str) -> Bytes {
+        format!("{BEFORE}{text}{AFTER}").into()
+    }
+
+    fn piece(chunk: &Bytes) -> Piece {
+        match decode(chunk, false).unwrap() {
+            Decoded::Piece(piece) => *piece,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn learned() -> Repeat {
+        let mut repeat = Repeat::default();
+        let first = chunk("\"It\"");
+        assert_eq!(repeat.read(&first), None, "nothing is known at first");
+        repeat.learn(&first, &piece(&first));
+        repeat
+    }
+
+    #[test]
+    fn a_chunk_that_repeats_gives_the_text_a_careful_reader_gives() {
+        let repeat = learned();
+        for text in ["\" is\"", "\"é 🦀\"", "\"}\"", "\"],[\"", "\" \""] {
+            let chunk = chunk(text);
+            let read = repeat.read(&chunk).unwrap();
+            assert_eq!(read.text, piece(&chunk).text, "{text}");
+            assert_eq!(read, Piece { text: read.text.clone(), ..Piece::default() });
+        }
+    }
+
+    #[test]
+    fn everything_else_is_for_the_careful_reader() {
+        let repeat = learned();
+        let line = |text: &str| chunk(text);
+        for other in [
+            line("\"\""),
+            line("\"a\\nb\""),
+            line("\"a\",\"tool_calls\":[{\"index\":0}],\"x\":\"b\""),
+            line("\"a\u{1}b\""),
+            line("null"),
+            line("\""),
+            Bytes::from([BEFORE.as_bytes(), b"\"\xff\"", AFTER.as_bytes()].concat()),
+            Bytes::from(chunk("\"a\"").slice(1..)),
+            Bytes::from(chunk("\"a\"").slice(..BEFORE.len() + 3)),
+            Bytes::new(),
+            Bytes::from(format!("{BEFORE}\"a\"{}", AFTER.replace("null}]", "\"stop\"}]"))),
+            Bytes::from(format!("{}\"a\"{AFTER}", BEFORE.replace("\"c\"", "\"d\""))),
+        ] {
+            assert_eq!(repeat.read(&other), None, "{other:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_learned_from_a_chunk_that_says_more() {
+        for more in [
+            r#"{"choices":[{"delta":{"content":"a","reasoning":"b"}}]}"#,
+            r#"{"choices":[{"delta":{"content":"a"},"logprobs":{"content":[1]}}]}"#,
+            r#"{"choices":[{"delta":{"content":"a"},"finish_reason":"stop"}]}"#,
+            r#"{"choices":[{"delta":{"content":"a"}}],"usage":{"total_tokens":1}}"#,
+            r#"{"choices":[{"delta":{"content":"a","tool_calls":[{"index":0,"id":"x","function":{"name":"f"}}]}}]}"#,
+            r#"{"choices":[{"message":{"content":"a"}}]}"#,
+            r#"{"choices":[{"delta":{"content":""}}]}"#,
+        ] {
+            let chunk = Bytes::from_static(more.as_bytes());
+            let mut repeat = Repeat::default();
+            repeat.learn(&chunk, &piece(&chunk));
+            assert_eq!(repeat.read(&chunk), None, "{more}");
+        }
+    }
+}
