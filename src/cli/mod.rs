@@ -82,18 +82,21 @@ struct Overrides {
     servers: ServerFlags,
 }
 
-/// Tool servers beside those of the file.
+/// Tool servers and tools beside those of the file.
 #[derive(Debug, Clone, Default, Args)]
 struct ServerFlags {
     /// Add a tool server: "uvx mcp-server-time", https://host/mcp, or either after NAME=. May be repeated.
     #[arg(long, value_name = "COMMAND|URL")]
     mcp: Vec<String>,
+    /// Add a tool: "NAME=https://host/path?q={argument}" or "NAME=/usr/bin/program {argument}". May be repeated.
+    #[arg(long = "tool", value_name = "NAME=URL|COMMAND")]
+    tools: Vec<String>,
 }
 
 impl ServerFlags {
     /// For a command that opens no listener.
     fn flags(&self) -> Flags {
-        Flags { insecure_no_auth: true, mcp: self.mcp.clone(), ..Flags::default() }
+        Flags { insecure_no_auth: true, mcp: self.mcp.clone(), tools: self.tools.clone(), ..Flags::default() }
     }
 }
 
@@ -104,6 +107,7 @@ impl Overrides {
             admin_listen: self.admin_listen.clone(),
             insecure_no_auth: self.insecure_no_auth,
             mcp: self.servers.mcp.clone(),
+            tools: self.servers.tools.clone(),
         }
     }
 }

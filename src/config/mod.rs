@@ -19,6 +19,7 @@ pub mod secret;
 mod server_flag;
 mod shape;
 mod suggest;
+mod tool_flag;
 mod tree;
 pub mod watch;
 
@@ -77,6 +78,8 @@ pub struct Flags {
     pub insecure_no_auth: bool,
     /// Tool servers beside those of the file: a command line, or a URL.
     pub mcp: Vec<String>,
+    /// Tools beside those of the file: a name with a URL or a command line.
+    pub tools: Vec<String>,
 }
 
 /// A configuration without a mistake.
@@ -302,6 +305,11 @@ impl Reading {
                 }
                 for flag in &flags.mcp {
                     if let Err(message) = server_flag::add(flag, &mut file.tools) {
+                        self.problems.push(Problem::new(message));
+                    }
+                }
+                for flag in &flags.tools {
+                    if let Err(message) = tool_flag::add(flag, &mut file.tools) {
                         self.problems.push(Problem::new(message));
                     }
                 }

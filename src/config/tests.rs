@@ -739,6 +739,24 @@ teams:
 }
 
 #[test]
+fn an_unknown_key_hides_nothing_but_itself() {
+    let text = with(
+        "lisen: 1\ntools: { d: { description: nothing, timout: 3s }, e: { htpp: { url: \"ftp://x\" } } }\nteams: { blue: { keys: [], x: 1, tools: [nobody] } }",
+    );
+    assert_eq!(
+        messages(&text),
+        [
+            "unknown key `lisen`",
+            "nothing says how to run it",
+            "unknown key `timout`",
+            "unknown key `htpp`",
+            "unknown key `x`",
+            "there is no tool `nobody`",
+        ]
+    );
+}
+
+#[test]
 fn what_stands_there_twice_is_looked_at_twice() {
     let text = "upstreams:
   main: { base_url: https://a.example/v1, kind: openia }

@@ -365,7 +365,8 @@ fn on_disconnect(effect: Effect) -> OnDisconnect {
 
 /// The time a call had, in words: to a tenth of a second once it is a second or more.
 fn took(time: Duration) -> String {
-    let millis = time.as_millis();
+    // A deadline is looked at a moment after the call began.
+    let millis = (time.as_micros() + 500) / 1000;
     match millis {
         0..1000 => format!("{millis}ms"),
         _ => {

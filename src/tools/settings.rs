@@ -135,6 +135,14 @@ pub enum Method {
     Delete,
 }
 
+impl Method {
+    /// Whether a request of this method changes nothing, as HTTP means it.
+    #[must_use]
+    pub const fn reads_only(self) -> bool {
+        matches!(self, Self::Get | Self::Head)
+    }
+}
+
 fn get() -> Method {
     Method::Get
 }

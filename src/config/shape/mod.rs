@@ -298,7 +298,9 @@ impl<'s> Walk<'s> {
         } else {
             problem = problem.fix(format!("the keys here are {}", listed(&known, "and")));
         }
+        self.at.push(meant.unwrap_or(&entry.key).to_owned());
         self.report(problem);
+        self.at.pop();
         meant.map(str::to_owned)
     }
 
