@@ -7,6 +7,7 @@
 mod limits;
 mod listeners;
 mod secrets;
+mod store;
 mod teams;
 mod tools;
 mod upstreams;
@@ -42,6 +43,7 @@ impl Check<'_> {
         self.teams();
         self.limits();
         self.secrets();
+        self.store();
         self.problems.retain(|problem| !problem.is_moot());
         self.warnings.retain(|problem| !problem.is_moot());
     }
