@@ -23,6 +23,7 @@ use tokio_util::task::TaskTracker;
 
 use self::tool_servers::ToolServers;
 use crate::admin::Admin;
+use crate::audit::Audit;
 use crate::config::watch::{Cause, Watcher};
 use crate::config::{self, Flags, Loaded, process_env};
 use crate::policy::settings::Limits;
@@ -72,6 +73,8 @@ pub enum StartError {
         /// Why not.
         why: String,
     },
+    /// The audit log cannot be written.
+    Audit(String),
     /// The system refuses something.
     System(String),
 }
@@ -85,7 +88,7 @@ impl fmt::Display for StartError {
             Self::ToolServer { name, why } => {
                 write!(f, "the tool server `{name}` is required, but is not up: {why}")
             }
-            Self::System(message) => f.write_str(message),
+            Self::Audit(message) | Self::System(message) => f.write_str(message),
         }
     }
 }
@@ -180,7 +183,8 @@ impl App {
         store.connect().await;
         let keeper = Keeper { telemetry: telemetry.clone(), store: Arc::new(store) };
         let catalog = Arc::new(catalog);
-        let snapshot = Arc::new(ArcSwap::from_pointee(snapshot(loaded, &catalog, &keeper)?));
+        let first = snapshot(loaded, &catalog, &keeper, None)?;
+        let snapshot = Arc::new(ArcSwap::from_pointee(first));
         let tool_servers = ToolServers::start(catalog, snapshot.clone(), telemetry.clone()).await?;
         let options = |setting, tls, connections, open| Options {
             setting,
@@ -292,7 +296,8 @@ impl App {
     /// Swaps in another configuration. Turns in flight finish on the old one. Listeners stay.
     pub fn reload(&self, loaded: &Loaded, catalog: Catalog) -> Result<(), StartError> {
         let catalog = Arc::new(catalog);
-        let new = snapshot(loaded, &catalog, &self.keeper)?;
+        let before = self.snapshot.load().parts.audit.clone();
+        let new = snapshot(loaded, &catalog, &self.keeper, before.as_deref())?;
         self.tool_servers.replace(&new, catalog);
         Ok(())
     }
@@ -353,11 +358,17 @@ impl App {
         self.drain.advance(Stage::Now);
         self.listeners.close();
         self.listeners.wait().await;
-        let tools = self.snapshot.load().parts.tools.clone();
+        let parts = self.snapshot.load().parts.clone();
+        let (tools, audit) = (parts.tools, parts.audit);
         self.upkeep.cancel();
         let ended = async { tokio::join!(tools.settled(), self.tool_servers.stop()) };
         if tokio::time::timeout(GOODBYE, ended).await.is_err() {
             tracing::warn!("tools did not end in time");
+        }
+        if let Some(audit) = audit
+            && tokio::time::timeout(GOODBYE, audit.flush()).await.is_err()
+        {
+            tracing::error!("the last records of the audit log may be missing: the disk is too slow");
         }
         self.admin_drain.advance(Stage::Now);
         self.admin_listeners.close();
@@ -400,7 +411,13 @@ fn capacity(limits: &Limits) -> Capacity {
     Capacity { parked, records: Bounds::RECORDS }
 }
 
-fn snapshot(loaded: &Loaded, catalog: &Arc<Catalog>, keeper: &Keeper) -> Result<Snapshot, StartError> {
+/// What a configuration amounts to. `before`: the audit log in use until now, whose chain goes on.
+fn snapshot(
+    loaded: &Loaded,
+    catalog: &Arc<Catalog>,
+    keeper: &Keeper,
+    before: Option<&Audit>,
+) -> Result<Snapshot, StartError> {
     let file = &loaded.file;
     let open = |secret: &Secret| {
         config::secret::open(secret, &process_env).map(|secret| secret.expose_secret().to_owned())
@@ -414,6 +431,8 @@ fn snapshot(loaded: &Loaded, catalog: &Arc<Catalog>, keeper: &Keeper) -> Result<
         })?;
         upstreams.insert(name.clone(), Arc::new(upstream));
     }
+    let audit = file.audit.as_ref().map(|audit| Audit::open(audit, before, &keeper.telemetry));
+    let audit = audit.transpose().map_err(StartError::Audit)?.map(Arc::new);
     let limits = Arc::new(file.limits.clone());
     let specs: Vec<_> = catalog.iter().map(|tool| tool.spec().clone()).collect();
     let of_tools = catalog.iter().filter_map(|tool| Some((tool.spec().name.clone(), tool.at_once()?)));
@@ -426,6 +445,7 @@ fn snapshot(loaded: &Loaded, catalog: &Arc<Catalog>, keeper: &Keeper) -> Result<
         parts: Parts {
             tools: catalog.clone(),
             slots: Arc::new(slots),
+            audit,
             store: keeper.store.clone(),
             telemetry: keeper.telemetry.clone(),
             log_content: file.log.content,

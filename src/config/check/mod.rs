@@ -4,6 +4,7 @@
 //! Each file here looks at one part. They read the decoded file, take places from the tree, and
 //! add to two lists: problems, which stop the start, and warnings, which do not.
 
+mod audit;
 mod limits;
 mod listeners;
 mod secrets;
@@ -42,6 +43,7 @@ impl Check<'_> {
         self.tools();
         self.teams();
         self.limits();
+        self.audit();
         self.secrets();
         self.store();
         self.problems.retain(|problem| !problem.is_moot());
