@@ -150,6 +150,9 @@ pub struct App {
     upkeep: CancellationToken,
 }
 
+/// The most operations of OpenAPI documents the log names as left out.
+const MOST_REMARKS: usize = 20;
+
 /// What outlives a reload.
 #[derive(Clone)]
 struct Keeper {
@@ -171,6 +174,7 @@ impl App {
         });
         let keeper = Keeper { telemetry: telemetry.clone(), parking: Arc::new(parking) };
         let catalog = Arc::new(catalog);
+        log_remarks(&catalog);
         let snapshot = Arc::new(ArcSwap::from_pointee(snapshot(loaded, &catalog, &keeper)?));
         let tool_servers = ToolServers::start(catalog, snapshot.clone(), telemetry.clone()).await?;
         let options = |setting, tls, connections, open| Options {
@@ -256,6 +260,7 @@ impl App {
     /// Swaps in another configuration. Turns in flight finish on the old one. Listeners stay.
     pub fn reload(&self, loaded: &Loaded, catalog: Catalog) -> Result<(), StartError> {
         let catalog = Arc::new(catalog);
+        log_remarks(&catalog);
         let new = snapshot(loaded, &catalog, &self.keeper)?;
         self.tool_servers.replace(&new, catalog);
         Ok(())
@@ -388,6 +393,18 @@ fn snapshot(loaded: &Loaded, catalog: &Arc<Catalog>, keeper: &Keeper) -> Result<
         limits,
         server: file.server.clone(),
     })
+}
+
+/// Says which operations of OpenAPI documents are left out.
+fn log_remarks(catalog: &Catalog) {
+    let remarks = catalog.remarks();
+    for remark in remarks.iter().take(MOST_REMARKS) {
+        tracing::warn!(document = &*remark.entry, "left out of an OpenAPI document: {}", remark.unmapped);
+    }
+    if remarks.len() > MOST_REMARKS {
+        let more = remarks.len() - MOST_REMARKS;
+        tracing::warn!("{more} more operations are left out: `fanfold check` lists them");
+    }
 }
 
 /// Raises the soft limit of open files to the hard one: thousands of connections need it.

@@ -380,7 +380,10 @@ paths:
     std::fs::write(folder.path().join("billing.yaml"), document).expect("written");
     let (exit, tools, _) = run(fanfold(&folder).args(["config", "openapi", "billing.yaml"]));
     assert_eq!(exit, 0);
-    assert!(tools.contains("# upload: not a tool: the body is multipart/form-data, not JSON"), "{tools}");
+    assert!(
+        tools.contains("# upload (#/paths/~1upload/post): not a tool: the body is multipart/form-data"),
+        "{tools}"
+    );
     let config = format!("upstreams: {{ main: {{ base_url: \"http://127.0.0.1:9/v1\" }} }}\n{tools}");
     std::fs::write(folder.path().join("fanfold.yaml"), &config).expect("written");
     let (exit, said, complaint) = run(fanfold(&folder).arg("check"));

@@ -109,12 +109,22 @@ fn lasting(text: &str) -> String {
 
 #[test]
 fn every_block_is_of_a_kind_that_a_test_runs() {
-    let kinds =
-        ["sh start", "sh demo", "sh commands", "python", "js", "yaml config", "yaml servers", "text drawing"];
+    let kinds = [
+        "sh start",
+        "sh demo",
+        "sh commands",
+        "sh openapi",
+        "python",
+        "js",
+        "yaml config",
+        "yaml servers",
+        "yaml openapi",
+        "text drawing",
+    ];
     for (i, block) in blocks().iter().enumerate() {
         let is_output = block.info.ends_with(" output");
         let before = i.checked_sub(1).map(|i| blocks()[i].info.clone()).unwrap_or_default();
-        let follows = ["sh demo", "python", "js"].contains(&&*before);
+        let follows = ["sh demo", "sh openapi", "python", "js"].contains(&&*before);
         assert!(kinds.contains(&&*block.info) || (is_output && follows), "{} after {before}", block.info);
     }
 }
@@ -206,6 +216,29 @@ fn the_tool_servers_are_settings_without_a_mistake() {
     fs::set_permissions(&uvx, fs::Permissions::from_mode(0o755)).unwrap();
     let out = shell("export TICKETS_TOKEN=t PATH=.:$PWD:$PATH; fanfold check", folder.path());
     assert!(out.contains("clock__*") && out.contains("https://mcp.example/mcp"), "{out}");
+}
+
+#[test]
+fn a_document_becomes_the_tools_that_are_shown() {
+    let folder = tempfile::tempdir().unwrap();
+    let upstream = "upstreams: { main: { base_url: http://127.0.0.1:1/v1 } }\n";
+    fs::write(folder.path().join("fanfold.yaml"), upstream.to_owned() + &only("yaml openapi")).unwrap();
+    let document = "{ openapi: 3.1.0, paths: {
+        '/invoices/{id}': { get: { operationId: getInvoice, parameters: [{ name: id, in: path, required: true, schema: { type: string } }] } },
+        /invoices: { post: { operationId: postInvoice } },
+        /invoices/search: { post: { operationId: searchInvoices, requestBody: { content: { application/json: {
+            schema: { type: object, properties: { customer: { type: string } } } } } } } },
+        /invoices/scan: { post: { operationId: getScan, requestBody: { required: true, content: { multipart/form-data: {} } } } } } }";
+    fs::write(folder.path().join("billing.yaml"), document).unwrap();
+    let blocks = blocks();
+    let pair = blocks.windows(2).find(|pair| pair[0].info == "sh openapi").unwrap();
+    let commands = format!(
+        "export BILLING_TOKEN=t\n{}",
+        pair[0].text.replace("fanfold check", "fanfold check >checked")
+    );
+    assert_eq!(lasting(&shell(&commands, folder.path())), lasting(&pair[1].text));
+    let checked = fs::read_to_string(folder.path().join("checked")).unwrap();
+    assert!(checked.contains("billing  getScan (#/paths/~1invoices~1scan/post): not a tool: "), "{checked}");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use clap::Args;
 use super::tools::row;
 use super::{Exit, Overrides, loaded, online, out};
 use crate::config::Loaded;
-use crate::tools::Catalog;
+use crate::tools::{Catalog, Remark};
 use crate::units::Secret;
 
 /// What `check` takes.
@@ -56,6 +56,8 @@ fn summary(loaded: &Loaded, catalog: &Catalog) -> String {
     part("teams", teams(loaded));
     part("tool servers", servers(loaded));
     part("tools", catalog.iter().map(|tool| row(tool)).collect());
+    let remark = |remark: &Remark| vec![remark.entry.to_string(), remark.unmapped.to_string()];
+    part("left out of OpenAPI documents", catalog.remarks().iter().map(remark).collect());
     text
 }
 
