@@ -23,15 +23,17 @@ use tokio_util::task::TaskTracker;
 
 use self::tool_servers::ToolServers;
 use crate::admin::Admin;
+use crate::audit::Audit;
 use crate::config::watch::{Cause, Watcher};
 use crate::config::{self, Flags, Loaded, process_env};
-use crate::relay::{Parking, Parts, Slots};
+use crate::policy::settings::Limits;
+use crate::relay::{Parts, Slots};
 use crate::server::body::InFlightBudget;
 use crate::server::drain::{Drain, Stage};
 use crate::server::listener::{BindError, Listener, Options};
 use crate::server::proxy::{Proxy, Snapshot};
 use crate::server::visitors::Visitors;
-use crate::store::{Bounds, Shelf};
+use crate::store::{Bounds, Capacity, Store};
 use crate::team::{Defaults, Teams};
 use crate::telemetry::{Telemetry, metrics};
 use crate::tools::Catalog;
@@ -63,6 +65,8 @@ pub enum StartError {
         /// Why not.
         why: String,
     },
+    /// The audit log cannot be written.
+    Audit(String),
     /// The system refuses something.
     System(String),
 }
@@ -75,7 +79,7 @@ impl fmt::Display for StartError {
             Self::ToolServer { name, why } => {
                 write!(f, "the tool server `{name}` is required, but is not up: {why}")
             }
-            Self::System(message) => f.write_str(message),
+            Self::Audit(message) | Self::System(message) => f.write_str(message),
         }
     }
 }
@@ -157,7 +161,7 @@ const MOST_REMARKS: usize = 20;
 #[derive(Clone)]
 struct Keeper {
     telemetry: Telemetry,
-    parking: Arc<Parking>,
+    store: Arc<Store>,
 }
 
 impl App {
@@ -167,15 +171,12 @@ impl App {
         raise_open_files();
         let file = &loaded.file;
         let limits = &file.limits;
-        let parking = Shelf::new(Bounds {
-            entries: limits.parked_entries as usize,
-            bytes: limits.parked_bytes.0,
-            age: limits.parked_for.0,
-        });
-        let keeper = Keeper { telemetry: telemetry.clone(), parking: Arc::new(parking) };
+        let store = Store::memory(&capacity(limits));
+        let keeper = Keeper { telemetry: telemetry.clone(), store: Arc::new(store) };
         let catalog = Arc::new(catalog);
         log_remarks(&catalog);
-        let snapshot = Arc::new(ArcSwap::from_pointee(snapshot(loaded, &catalog, &keeper)?));
+        let first = snapshot(loaded, &catalog, &keeper, None)?;
+        let snapshot = Arc::new(ArcSwap::from_pointee(first));
         let tool_servers = ToolServers::start(catalog, snapshot.clone(), telemetry.clone()).await?;
         let options = |setting, tls, connections, open| Options {
             setting,
@@ -244,9 +245,9 @@ impl App {
                     () = stop.cancelled() => return,
                 }
                 keeper.telemetry.upkeep();
-                keeper.parking.sweep();
+                keeper.store.sweep();
                 #[expect(clippy::cast_precision_loss, reason = "a gauge")]
-                keeper.telemetry.parked.set(keeper.parking.len() as f64);
+                keeper.telemetry.parked.set(keeper.store.parked() as f64);
             }
         });
     }
@@ -261,7 +262,8 @@ impl App {
     pub fn reload(&self, loaded: &Loaded, catalog: Catalog) -> Result<(), StartError> {
         let catalog = Arc::new(catalog);
         log_remarks(&catalog);
-        let new = snapshot(loaded, &catalog, &self.keeper)?;
+        let before = self.snapshot.load().parts.audit.clone();
+        let new = snapshot(loaded, &catalog, &self.keeper, before.as_deref())?;
         self.tool_servers.replace(&new, catalog);
         Ok(())
     }
@@ -322,11 +324,17 @@ impl App {
         self.drain.advance(Stage::Now);
         self.listeners.close();
         self.listeners.wait().await;
-        let tools = self.snapshot.load().parts.tools.clone();
+        let parts = self.snapshot.load().parts.clone();
+        let (tools, audit) = (parts.tools, parts.audit);
         self.upkeep.cancel();
         let ended = async { tokio::join!(tools.settled(), self.tool_servers.stop()) };
         if tokio::time::timeout(GOODBYE, ended).await.is_err() {
             tracing::warn!("tools did not end in time");
+        }
+        if let Some(audit) = audit
+            && tokio::time::timeout(GOODBYE, audit.flush()).await.is_err()
+        {
+            tracing::error!("the last records of the audit log may be missing: the disk is too slow");
         }
         self.admin_drain.advance(Stage::Now);
         self.admin_listeners.close();
@@ -359,7 +367,23 @@ impl App {
     }
 }
 
-fn snapshot(loaded: &Loaded, catalog: &Arc<Catalog>, keeper: &Keeper) -> Result<Snapshot, StartError> {
+/// What the store may keep.
+fn capacity(limits: &Limits) -> Capacity {
+    let parked = Bounds {
+        entries: limits.parked_entries as usize,
+        bytes: limits.parked_bytes.0,
+        age: limits.parked_for.0,
+    };
+    Capacity { parked, records: Bounds::RECORDS }
+}
+
+/// What a configuration amounts to. `before`: the audit log in use until now, whose chain goes on.
+fn snapshot(
+    loaded: &Loaded,
+    catalog: &Arc<Catalog>,
+    keeper: &Keeper,
+    before: Option<&Audit>,
+) -> Result<Snapshot, StartError> {
     let file = &loaded.file;
     let open = |secret: &crate::units::Secret| {
         config::secret::open(secret, &process_env).map(|secret| secret.expose_secret().to_owned())
@@ -373,6 +397,8 @@ fn snapshot(loaded: &Loaded, catalog: &Arc<Catalog>, keeper: &Keeper) -> Result<
         })?;
         upstreams.insert(name.clone(), Arc::new(upstream));
     }
+    let audit = file.audit.as_ref().map(|audit| Audit::open(audit, before, &keeper.telemetry));
+    let audit = audit.transpose().map_err(StartError::Audit)?.map(Arc::new);
     let limits = Arc::new(file.limits.clone());
     let specs: Vec<_> = catalog.iter().map(|tool| tool.spec().clone()).collect();
     let of_tools = catalog.iter().filter_map(|tool| Some((tool.spec().name.clone(), tool.at_once()?)));
@@ -385,7 +411,8 @@ fn snapshot(loaded: &Loaded, catalog: &Arc<Catalog>, keeper: &Keeper) -> Result<
         parts: Parts {
             tools: catalog.clone(),
             slots: Arc::new(slots),
-            parking: keeper.parking.clone(),
+            audit,
+            store: keeper.store.clone(),
             telemetry: keeper.telemetry.clone(),
             log_content: file.log.content,
         },

@@ -1,7 +1,7 @@
 //! README.md says what is so: its examples are run, its tables are compared with the program.
 //!
 //! The examples in Python and JavaScript are run by the suites in `tests/clients`, against the same
-//! demo. `curl` and `python3` have to be there.
+//! demo. `curl`, `jq` and `python3` have to be there.
 
 #![expect(clippy::unwrap_used, reason = "a README that cannot be followed has failed")]
 
@@ -13,11 +13,13 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use clap::CommandFactory;
+use fanfold::audit::{self, Audit};
 use fanfold::cli::Cli;
 use fanfold::config::file::File;
 use fanfold::policy::parallel::{Facts, decide};
 use fanfold::policy::settings::StrictParallel;
 use fanfold::telemetry::metrics::{Kind, TABLE};
+use fanfold::wire::tool::{Effect, Outcome, OutcomeKind};
 use serde_json::Value;
 use support::demo::Demo;
 
@@ -120,6 +122,8 @@ fn every_block_is_of_a_kind_that_a_test_runs() {
         "yaml servers",
         "yaml openapi",
         "text drawing",
+        "json record",
+        "sh audit",
     ];
     for (i, block) in blocks().iter().enumerate() {
         let is_output = block.info.ends_with(" output");
@@ -239,6 +243,50 @@ fn a_document_becomes_the_tools_that_are_shown() {
     assert_eq!(lasting(&shell(&commands, folder.path())), lasting(&pair[1].text));
     let checked = fs::read_to_string(folder.path().join("checked")).unwrap();
     assert!(checked.contains("billing  getScan (#/paths/~1invoices~1scan/post): not a tool: "), "{checked}");
+}
+
+#[test]
+fn the_records_of_the_audit_log_are_as_shown() {
+    let names = |line: &str| -> Vec<String> {
+        serde_json::from_str::<Value>(line).unwrap().as_object().unwrap().keys().cloned().collect()
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("audit.jsonl");
+    write_audit(&log);
+    let written = fs::read_to_string(&log).unwrap();
+    let shown = only("json record");
+    for event in ["intent", "outcome"] {
+        let of = |text: &str| text.lines().find(|line| line.contains(event)).map(names);
+        assert_eq!(of(&shown), of(&written), "{event}");
+    }
+    let out = shell(&only("sh audit"), folder.path());
+    assert!(out.contains("4 records are one chain, 2 intents and 1 outcomes"), "{out}");
+    let lines: Vec<&str> = out.lines().filter(|line| line.starts_with('{')).collect();
+    assert_eq!(lines.len(), 2, "{out}");
+    assert!(lines[0].contains("\"outcome\":\"error\"") && lines[1].contains("\"key\":\"k2\""), "{out}");
+}
+
+/// A log with a call that failed and one whose outcome is missing.
+fn write_audit(log: &Path) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let settings = serde_json::from_value(serde_json::json!({ "file": log })).unwrap();
+    let telemetry = fanfold::telemetry::Telemetry::new().unwrap();
+    let audit = Audit::open(&settings, None, &telemetry).unwrap();
+    let facts = |key: &str| audit::Facts {
+        team: "blue".into(),
+        request_id: "r".into(),
+        call_id: "c".into(),
+        key: key.into(),
+        tool: "save_note".into(),
+        effect: Effect::Write,
+        arguments: "{}".into(),
+    };
+    runtime.block_on(async {
+        let failed = Outcome::failed(OutcomeKind::Error, "no");
+        audit.intent(facts("k1")).await.unwrap().ended(&failed).await;
+        std::mem::forget(audit.intent(facts("k2")).await.unwrap());
+        audit.flush().await;
+    });
 }
 
 #[test]

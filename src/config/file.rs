@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{policy, server, team, tools, upstream};
+use crate::{audit, policy, server, team, tools, upstream};
 
 /// `fanfold.yaml`. Every key has a default but `upstreams`.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
@@ -44,6 +44,9 @@ pub struct File {
     /// Where small expiring things are kept.
     #[serde(default)]
     pub store: Store,
+    /// Writes down what calls with effects are about to do, before they do it, and what became of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audit: Option<audit::settings::Settings>,
     /// What is written to the log.
     #[serde(default)]
     pub log: Log,

@@ -20,6 +20,7 @@
 //! finish; rounds and calls stay within their limits; outcomes of runs that were stopped, and news of
 //! an ask that was given up, fall through; the same inputs give the same actions.
 
+pub mod parcel;
 mod parked;
 mod record;
 mod round;
@@ -40,7 +41,7 @@ use crate::wire::reply::{FinishReason, Head, Piece};
 use crate::wire::request::Choice;
 use crate::wire::tool::{Outcome, OwnedTool};
 
-pub use parked::{Parked, Slot, fingerprint, restore};
+pub use parked::{Parked, Slot, fingerprint, parked_names, restore};
 pub use record::{CallRecord, Record, RoundRecord};
 pub use turn::Turn;
 

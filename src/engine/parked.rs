@@ -4,12 +4,16 @@
 //! message is put back as the upstream wrote it, with every result in call order, and the rounds
 //! before it in the same turn are put in front of it.
 
+use std::collections::HashSet;
+
 use sha2::{Digest, Sha256};
 
 use crate::wire::raw::{Members, Raw};
 
 /// The most messages of a request that are looked through.
 const MOST_MESSAGES: usize = 65_536;
+/// The most names that are looked up for one request.
+const MOST_NAMES: usize = 1024;
 /// Ids of at least so many letters and digits are taken to be unique by themselves.
 const UNIQUE_ID: usize = 9;
 
@@ -98,12 +102,22 @@ impl<'a> Prefixes<'a> {
     }
 }
 
+/// The names under which something may be parked for these messages: the first id of each message
+/// with calls, each once. Of more than [`MOST_NAMES`] the last.
+#[must_use]
+pub fn parked_names(messages: &Raw) -> Vec<String> {
+    if memchr::memmem::find(messages.bytes(), b"tool_calls").is_none() {
+        return Vec::new();
+    }
+    let list = messages.elements(MOST_MESSAGES).unwrap_or_default();
+    let mut seen = HashSet::new();
+    let ids = list.iter().rev().filter_map(|message| called_ids(message)?.into_iter().next());
+    ids.filter(|id| seen.insert(id.clone())).take(MOST_NAMES).collect()
+}
+
 /// Restores what is parked for these messages. `find` gives the entries kept under a foreign id,
 /// with the fingerprint of the conversation they belong to. `None` if nothing was restored.
-pub fn restore(
-    messages: &Raw,
-    mut find: impl FnMut(&str) -> Vec<([u8; 32], std::sync::Arc<Parked>)>,
-) -> Option<Raw> {
+pub fn restore(messages: &Raw, mut find: impl FnMut(&str) -> Vec<([u8; 32], Parked)>) -> Option<Raw> {
     let list = messages.elements(MOST_MESSAGES).ok()?;
     let mut out: Vec<Raw> = Vec::with_capacity(list.len() + 8);
     let mut restored = false;
@@ -179,14 +193,13 @@ fn text(members: &Members, name: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
 
     fn raw(text: &str) -> Raw {
         Raw::parse(text.to_owned()).unwrap()
     }
 
-    fn parked(id: &str) -> Arc<Parked> {
-        Arc::new(Parked {
+    fn parked(id: &str) -> Parked {
+        Parked {
             before: vec![raw(r#"{"role":"assistant","n":1}"#), raw(r#"{"role":"tool","n":2}"#)],
             assistant: raw(r#"{"role":"assistant","content":null,"x":1.10,"tool_calls":"both"}"#),
             slots: vec![
@@ -196,7 +209,7 @@ mod tests {
                 },
                 Slot { id: id.into(), ours: None },
             ],
-        })
+        }
     }
 
     fn history(id: &str, question: &str) -> Raw {
@@ -232,6 +245,17 @@ mod tests {
             r#"[{"role":"assistant","tool_calls":[{"id":"call_abcDEF123"}]},{"role":"user","content":"never mind"}]"#,
         );
         assert_eq!(restore(&messages, |id| vec![([0; 32], parked(id))]), None);
+    }
+
+    #[test]
+    fn names_are_asked_for_once_and_only_where_there_are_calls() {
+        assert!(parked_names(&raw(r#"[{"role":"user","content":"q"}]"#)).is_empty());
+        let call = |id: &str| format!(r#"{{"tool_calls":[{{"id":"{id}"}},{{"id":"other"}}]}}"#);
+        let messages = format!("[{},{},{{}},{}]", call("a"), call("b"), call("a"));
+        assert_eq!(parked_names(&raw(&messages)), ["a", "b"]);
+        let many: Vec<String> = (0..=MOST_NAMES).map(|n| call(&n.to_string())).collect();
+        let names = parked_names(&raw(&format!("[{}]", many.join(","))));
+        assert_eq!((names.len(), names[0].as_str()), (MOST_NAMES, "1024"));
     }
 
     #[test]

@@ -25,9 +25,10 @@ use tokio_util::sync::CancellationToken;
 use super::sink::{Gone, Sink, Wait};
 use super::slots::Slots;
 use super::summary::{self, Summary};
-use crate::engine::{Action, Ask, Finish, Input, Parked, Run, RunId, Show, Turn, fingerprint};
+use crate::audit::{Audit, Facts};
+use crate::engine::{Action, Ask, Finish, Input, Parked, Run, RunId, Show, Turn, fingerprint, parcel};
 use crate::policy::plan::TurnPlan;
-use crate::store::Shelf;
+use crate::store::Store;
 use crate::team::Team;
 use crate::telemetry::Telemetry;
 use crate::tools::{Call, Catalog};
@@ -43,9 +44,6 @@ const GRACE: Duration = Duration::from_secs(1);
 /// News of calls that got their slots; a call waits with its start while the turn is behind.
 const STARTS: usize = 64;
 
-/// Parked results, with the fingerprint of the conversation they belong to.
-pub type Parking = Shelf<([u8; 32], Arc<Parked>)>;
-
 /// What turns need of the process; shared.
 #[derive(Debug, Clone)]
 pub struct Parts {
@@ -53,8 +51,10 @@ pub struct Parts {
     pub tools: Arc<Catalog>,
     /// The slots calls share.
     pub slots: Arc<Slots>,
-    /// Parked results.
-    pub parking: Arc<Parking>,
+    /// Parked results, and whatever else outlives a turn.
+    pub store: Arc<Store>,
+    /// What calls with effects are written into before they leave.
+    pub audit: Option<Arc<Audit>>,
     /// Metrics.
     pub telemetry: Telemetry,
     /// Arguments and results may be logged.
@@ -108,6 +108,9 @@ pub(super) struct Driver {
     client_gone: bool,
     /// How the last ask failed.
     failed: Option<FailureKind>,
+    /// What is to be kept before the client hears of the finish: its next request may come at once,
+    /// and to another replica.
+    parked: Option<Parked>,
 }
 
 impl Driver {
@@ -128,6 +131,7 @@ impl Driver {
             first_shown: None,
             client_gone: false,
             failed: None,
+            parked: None,
         }
     }
 
@@ -269,7 +273,7 @@ impl Driver {
                     }
                     self.sink.show(&show);
                 }
-                Action::Park(parked) => park(&self.started, parked),
+                Action::Park(parked) => self.parked = Some(parked),
                 Action::LearnNoParallel => {
                     let Started { parts, route, request, .. } = &self.started;
                     summary::learned(&parts.telemetry, &route.upstream, &request.model);
@@ -281,7 +285,10 @@ impl Driver {
         None
     }
 
-    async fn end(self, finish: Finish) -> JoinSet<()> {
+    async fn end(mut self, finish: Finish) -> JoinSet<()> {
+        if let Some(parked) = self.parked.take() {
+            park(&self.started, parked).await;
+        }
         let summary = Summary {
             started: &self.started,
             turn: &self.turn,
@@ -384,6 +391,8 @@ fn start_call(
     let limit = started.plan.rules.limits.tool_result.0;
     let (request_id, traceparent) = (started.request_id.clone(), started.traceparent.clone());
     let starts = starts.clone();
+    let audit = started.parts.audit.clone().filter(|_| Audit::is_about(run.tool.effect));
+    let team = started.team.name.clone();
     let id = run.id;
     let task = calls.spawn(async move {
         let queued = Instant::now();
@@ -397,9 +406,38 @@ fn start_call(
         let (Some(_taken), Some(tool)) = (taken, tool) else {
             return (id, Outcome::failed(OutcomeKind::Stopped, "stopped before it started"));
         };
+        let facts = || Facts {
+            team,
+            request_id: request_id.clone(),
+            call_id: run.call_id,
+            key: idempotency_key.clone(),
+            tool: run.tool.name.clone(),
+            effect: run.tool.effect,
+            arguments: run.arguments.clone(),
+        };
+        let pending = match &audit {
+            None => None,
+            Some(audit) => match audit.intent(facts()).await {
+                Ok(pending) => Some(pending),
+                Err(refused) => {
+                    summary::call_ended(
+                        &telemetry,
+                        &run.tool.name,
+                        queued.elapsed(),
+                        Duration::ZERO,
+                        refused.kind,
+                    );
+                    return (id, refused);
+                }
+            },
+        };
         // The turn may be over already; then nobody listens, and the call is stopped.
-        if starts.send(id).await.is_err() {
-            return (id, Outcome::failed(OutcomeKind::Stopped, "stopped before it started"));
+        if stop.is_cancelled() || starts.send(id).await.is_err() {
+            let stopped = Outcome::failed(OutcomeKind::Stopped, "stopped before it started");
+            if let Some(pending) = pending {
+                pending.ended(&stopped).await;
+            }
+            return (id, stopped);
         }
         let waited = queued.elapsed();
         let call = Call {
@@ -418,6 +456,11 @@ fn start_call(
         let late = outcome.kind == OutcomeKind::Stopped && ran >= timeout;
         let kind = if late { OutcomeKind::Timeout } else { outcome.kind };
         summary::call_ended(&telemetry, &run.tool.name, waited, ran, kind);
+        if let Some(pending) = pending {
+            let timed_out = late && !outcome.is_unknown();
+            let told = if timed_out { Outcome::failed(kind, "") } else { outcome.clone() };
+            pending.ended(&told).await;
+        }
         (id, outcome)
     });
     ids.insert(task.id(), id);
@@ -439,12 +482,14 @@ impl Drop for InFlight {
     }
 }
 
-fn park(started: &Started, parked: Parked) {
-    let Some(first) = parked.foreign().next().map(str::to_owned) else { return };
-    let size = parked.size();
-    let print = fingerprint(&started.messages);
-    let parking = &started.parts.parking;
-    parking.keep(&started.team.name, &first, (print, Arc::new(parked)), size);
+/// Keeps the results of a mixed reply. If that is not possible, the conversation goes on without them.
+async fn park(started: &Started, parked: Parked) {
+    let Some(first) = parked.foreign().next() else { return };
+    let store = &started.parts.store;
+    let value = parcel::encode(&fingerprint(&started.messages), &parked);
+    if let Err(why) = store.keep(&started.team.name, first, value).await {
+        tracing::debug!(request_id = %started.request_id, %why, "the results of a mixed reply are not kept");
+    }
     #[expect(clippy::cast_precision_loss, reason = "a gauge")]
-    started.parts.telemetry.parked.set(parking.len() as f64);
+    started.parts.telemetry.parked.set(store.parked() as f64);
 }

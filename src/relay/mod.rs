@@ -20,7 +20,7 @@ use http::{HeaderMap, Response};
 use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 
-pub use drive::{Parking, Parts, Started};
+pub use drive::{Parts, Started};
 pub use sink::{error_headers, error_response};
 pub use slots::Slots;
 

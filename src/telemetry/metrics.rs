@@ -75,6 +75,8 @@ table! {
     UPSTREAM_RETRIES "fanfold_upstream_retries_total" Kind::Counter, "reason", "Questions that were asked again.";
     PARALLEL_LEARNED "fanfold_parallel_refused_total" Kind::Counter, "upstream", "Refusals of parallel_tool_calls that fanfold learned from.";
     CREDENTIALS_REFUSED "fanfold_upstream_credentials_refused_total" Kind::Counter, "upstream", "Refusals of fanfold's own credentials.";
+    AUDIT_UP "fanfold_audit_up" Kind::Gauge, "", "Whether the audit log can be written (1) or not (0); only there with `audit`.";
+    AUDIT_NOT_WRITTEN "fanfold_audit_not_written_total" Kind::Counter, "", "Audit records that could not be written.";
     TOOL_SERVERS_UP "fanfold_tool_servers_up" Kind::Gauge, "server", "Whether a tool server can be called (1) or not (0).";
     RELOAD_SUCCESS "fanfold_config_reload_success" Kind::Gauge, "", "Whether the last reading of the configuration succeeded (1) or not (0).";
     BUILD_INFO "fanfold_build_info" Kind::Gauge, "version", "Always 1; the label tells the version.";

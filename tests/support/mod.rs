@@ -13,4 +13,5 @@ pub mod process;
 pub mod proxy;
 pub mod raw;
 pub mod scripts;
+pub mod store;
 pub mod tls;

@@ -4,6 +4,7 @@
 //! Each file here looks at one part. They read the decoded file, take places from the tree, and
 //! add to two lists: problems, which stop the start, and warnings, which do not.
 
+mod audit;
 mod limits;
 mod listeners;
 mod secrets;
@@ -41,6 +42,7 @@ impl Check<'_> {
         self.tools();
         self.teams();
         self.limits();
+        self.audit();
         self.secrets();
         self.problems.retain(|problem| !problem.is_moot());
         self.warnings.retain(|problem| !problem.is_moot());

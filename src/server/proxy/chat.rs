@@ -1,12 +1,14 @@
 //! A chat: read, planned, then relayed or made a turn.
 
+use std::collections::HashMap;
+
 use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use hyper::body::Incoming;
 
 use super::{Asked, Proxy, Refusal, holding, is_json, route};
-use crate::engine::restore;
+use crate::engine::{parcel, parked_names, restore};
 use crate::policy::parallel::Decision;
 use crate::policy::pattern::fits_any;
 use crate::policy::plan::{Circumstances, Plan, Rules, plan};
@@ -37,7 +39,7 @@ impl Proxy {
         let mut request = ChatRequest::read(&body)?;
         let route = route(&asked, &request.model)?;
         let messages = request.messages();
-        let changed = restore_parked(&asked, &mut request);
+        let changed = restore_parked(&asked, &mut request).await;
         let narrowed = named_tools(&parts.headers)?;
         let rules = rules(&asked, &route);
         let stream = request.stream;
@@ -153,16 +155,27 @@ fn content_type(headers: &HeaderMap) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Puts parked results back; whether there were any.
-fn restore_parked(asked: &Asked, request: &mut ChatRequest) -> bool {
-    let parking = &asked.snapshot.parts.parking;
-    if parking.is_empty() {
+/// Puts parked results back; whether there were any. A store that is down has none.
+async fn restore_parked(asked: &Asked, request: &mut ChatRequest) -> bool {
+    let store = &asked.snapshot.parts.store;
+    if store.parks_nothing() {
         return false;
     }
-    let find = |id: &str| {
-        parking.find(&asked.team.name, id).iter().map(|entry| (entry.0, entry.1.clone())).collect()
+    let messages = request.messages();
+    let names = parked_names(&messages);
+    if names.is_empty() {
+        return false;
+    }
+    let found = match store.find(&asked.team.name, &names).await {
+        Ok(found) => found,
+        Err(why) => {
+            tracing::debug!(%why, "parked results are not looked up");
+            return false;
+        }
     };
-    match restore(&request.messages(), find) {
+    let found: HashMap<&str, Vec<Bytes>> = names.iter().map(String::as_str).zip(found).collect();
+    let find = |name: &str| found.get(name).into_iter().flatten().filter_map(parcel::decode).collect();
+    match restore(&messages, find) {
         Some(messages) => {
             request.set_messages(messages);
             true

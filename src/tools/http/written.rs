@@ -85,10 +85,9 @@ impl Pairs {
 
     fn nested(&mut self, name: &str, json: &str) -> Result<(), String> {
         if let Some(members) = members(json) {
-            let given = members.iter().filter(|(_, value)| value.get() != "null");
+            let mut given = members.iter().filter(|(_, value)| value.get() != "null");
             return given
-                .map(|(inner, value)| self.nested(&longer(name, &encode(inner))?, value.get()))
-                .collect();
+                .try_for_each(|(inner, value)| self.nested(&longer(name, &encode(inner))?, value.get()));
         }
         match elements(json) {
             Some(elements) => {

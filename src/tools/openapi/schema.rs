@@ -134,16 +134,16 @@ impl<'a> Schemas<'a> {
         beside.shift_remove("$ref");
         let Value::Object(mut beside) = self.object(&beside, depth)? else { return Ok(target) };
         let only_words = |name: &String| matches!(name.as_str(), "description" | "title" | "default");
-        Ok(match target {
-            Value::Object(mut target) if beside.keys().all(only_words) && !target.contains_key("$ref") => {
-                target.append(&mut beside);
-                Value::Object(target)
-            }
-            target => {
-                beside.insert("allOf".into(), json!([target]));
-                Value::Object(beside)
-            }
-        })
+        if let Value::Object(target) = &target
+            && beside.keys().all(only_words)
+            && !target.contains_key("$ref")
+        {
+            let mut target = target.clone();
+            target.append(&mut beside);
+            return Ok(Value::Object(target));
+        }
+        beside.insert("allOf".into(), json!([target]));
+        Ok(Value::Object(beside))
     }
 
     fn reference(&mut self, reference: &str, depth: usize) -> Result<Value, String> {
