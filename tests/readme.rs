@@ -121,6 +121,7 @@ fn every_block_is_of_a_kind_that_a_test_runs() {
         "yaml config",
         "yaml servers",
         "yaml openapi",
+        "yaml sandbox",
         "text drawing",
         "json record",
         "sh audit",
@@ -287,6 +288,20 @@ fn write_audit(log: &Path) {
         std::mem::forget(audit.intent(facts("k2")).await.unwrap());
         audit.flush().await;
     });
+}
+
+#[test]
+fn the_command_in_a_sandbox_runs() {
+    let folder = tempfile::tempdir().unwrap();
+    let upstream = "upstreams: { main: { base_url: http://127.0.0.1:1/v1 } }\n";
+    let srv = folder.path().join("srv");
+    let sandbox = only("yaml sandbox").replace("/srv", &srv.display().to_string());
+    for part in ["words", "out"] {
+        fs::create_dir_all(srv.join(part)).unwrap();
+    }
+    fs::write(folder.path().join("fanfold.yaml"), upstream.to_owned() + &sandbox).unwrap();
+    let out = shell("fanfold check; fanfold call sort_lines '{\"text\": \"b\\na\"}'", folder.path());
+    assert!(out.contains("sandboxes of this host") && out.ends_with("a\nb\n"), "{out}");
 }
 
 #[test]

@@ -23,6 +23,7 @@ mod load;
 mod mcp;
 pub mod openapi;
 mod place;
+pub mod sandbox;
 mod secret;
 mod servers;
 pub mod settings;
@@ -120,7 +121,7 @@ impl Catalog {
     /// Builds every tool: compiles schemas, opens secrets, looks for programs. Returns all mistakes at once.
     pub fn build(settings: &BTreeMap<String, Settings>, defaults: &Defaults) -> Result<Self, Vec<LoadError>> {
         let children = TaskTracker::new();
-        let roots = http::SystemRoots::default();
+        let (roots, host) = (http::SystemRoots::default(), sandbox::Host::default());
         let (mut tools, mut servers) = (BTreeMap::new(), BTreeMap::new());
         let (mut remarks, mut errors) = (Vec::new(), Vec::new());
         let mut documents = Vec::new();
@@ -133,7 +134,8 @@ impl Catalog {
                 if let Some(server) = Server::load(name, settings, defaults, &roots, &mut mistakes) {
                     servers.insert(name.as_str().into(), Arc::new(server));
                 }
-            } else if let Some(tool) = Tool::load(name, settings, defaults, &roots, &children, &mut mistakes)
+            } else if let Some(tool) =
+                Tool::load(name, settings, defaults, &roots, &children, &host, &mut mistakes)
             {
                 tools.insert(Arc::clone(&tool.spec.name), Arc::new(tool));
             }
@@ -296,6 +298,7 @@ impl Tool {
         defaults: &Defaults,
         roots: &http::SystemRoots,
         children: &TaskTracker,
+        host: &sandbox::Host,
         mistakes: &mut Mistakes,
     ) -> Option<Self> {
         check_name(name, mistakes);
@@ -321,7 +324,7 @@ impl Tool {
         let command = settings
             .command
             .as_ref()
-            .map(|command| command::Command::load(command, effect, &schema, children, mistakes));
+            .map(|command| command::Command::load(command, effect, &schema, children, host, mistakes));
         let kind = match (http, command) {
             (Some(http), None) => Kind::Http(Box::new(http?)),
             (None, Some(command)) => Kind::Command(Box::new(command?)),

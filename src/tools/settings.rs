@@ -299,6 +299,38 @@ pub struct Command {
     /// Resource limits.
     #[serde(default)]
     pub rlimits: Rlimits,
+    /// What fences the process in. A host that cannot do it does not start.
+    #[serde(default)]
+    pub sandbox: Sandbox,
+    /// What it may do behind the fence, beside reading programs and libraries and writing into a fresh directory of
+    /// its own.
+    #[serde(default)]
+    pub may: May,
+}
+
+/// What fences a process in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Sandbox {
+    /// Nothing: it may do what fanfold's user may.
+    #[default]
+    None,
+    /// The kernel's Landlock: files, TCP and signals.
+    Landlock,
+    /// Bubblewrap: files, network and processes of its own; nothing of it outlives it.
+    Bwrap,
+}
+
+/// What a process may do behind its fence.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct May {
+    /// Files and directories it may read, and run, with all that is below them.
+    pub read: Vec<String>,
+    /// Files and directories it may write as well, with all that is below them.
+    pub write: Vec<String>,
+    /// Use the network.
+    pub network: bool,
 }
 
 /// Resource limits of a command.
