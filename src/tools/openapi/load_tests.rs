@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
-use crate::tools::testing::{Server, build, response, run};
+use crate::tools::testing::{HOSTILE, Server, build, response, run};
 use crate::tools::{Catalog, LoadError};
 use crate::wire::tool::{Effect, OnDisconnect, OutcomeKind};
 
@@ -199,6 +199,66 @@ async fn a_server_gets_what_the_document_says() {
     assert_eq!(seen[0].headers["x-fields"], "n,m");
     assert_eq!(seen[4].headers["content-type"], "application/x-www-form-urlencoded");
     assert_eq!(seen[5].headers.get("content-type"), None);
+}
+
+#[tokio::test]
+async fn no_hostile_value_or_name_becomes_more_than_a_value() {
+    let server = Server::start(|_, _| response(200, "ok")).await;
+    let canary = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = canary.local_addr().unwrap();
+    let spec = shop();
+    let settings = json!({ "base_url": server.url("/v1"), "headers": { "x-key": "k" } });
+    let catalog = spec.load(settings, json!({})).unwrap();
+    let towards =
+        [format!("http://{at}/"), format!("//{at}/"), format!("@{at}"), format!("x\r\nHost: {at}\r\n")];
+    let (mut sent, mut refused) = (0, 0);
+    for value in HOSTILE.iter().map(|value| (*value).to_owned()).chain(towards) {
+        for (name, arguments) in [
+            ("findItems", json!({ "ids": [value, "b"] })),
+            (
+                "findItems",
+                json!({ "ids": ["a"], "tags": [value], "in": [value, value], "pipe": [value], "q": value }),
+            ),
+            ("findItems", json!({ "ids": ["a"], "price": { &value: 1 } })),
+            ("findItems", json!({ "ids": ["a"], "size": { &value: 1 } })),
+            ("findItems", json!({ "ids": ["a"], "X-Fields": [value] })),
+            ("order", json!({ "sku": value, "notes": [value], "address": { &value: value } })),
+        ] {
+            let before = server.seen().len();
+            let outcome = run(catalog.tool(&format!("shop__{name}")).unwrap(), arguments.clone()).await;
+            let seen = server.seen();
+            if outcome.kind != OutcomeKind::Ok {
+                assert_eq!(
+                    (outcome.kind, seen.len()),
+                    (OutcomeKind::InvalidArguments, before),
+                    "{arguments}"
+                );
+                refused += 1;
+                continue;
+            }
+            sent += 1;
+            assert_eq!(seen.len(), before + 1, "{arguments}");
+            let seen = seen.last().unwrap();
+            assert_eq!(seen.headers["x-key"], "k");
+            assert!(seen.headers.len() <= 10 && !seen.headers.contains_key("x-evil"), "{:?}", seen.headers);
+            let url = url::Url::parse(&format!("http://h{}", seen.target)).unwrap();
+            let segments = url.path_segments().unwrap().count();
+            assert_eq!(segments, if name == "order" { 2 } else { 3 }, "{arguments}: {}", seen.target);
+            let text =
+                if name == "order" { seen.body.clone() } else { url.query().unwrap_or_default().to_owned() };
+            let known = |name: &str| ["tags", "in", "pipe", "q", "sku", "notes"].contains(&name);
+            let mut names = url::form_urlencoded::parse(text.as_bytes()).map(|(name, _)| name.into_owned());
+            let inside = |name: &str| ["price", "address"].iter().any(|of| *name == format!("{of}[{value}]"));
+            let spread = arguments.get("size").is_some();
+            assert!(
+                names.all(|name| known(&name) || inside(&name) || (spread && name == value)),
+                "{arguments}: {text}"
+            );
+        }
+    }
+    assert!(sent > 700 && refused > 100, "{sent} {refused}");
+    let reached = tokio::time::timeout(std::time::Duration::from_millis(50), canary.accept()).await;
+    assert!(reached.is_err(), "the canary was reached");
 }
 
 #[tokio::test]
