@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use support::client;
 use support::gateway::soon;
 use support::lab::Lab;
-use support::process::{Process, folder_with, run, write_config};
+use support::process::{Process, command, folder_with, run, write_config};
 use tokio::net::TcpListener;
 
 const SANDBOXES: [&str; 2] = ["landlock", "bwrap"];
@@ -36,8 +36,10 @@ tools:
 /// What a script says behind a fence.
 async fn said(sandbox: &str, more: &str, script: &str) -> String {
     let folder = folder_with(&tool(sandbox, more, script));
-    let (_, out, errors) = run(folder.path(), &["call", "t", "{}"]).await;
-    format!("{out}{errors}")
+    // fanfold itself knows the secret.
+    let mut call = command(folder.path());
+    let output = soon(call.args(["call", "t", "{}"]).env("SECRET", "5ecret").output()).await.unwrap();
+    String::from_utf8([output.stdout, output.stderr].concat()).unwrap()
 }
 
 #[tokio::test]
@@ -60,15 +62,12 @@ async fn a_fenced_command_reads_and_writes_what_it_may_and_nothing_else() {
             format!("echo z >{dir}/new"),
             "cat /etc/shadow".into(),
             "ls /root".into(),
-            "cat /proc/$PPID/environ | tr '\\0' ' ' && false".into(),
+            "cat /proc/[0-9]*/environ; false".into(),
             "echo z >/usr/fanfold-test".into(),
         ] {
             let refused = said(sandbox, "", &script).await;
             assert!(refused.contains("exit code"), "{sandbox}: {script}: {refused}");
-            assert!(
-                !refused.contains("5ecret") && !refused.contains("PATH="),
-                "{sandbox}: {script}: {refused}"
-            );
+            assert!(!refused.contains("5ecret"), "{sandbox}: {script}: {refused}");
         }
         let read = format!(", may: {{ read: ['{dir}'] }}");
         assert!(said(sandbox, &read, &format!("cat {secret}")).await.contains("5ecret"));
@@ -166,7 +165,27 @@ fn counts(process: &Process) -> (usize, usize) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_thousand_calls_of_each_kind_leave_nothing_behind() {
+async fn a_thousand_requests_leave_nothing_behind() {
+    a_thousand_calls(&["web", "api__op"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_commands_leave_nothing_behind() {
+    a_thousand_calls(&["none"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_commands_behind_landlock_leave_nothing_behind() {
+    a_thousand_calls(&["landlock"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_commands_in_bubblewrap_leave_nothing_behind() {
+    a_thousand_calls(&["bwrap"]).await;
+}
+
+/// A thousand calls of each of these tools, then a reload that removes all tools.
+async fn a_thousand_calls(kinds: &[&str]) {
     const TURNS: usize = 20;
     const CALLS: usize = 50;
     let lab = Lab::start().await;
@@ -185,13 +204,12 @@ async fn a_thousand_calls_of_each_kind_leave_nothing_behind() {
     let tools = format!(
         "tools:\n  web: {{ {arguments}, http: {{ url: '{}/tool/echo/{{n}}' }} }}\n  api: {{ openapi: {{ spec: FOLDER/api.json }} }}\n{}{}{}",
         lab.url(),
-        command("none"),
-        command("landlock"),
-        command("bwrap")
+        fenced("none"),
+        fenced("landlock"),
+        fenced("bwrap")
     );
     write_config(folder.path(), &format!("{upstream}{tools}"));
-    let kinds = ["web", "api__op", "none", "landlock", "bwrap"];
-    for kind in kinds {
+    for &kind in kinds {
         let calls: Vec<Value> =
             (0..CALLS).map(|n| json!({ "name": kind, "arguments": { "n": n } })).collect();
         let rounds = json!([{ "reply": { "calls": calls } }, { "reply": { "text": "done" } }]);
@@ -209,7 +227,7 @@ async fn a_thousand_calls_of_each_kind_leave_nothing_behind() {
         assert!(calls.len() == CALLS && failed.is_none(), "{kind}: {} {failed:?} {}", calls.len(), got.body);
     };
     // Pools and threads have come by then.
-    for kind in kinds {
+    for &kind in kinds {
         ask(&process, kind).await;
     }
     let settled = async |process: &Process, most: usize| {
@@ -222,7 +240,7 @@ async fn a_thousand_calls_of_each_kind_leave_nothing_behind() {
         tokio::time::timeout(Duration::from_secs(40), left).await.map_err(|_| counts(process))
     };
     let before = counts(&process).0;
-    for kind in kinds {
+    for &kind in kinds {
         for _ in 0..TURNS {
             ask(&process, kind).await;
         }
