@@ -122,6 +122,7 @@ fn every_block_is_of_a_kind_that_a_test_runs() {
         "yaml servers",
         "yaml openapi",
         "yaml sandbox",
+        "yaml replicas",
         "text drawing",
         "json record",
         "sh audit",
@@ -244,6 +245,28 @@ fn a_document_becomes_the_tools_that_are_shown() {
     assert_eq!(lasting(&shell(&commands, folder.path())), lasting(&pair[1].text));
     let checked = fs::read_to_string(folder.path().join("checked")).unwrap();
     assert!(checked.contains("billing  getScan (#/paths/~1invoices~1scan/post): not a tool: "), "{checked}");
+}
+
+#[test]
+fn every_setting_of_a_shared_store_is_shown_with_its_default() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = only("yaml replicas");
+    let upstream = "upstreams: { main: { base_url: http://127.0.0.1:1/v1 } }\n";
+    fs::write(folder.path().join("fanfold.yaml"), upstream.to_owned() + &text).unwrap();
+    fs::write(folder.path().join("redis-ca.pem"), "x").unwrap();
+    let out = shell("export REDIS_PASSWORD=secret; fanfold check; fanfold config print", folder.path());
+    assert!(!out.contains("secret") && !out.contains("redis.example"), "{out}");
+
+    let written: Value = serde_saphyr::from_str(&text).unwrap();
+    let written = written["store"].as_object().unwrap();
+    let schema = serde_json::to_value(schemars::schema_for!(File)).unwrap();
+    let there = schema["$defs"]["SharedStore"]["properties"].as_object().unwrap();
+    assert_eq!(written.keys().collect::<BTreeSet<_>>(), there.keys().collect::<BTreeSet<_>>());
+    for (name, setting) in there {
+        if let Some(default) = setting.get("default").filter(|default| !default.is_null()) {
+            assert_eq!(&written[name], default, "{name}");
+        }
+    }
 }
 
 #[test]
