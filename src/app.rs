@@ -163,6 +163,9 @@ pub struct App {
     upkeep: CancellationToken,
 }
 
+/// The most operations of OpenAPI documents the log names as left out.
+const MOST_REMARKS: usize = 20;
+
 /// What outlives a reload.
 #[derive(Clone)]
 struct Keeper {
@@ -183,6 +186,7 @@ impl App {
         store.connect().await;
         let keeper = Keeper { telemetry: telemetry.clone(), store: Arc::new(store) };
         let catalog = Arc::new(catalog);
+        log_remarks(&catalog);
         let first = snapshot(loaded, &catalog, &keeper, None)?;
         let snapshot = Arc::new(ArcSwap::from_pointee(first));
         let tool_servers = ToolServers::start(catalog, snapshot.clone(), telemetry.clone()).await?;
@@ -296,6 +300,7 @@ impl App {
     /// Swaps in another configuration. Turns in flight finish on the old one. Listeners stay.
     pub fn reload(&self, loaded: &Loaded, catalog: Catalog) -> Result<(), StartError> {
         let catalog = Arc::new(catalog);
+        log_remarks(&catalog);
         let before = self.snapshot.load().parts.audit.clone();
         let new = snapshot(loaded, &catalog, &self.keeper, before.as_deref())?;
         self.tool_servers.replace(&new, catalog);
@@ -454,6 +459,18 @@ fn snapshot(
         limits,
         server: file.server.clone(),
     })
+}
+
+/// Says which operations of OpenAPI documents are left out.
+fn log_remarks(catalog: &Catalog) {
+    let remarks = catalog.remarks();
+    for remark in remarks.iter().take(MOST_REMARKS) {
+        tracing::warn!(document = &*remark.entry, "left out of an OpenAPI document: {}", remark.unmapped);
+    }
+    if remarks.len() > MOST_REMARKS {
+        let more = remarks.len() - MOST_REMARKS;
+        tracing::warn!("{more} more operations are left out: `fanfold check` lists them");
+    }
 }
 
 /// Raises the soft limit of open files to the hard one: thousands of connections need it.

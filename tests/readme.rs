@@ -115,10 +115,13 @@ fn every_block_is_of_a_kind_that_a_test_runs() {
         "sh start",
         "sh demo",
         "sh commands",
+        "sh openapi",
         "python",
         "js",
         "yaml config",
         "yaml servers",
+        "yaml openapi",
+        "yaml sandbox",
         "yaml replicas",
         "text drawing",
         "json record",
@@ -127,7 +130,7 @@ fn every_block_is_of_a_kind_that_a_test_runs() {
     for (i, block) in blocks().iter().enumerate() {
         let is_output = block.info.ends_with(" output");
         let before = i.checked_sub(1).map(|i| blocks()[i].info.clone()).unwrap_or_default();
-        let follows = ["sh demo", "python", "js"].contains(&&*before);
+        let follows = ["sh demo", "sh openapi", "python", "js"].contains(&&*before);
         assert!(kinds.contains(&&*block.info) || (is_output && follows), "{} after {before}", block.info);
     }
 }
@@ -222,6 +225,29 @@ fn the_tool_servers_are_settings_without_a_mistake() {
 }
 
 #[test]
+fn a_document_becomes_the_tools_that_are_shown() {
+    let folder = tempfile::tempdir().unwrap();
+    let upstream = "upstreams: { main: { base_url: http://127.0.0.1:1/v1 } }\n";
+    fs::write(folder.path().join("fanfold.yaml"), upstream.to_owned() + &only("yaml openapi")).unwrap();
+    let document = "{ openapi: 3.1.0, paths: {
+        '/invoices/{id}': { get: { operationId: getInvoice, parameters: [{ name: id, in: path, required: true, schema: { type: string } }] } },
+        /invoices: { post: { operationId: postInvoice } },
+        /invoices/search: { post: { operationId: searchInvoices, requestBody: { content: { application/json: {
+            schema: { type: object, properties: { customer: { type: string } } } } } } } },
+        /invoices/scan: { post: { operationId: getScan, requestBody: { required: true, content: { multipart/form-data: {} } } } } } }";
+    fs::write(folder.path().join("billing.yaml"), document).unwrap();
+    let blocks = blocks();
+    let pair = blocks.windows(2).find(|pair| pair[0].info == "sh openapi").unwrap();
+    let commands = format!(
+        "export BILLING_TOKEN=t\n{}",
+        pair[0].text.replace("fanfold check", "fanfold check >checked")
+    );
+    assert_eq!(lasting(&shell(&commands, folder.path())), lasting(&pair[1].text));
+    let checked = fs::read_to_string(folder.path().join("checked")).unwrap();
+    assert!(checked.contains("billing  getScan (#/paths/~1invoices~1scan/post): not a tool: "), "{checked}");
+}
+
+#[test]
 fn every_setting_of_a_shared_store_is_shown_with_its_default() {
     let folder = tempfile::tempdir().unwrap();
     let text = only("yaml replicas");
@@ -285,6 +311,20 @@ fn write_audit(log: &Path) {
         std::mem::forget(audit.intent(facts("k2")).await.unwrap());
         audit.flush().await;
     });
+}
+
+#[test]
+fn the_command_in_a_sandbox_runs() {
+    let folder = tempfile::tempdir().unwrap();
+    let upstream = "upstreams: { main: { base_url: http://127.0.0.1:1/v1 } }\n";
+    let srv = folder.path().join("srv");
+    let sandbox = only("yaml sandbox").replace("/srv", &srv.display().to_string());
+    for part in ["words", "out"] {
+        fs::create_dir_all(srv.join(part)).unwrap();
+    }
+    fs::write(folder.path().join("fanfold.yaml"), upstream.to_owned() + &sandbox).unwrap();
+    let out = shell("fanfold check; fanfold call sort_lines '{\"text\": \"b\\na\"}'", folder.path());
+    assert!(out.contains("sandboxes of this host") && out.trim_end().ends_with("a\nb"), "{out}");
 }
 
 #[test]

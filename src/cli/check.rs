@@ -7,7 +7,8 @@ use clap::Args;
 use super::tools::row;
 use super::{Exit, Overrides, loaded, online, out};
 use crate::config::Loaded;
-use crate::tools::Catalog;
+use crate::tools::sandbox::Host;
+use crate::tools::{Catalog, Remark};
 use crate::units::Secret;
 
 /// What `check` takes.
@@ -56,7 +57,23 @@ fn summary(loaded: &Loaded, catalog: &Catalog) -> String {
     part("teams", teams(loaded));
     part("tool servers", servers(loaded));
     part("tools", catalog.iter().map(|tool| row(tool)).collect());
+    if file.tools.values().any(|tool| tool.command.is_some()) {
+        part("sandboxes of this host", sandboxes());
+    }
+    let remark = |remark: &Remark| vec![remark.entry.to_string(), remark.unmapped.to_string()];
+    part("left out of OpenAPI documents", catalog.remarks().iter().map(remark).collect());
     text
+}
+
+fn sandboxes() -> Vec<Vec<String>> {
+    let host = Host::default();
+    let files = host.landlock(true).map(|()| "fences files");
+    let landlock = host.landlock(false).map(|()| "fences files and TCP").or(files);
+    let bwrap = host.bwrap().map(|_| "fences files, network and processes");
+    let row = |name: &str, can: Result<&str, String>| {
+        vec![name.to_owned(), can.map_or_else(|why| format!("no: {why}"), str::to_owned)]
+    };
+    vec![row("landlock", landlock), row("bwrap", bwrap)]
 }
 
 fn upstreams(loaded: &Loaded) -> Vec<Vec<String>> {

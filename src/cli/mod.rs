@@ -24,6 +24,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::config::{Flags, Loaded, Problems, Reading, load, process_env, read};
 use crate::tools::Catalog;
+use crate::tools::sandbox::launch;
 
 /// An OpenAI-compatible reverse proxy that executes tools, in parallel.
 #[derive(Debug, Parser)]
@@ -136,6 +137,11 @@ impl From<Exit> for ExitCode {
 /// `--help` and `--version` with 0.
 #[must_use]
 pub fn main() -> ExitCode {
+    // Before anything else: the process that becomes a fenced program.
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_some_and(|word| word == launch::WORD) {
+        return launch::run(arguments);
+    }
     let cli = Cli::parse();
     let path = cli.config.as_deref();
     let exit = match cli.command.unwrap_or(Command::Serve(cli.serve)) {

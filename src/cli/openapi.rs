@@ -1,19 +1,15 @@
 //! `fanfold config openapi`: an OpenAPI document, as the `tools:` of a configuration.
 
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 use serde_json::{Map, Value, json};
 
 use super::{Exit, out};
 use crate::config::print::yaml;
-use crate::tools::openapi::{Operations, operations};
+use crate::tools::openapi::{Operations, Unmapped, file, first_server, operations, tool_name};
 use crate::tools::settings::{Http, Settings};
 use crate::units::Secret;
-
-/// The largest document that is read, in bytes.
-const LARGEST: u64 = 16 * 1024 * 1024;
 
 /// What `config openapi` takes.
 #[derive(Debug, Args)]
@@ -41,14 +37,19 @@ pub(super) fn run(arguments: &Arguments) -> Exit {
 }
 
 fn printed(arguments: &Arguments) -> Result<String, String> {
-    let document = read(&arguments.document)?;
+    let document = file::read(&arguments.document)?;
     let base = Http { url: base_url(arguments, &document)?, ..plain()? };
-    let found = operations(&document, &base)?;
-    let tools: Map<String, Value> = found
-        .mapped
-        .iter()
-        .map(|(name, tool)| Ok((name.clone(), told(tool)?)))
-        .collect::<Result<_, String>>()?;
+    let mut found = operations(&document, &base, |_| true).map_err(|unfit| unfit.to_string())?;
+    let mut tools: Map<String, Value> = Map::new();
+    for (id, tool) in &found.mapped {
+        let name = tool_name(id);
+        if tools.contains_key(&name) {
+            let why = format!("another operation has the name `{name}` already");
+            found.unmapped.push(Unmapped { operation: id.clone(), at: "/paths".into(), why, partly: false });
+            continue;
+        }
+        tools.insert(name, told(tool)?);
+    }
     if tools.is_empty() {
         return Err(format!("no operation of it can be a tool\n{}", left_out(&found)));
     }
@@ -56,28 +57,10 @@ fn printed(arguments: &Arguments) -> Result<String, String> {
     Ok(format!("{}{text}", left_out(&found)))
 }
 
-fn read(path: &Path) -> Result<Value, String> {
-    let mut text = String::new();
-    let file = std::fs::File::open(path).map_err(|why| why.to_string())?;
-    file.take(LARGEST + 1).read_to_string(&mut text).map_err(|why| why.to_string())?;
-    if text.len() as u64 > LARGEST {
-        return Err("it is larger than 16MiB".into());
-    }
-    if text.trim_start().starts_with('{') {
-        return serde_json::from_str(&text).map_err(|why| why.to_string());
-    }
-    serde_saphyr::from_str(&text).map_err(|why| why.to_string())
-}
-
 fn base_url(arguments: &Arguments, document: &Value) -> Result<String, String> {
-    let first = document.pointer("/servers/0/url").and_then(Value::as_str);
-    let url = arguments.base_url.as_deref().or(first).unwrap_or_default();
-    if !(url.starts_with("https://") || url.starts_with("http://")) || url.contains('{') {
-        return Err(
-            "say where the API is with --base-url https://…: the document names no whole address".into()
-        );
-    }
-    Ok(url.to_owned())
+    arguments.base_url.clone().or_else(|| first_server(document)).ok_or_else(|| {
+        "say where the API is with --base-url https://…: the document names no whole address".into()
+    })
 }
 
 /// The settings of an HTTP tool with every default.
@@ -94,10 +77,13 @@ fn told(tool: &Settings) -> Result<Value, String> {
             value["http"]["headers"][name] = text.as_str().into();
         }
     }
-    for (part, name) in [("http", "follow_own_origin"), ("", "strict")] {
+    let (no, json) = (Value::Bool(false), Value::from("json"));
+    for (part, name, default) in
+        [("http", "follow_own_origin", &no), ("http", "body", &json), ("", "strict", &no)]
+    {
         let of = if part.is_empty() { &mut value } else { &mut value[part] };
         if let Value::Object(map) = of
-            && map.get(name) == Some(&Value::Bool(false))
+            && map.get(name) == Some(default)
         {
             map.shift_remove(name);
         }
@@ -107,13 +93,5 @@ fn told(tool: &Settings) -> Result<Value, String> {
 
 /// A comment for each operation, or part of one, that is not among the tools.
 fn left_out(found: &Operations) -> String {
-    let line = |u: &crate::tools::openapi::Unmapped| {
-        let what = if u.partly { "without a part" } else { "not a tool" };
-        format!(
-            "# {}: {what}: {}\n",
-            u.operation.replace(char::is_control, " "),
-            u.why.replace(char::is_control, " ")
-        )
-    };
-    found.unmapped.iter().map(line).collect()
+    found.unmapped.iter().map(|unmapped| format!("# {unmapped}\n")).collect()
 }

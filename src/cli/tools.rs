@@ -66,9 +66,9 @@ pub(super) fn row(tool: &Tool) -> Vec<String> {
     let spec = tool.spec();
     vec![
         spec.name.to_string(),
-        match tool.server() {
+        match tool.server().or_else(|| tool.document()) {
             None => tool.kind_name().into(),
-            Some((server, _)) => format!("{} {server}", tool.kind_name()),
+            Some((owner, _)) => format!("{} {owner}", tool.kind_name()),
         },
         word(&spec.effect),
         Span(spec.timeout).to_string(),
@@ -109,6 +109,7 @@ fn described(tool: &Tool) -> Value {
         "name": &*spec.name,
         "kind": tool.kind_name(),
         "server": tool.server().map(|(server, name)| json!({ "name": server, "tool": name })),
+        "document": tool.document().map(|(document, name)| json!({ "name": document, "operation": name })),
         "effect": spec.effect,
         "on_disconnect": spec.on_disconnect,
         "timeout": Span(spec.timeout),

@@ -121,12 +121,14 @@ impl Loaded {
         render(&self.source, &self.warnings, Severity::Warning, coloured)
     }
 
-    /// The files whose change should lead to a reload: the configuration and the files of its
-    /// secrets.
+    /// The files whose change should lead to a reload: the configuration, the files of its secrets, and
+    /// OpenAPI documents.
     #[must_use]
     pub fn watched(&self) -> Vec<PathBuf> {
         let mut paths: Vec<PathBuf> = self.source.path.iter().cloned().collect();
         secret_files(&self.written, &mut paths);
+        let documents = self.file.tools.values().filter_map(|tool| tool.openapi.as_ref());
+        paths.extend(documents.map(|openapi| PathBuf::from(&openapi.spec)));
         paths
     }
 }

@@ -46,13 +46,17 @@ pub fn defaults() -> Result<String, Problem> {
 fn all_of(file: &File) -> Result<Value, Problem> {
     let mut file = file.clone();
     for tool in file.tools.values_mut() {
+        tool.timeout.get_or_insert(file.limits.call_timeout);
+        tool.result.get_or_insert(file.limits.tool_result);
+        if tool.openapi.is_some() {
+            // Each operation's method says what it does.
+            continue;
+        }
         let effect = *tool.effect.get_or_insert_with(Effect::default);
         tool.on_disconnect.get_or_insert(match effect {
             Effect::Read => OnDisconnect::Stop,
             Effect::Idempotent | Effect::Write => OnDisconnect::Finish,
         });
-        tool.timeout.get_or_insert(file.limits.call_timeout);
-        tool.result.get_or_insert(file.limits.tool_result);
     }
     serde_json::to_value(&file).map_err(|why| Problem::new(why.to_string()))
 }

@@ -341,7 +341,7 @@ error: nothing says how to run it
 11 |   nothing: {}
    |   ^^^^^^^
    |
-   = help: add `http:`, `command:` or `mcp:`
+   = help: add `http:`, `command:`, `mcp:` or `openapi:`
 
 error: `rounds` must be at least 1, not 0
   --> fanfold.yaml:12:19
@@ -957,8 +957,8 @@ fn a_team_names_the_tools_of_a_server_by_what_they_begin_with() {
         assert!(loaded(&text).render_warnings(false).is_empty(), "{pattern}");
     }
     for (pattern, says) in [
-        ("clock", "`clock` is a server: its tools are called clock__NAME"),
-        ("bare", "`bare` is a server: its tools are called x_NAME"),
+        ("clock", "`clock` is many tools: they are called clock__NAME"),
+        ("bare", "`bare` is many tools: they are called x_NAME"),
         ("clock__", "there is no tool `clock__`"),
         ("clok__now", "there is no tool `clok__now`"),
     ] {
@@ -976,4 +976,32 @@ fn a_flag_adds_a_server() {
     assert_eq!(file.tools.keys().collect::<Vec<_>>(), ["sh", "tickets"]);
     let flags = Flags { mcp: vec![" ".into()], ..Flags::default() };
     assert!(reading_with(&with(""), &flags).finish().expect_err("a mistake").to_string().contains("--mcp"));
+}
+
+#[test]
+fn a_mistake_of_a_document_stands_at_its_entry_and_the_document_is_watched() {
+    let folder = tempfile::tempdir().unwrap();
+    let spec = folder.path().join("shop.json");
+    let text = |more: &str| {
+        format!(
+            "upstreams: {{ main: {{ base_url: \"http://127.0.0.1:1/v1\" }} }}\ntools:\n  shop:\n    openapi: {{ spec: {}, base_url: \"https://shop.example\" }}\n{more}",
+            spec.display()
+        )
+    };
+    std::fs::write(
+        &spec,
+        r#"{ "openapi": "3.0.0", "paths": { "/a": { "get": { "operationId": "look" } } } }"#,
+    )
+    .unwrap();
+    let (loaded, _) =
+        read_text("fanfold.yaml", &text(""), &|_| None, &Flags::default()).finish_with_tools().unwrap();
+    assert!(loaded.watched().contains(&spec));
+    let printed = loaded.print(print::Detail::Everything).unwrap();
+    assert!(!printed.contains("effect:"), "an operation's method says it: {printed}");
+    let refused = read_text("fanfold.yaml", &text("    only: [lok]\n"), &|_| None, &Flags::default())
+        .finish_with_tools();
+    let report = refused.unwrap_err().render(false);
+    for said in ["fanfold.yaml:5:12", "shop.json has no operation `lok`", "did you mean `look`?"] {
+        assert!(report.contains(said), "{said}: {report}");
+    }
 }

@@ -16,12 +16,14 @@ use tokio::io::AsyncReadExt;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Interval, MissedTickBehavior, interval, sleep};
 
-use super::LARGEST;
+use crate::tools::openapi::file::LARGEST;
 
 /// How often the files are looked at.
 const EVERY: Duration = Duration::from_secs(3);
 /// How long a new content has to stay as it is.
 const SETTLE: Duration = Duration::from_millis(200);
+/// Bytes read at once.
+const READ: usize = 64 * 1024;
 /// The most files that are watched.
 const MOST: usize = 256;
 
@@ -121,12 +123,17 @@ async fn settled(file: &Watched, now: [u8; 32]) -> Option<[u8; 32]> {
     }
 }
 
-/// The digest of a file's content, as far as a configuration may be long.
+/// The digest of a file's content, as far as a document may be long.
 async fn digest(path: &PathBuf) -> Option<[u8; 32]> {
-    let file = tokio::fs::File::open(path).await.ok()?;
-    let mut bytes = Vec::new();
-    file.take(LARGEST + 1).read_to_end(&mut bytes).await.ok()?;
-    Some(Sha256::digest(&bytes).into())
+    let mut file = tokio::fs::File::open(path).await.ok()?.take(LARGEST + 1);
+    let mut digest = Sha256::new();
+    let mut buffer = vec![0; READ];
+    loop {
+        match file.read(&mut buffer).await.ok()? {
+            0 => return Some(digest.finalize().into()),
+            count => digest.update(buffer.get(..count).unwrap_or_default()),
+        }
+    }
 }
 
 #[cfg(test)]

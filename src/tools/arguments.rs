@@ -73,6 +73,11 @@ pub(super) fn plain(json: &str) -> Cow<'_, str> {
     }
 }
 
+/// The members of a JSON object, in order.
+pub(super) fn members(json: &str) -> Option<Vec<(String, Box<RawValue>)>> {
+    serde_json::from_str::<Members>(json).ok().map(|Members(members)| members)
+}
+
 fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
@@ -200,6 +205,11 @@ impl Schema {
     /// Whether the schema's `properties` has this name.
     pub(super) fn has(&self, name: &str) -> bool {
         self.properties.contains(name)
+    }
+
+    /// The names in the schema's `properties`.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.properties.iter().map(String::as_str)
     }
 
     /// The name of an argument that the schema lets pass although it names it nowhere.

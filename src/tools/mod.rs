@@ -23,6 +23,7 @@ mod load;
 mod mcp;
 pub mod openapi;
 mod place;
+pub mod sandbox;
 mod secret;
 mod servers;
 pub mod settings;
@@ -43,6 +44,7 @@ pub use self::arguments::MAX_ARGUMENTS;
 use self::arguments::{Arguments, Schema};
 pub use self::load::LoadError;
 use self::load::Mistakes;
+pub use self::openapi::load::Remark;
 use self::servers::Server;
 pub use self::servers::{Condition, Servers, Standing};
 use self::settings::Settings;
@@ -66,6 +68,7 @@ pub struct Catalog {
     tools: BTreeMap<Arc<str>, Arc<Tool>>,
     servers: BTreeMap<Arc<str>, Arc<Server>>,
     clashes: Vec<String>,
+    remarks: Arc<[Remark]>,
     children: TaskTracker,
 }
 
@@ -77,9 +80,19 @@ pub struct Tool {
     at_once: Option<u32>,
     result: usize,
     kind: Kind,
+    origin: Option<Origin>,
 }
 
-/// How a tool runs its calls. Tools of OpenAPI documents take their place here.
+/// The operation of an OpenAPI document that a tool is.
+#[derive(Debug)]
+struct Origin {
+    /// The entry under `tools:` that names the document.
+    entry: Arc<str>,
+    /// What the document calls the operation.
+    operation: Arc<str>,
+}
+
+/// How a tool runs its calls.
 #[derive(Debug)]
 enum Kind {
     Http(Box<http::Http>),
@@ -108,23 +121,34 @@ impl Catalog {
     /// Builds every tool: compiles schemas, opens secrets, looks for programs. Returns all mistakes at once.
     pub fn build(settings: &BTreeMap<String, Settings>, defaults: &Defaults) -> Result<Self, Vec<LoadError>> {
         let children = TaskTracker::new();
-        let roots = http::SystemRoots::default();
+        let (roots, host) = (http::SystemRoots::default(), sandbox::Host::default());
         let (mut tools, mut servers) = (BTreeMap::new(), BTreeMap::new());
-        let mut errors = Vec::new();
+        let (mut remarks, mut errors) = (Vec::new(), Vec::new());
+        let mut documents = Vec::new();
         for (name, settings) in settings {
             let mut mistakes = Mistakes::of(name);
-            if settings.mcp.is_some() {
+            if settings.openapi.is_some() {
+                // Its tools come last: those of the settings have their names outright.
+                documents.extend(openapi::load::load(name, settings, defaults, &roots, &mut mistakes));
+            } else if settings.mcp.is_some() {
                 if let Some(server) = Server::load(name, settings, defaults, &roots, &mut mistakes) {
                     servers.insert(name.as_str().into(), Arc::new(server));
                 }
-            } else if let Some(tool) = Tool::load(name, settings, defaults, &roots, &children, &mut mistakes)
+            } else if let Some(tool) =
+                Tool::load(name, settings, defaults, &roots, &children, &host, &mut mistakes)
             {
                 tools.insert(Arc::clone(&tool.spec.name), Arc::new(tool));
             }
             errors.extend(mistakes.into_inner());
         }
+        for document in documents {
+            remarks.extend(document.remarks);
+            for tool in document.tools {
+                errors.extend(add_of_document(&mut tools, tool));
+            }
+        }
         if errors.is_empty() {
-            Ok(Self { tools, servers, clashes: Vec::new(), children })
+            Ok(Self { tools, servers, clashes: Vec::new(), remarks: remarks.into(), children })
         } else {
             Err(errors)
         }
@@ -153,6 +177,12 @@ impl Catalog {
         &self.clashes
     }
 
+    /// Operations of OpenAPI documents that are not offered, or not whole.
+    #[must_use]
+    pub fn remarks(&self) -> &[Remark] {
+        &self.remarks
+    }
+
     /// How many processes of command tools are still being ended or reaped, dropped calls included.
     #[must_use]
     pub fn children(&self) -> usize {
@@ -174,10 +204,11 @@ impl Tool {
         &self.spec
     }
 
-    /// `http`, `command` or `mcp`.
+    /// `http`, `command`, `mcp` or `openapi`.
     #[must_use]
     pub fn kind_name(&self) -> &'static str {
         match &self.kind {
+            Kind::Http(_) if self.origin.is_some() => "openapi",
             Kind::Http(_) => "http",
             Kind::Command(_) => "command",
             Kind::Mcp(_) => "mcp",
@@ -190,6 +221,23 @@ impl Tool {
         match &self.kind {
             Kind::Http(_) | Kind::Command(_) => None,
             Kind::Mcp(mcp) => Some((&mcp.link.plan.name, &mcp.name)),
+        }
+    }
+
+    /// The entry under `tools:` whose OpenAPI document it is from, and what the operation is called there.
+    #[must_use]
+    pub fn document(&self) -> Option<(&str, &str)> {
+        self.origin.as_ref().map(|origin| (&*origin.entry, &*origin.operation))
+    }
+
+    /// Whose it is, in words.
+    fn owner(&self) -> String {
+        match (self.server(), self.document()) {
+            (Some((server, name)), _) => format!("`{}` of the server `{server}`", text::tame(name, 100)),
+            (None, Some((entry, operation))) => {
+                format!("`{}` of the document `{entry}`", text::tame(operation, 100))
+            }
+            (None, None) => "the tool of the configuration".into(),
         }
     }
 
@@ -250,6 +298,7 @@ impl Tool {
         defaults: &Defaults,
         roots: &http::SystemRoots,
         children: &TaskTracker,
+        host: &sandbox::Host,
         mistakes: &mut Mistakes,
     ) -> Option<Self> {
         check_name(name, mistakes);
@@ -275,7 +324,7 @@ impl Tool {
         let command = settings
             .command
             .as_ref()
-            .map(|command| command::Command::load(command, effect, &schema, children, mistakes));
+            .map(|command| command::Command::load(command, effect, &schema, children, host, mistakes));
         let kind = match (http, command) {
             (Some(http), None) => Kind::Http(Box::new(http?)),
             (None, Some(command)) => Kind::Command(Box::new(command?)),
@@ -283,7 +332,7 @@ impl Tool {
                 mistakes.add_with_fix::<&str>(
                     &[],
                     "nothing says how to run it",
-                    "add `http:`, `command:` or `mcp:`",
+                    "add `http:`, `command:`, `mcp:` or `openapi:`",
                 );
                 return None;
             }
@@ -309,8 +358,27 @@ impl Tool {
             at_once: settings.at_once,
             result: settings.result.map_or(defaults.tool_result, |size| size.0),
             kind,
+            origin: None,
         })
     }
+}
+
+/// Adds a tool of a document. The mistake, if its name is taken, is its document's.
+fn add_of_document(tools: &mut BTreeMap<Arc<str>, Arc<Tool>>, tool: Tool) -> Option<LoadError> {
+    let Some(taken) = tools.get(&tool.spec.name) else {
+        tools.insert(Arc::clone(&tool.spec.name), Arc::new(tool));
+        return None;
+    };
+    let entry = tool.document().map(|(entry, _)| entry.to_owned()).unwrap_or_default();
+    let mut mistakes = Mistakes::of(&entry);
+    let message = format!(
+        "the name `{}` belongs to {}; {} cannot have it, too",
+        tool.spec.name,
+        taken.owner(),
+        tool.owner()
+    );
+    mistakes.add_with_fix(&["openapi"], message, "write another `prefix`, or name it in `except`");
+    mistakes.into_inner().pop()
 }
 
 fn check_name(name: &str, mistakes: &mut Mistakes) {

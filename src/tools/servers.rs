@@ -138,6 +138,7 @@ impl Servers {
             tools: tools.collect(),
             servers: catalog.servers.clone(),
             clashes: Vec::new(),
+            remarks: Arc::clone(&catalog.remarks),
             children: catalog.children.clone(),
         };
         for (name, server) in &catalog.servers {
@@ -207,10 +208,6 @@ impl Servers {
 
 impl Catalog {
     fn add(&mut self, tool: Tool) {
-        let owner = |tool: &Tool| match tool.server() {
-            Some((server, name)) => format!("`{}` of the server `{server}`", super::text::tame(name, 100)),
-            None => "the tool of the configuration".into(),
-        };
         match self.tools.entry(Arc::clone(&tool.spec.name)) {
             Entry::Vacant(free) => {
                 free.insert(Arc::new(tool));
@@ -218,8 +215,8 @@ impl Catalog {
             Entry::Occupied(taken) => self.clashes.push(format!(
                 "the name `{}` belongs to {}; {} is not offered: give one of the servers another `prefix`, or name it in `except`",
                 tool.spec.name,
-                owner(taken.get()),
-                owner(&tool),
+                taken.get().owner(),
+                tool.owner(),
             )),
         }
     }
@@ -255,18 +252,7 @@ impl Server {
         if settings.at_once == Some(0) {
             mistakes.add(&["at_once"], "with 0 its tools could never run");
         }
-        let prefix = settings.prefix.clone().unwrap_or_else(|| format!("{name}__"));
-        let legal = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
-        if prefix.len() > MAX_PREFIX || !prefix.bytes().all(legal) {
-            let fix = "write a short one under `prefix`, or \"\" for none";
-            let message = format!(
-                "names of tools cannot begin with `{prefix}`: letters, digits, _ and -, at most {MAX_PREFIX}"
-            );
-            match settings.prefix {
-                Some(_) => mistakes.add_with_fix(&["prefix"], message, fix),
-                None => mistakes.add_with_fix::<&str>(&[], message, fix),
-            }
-        }
+        let prefix = prefix(name, settings, mistakes);
         let plan = Plan::load(name, mcp, roots, mistakes)?;
         mistakes.is_empty().then(|| Self {
             plan: Arc::new(plan),
@@ -299,6 +285,7 @@ impl Server {
             at_once: self.at_once,
             result: self.result,
             kind: Kind::Mcp(Box::new(Mcp { link: Arc::clone(link), name: Arc::clone(&listed.name), effect })),
+            origin: None,
         }
     }
 }
@@ -326,6 +313,23 @@ fn definition(name: &str, listed: &Listed) -> String {
     text.unwrap_or_default()
 }
 
+/// What the names of the tools of a server or a document begin with.
+pub(super) fn prefix(name: &str, settings: &Settings, mistakes: &mut Mistakes) -> String {
+    let prefix = settings.prefix.clone().unwrap_or_else(|| format!("{name}__"));
+    let legal = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
+    if prefix.len() > MAX_PREFIX || !prefix.bytes().all(legal) {
+        let fix = "write a short one under `prefix`, or \"\" for none";
+        let message = format!(
+            "names of tools cannot begin with `{prefix}`: letters, digits, _ and -, at most {MAX_PREFIX}"
+        );
+        match settings.prefix {
+            Some(_) => mistakes.add_with_fix(&["prefix"], message, fix),
+            None => mistakes.add_with_fix::<&str>(&[], message, fix),
+        }
+    }
+    prefix
+}
+
 /// What only a server can have.
 pub(super) fn only_for_servers(settings: &Settings, mistakes: &mut Mistakes) {
     let given = [
@@ -336,6 +340,10 @@ pub(super) fn only_for_servers(settings: &Settings, mistakes: &mut Mistakes) {
         ("trust_annotations", settings.trust_annotations),
     ];
     for (key, _) in given.into_iter().filter(|(_, given)| *given) {
-        mistakes.add(&[key], format!("`{key}` belongs to a server: a tool with `mcp`"));
+        let whose = match key {
+            "required" | "trust_annotations" => "a server: a tool with `mcp`",
+            _ => "many tools at once: one with `mcp` or `openapi`",
+        };
+        mistakes.add(&[key], format!("`{key}` belongs to {whose}"));
     }
 }

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use crate::units::{Secret, Size, Span};
 use crate::wire::tool::{Effect, OnDisconnect};
 
-/// One of `tools:`. Exactly one of `http`, `command`, `mcp` says how a call is run. With `mcp` it is a server, and
-/// the settings hold for each of its tools.
+/// One of `tools:`. Exactly one of `http`, `command`, `mcp`, `openapi` says how a call is run. With `mcp` it is a
+/// server, with `openapi` a document; then it is many tools, and the settings hold for each of them.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
@@ -46,13 +46,16 @@ pub struct Settings {
     /// A server of the Model Context Protocol: it says itself which tools it has.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mcp: Option<Mcp>,
-    /// Of a server: only the tools with these names; `*` stands for anything. Default: all.
+    /// An OpenAPI document: each of its operations is a tool.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub openapi: Option<OpenApi>,
+    /// Of a server or a document: only the tools with these names; `*` stands for anything. Default: all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub only: Option<Vec<String>>,
-    /// Of a server: not the tools with these names; `*` stands for anything.
+    /// Of a server or a document: not the tools with these names; `*` stands for anything.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub except: Option<Vec<String>>,
-    /// Of a server: what the names of its tools begin with. Default: its own name and `__`.
+    /// Of a server or a document: what the names of its tools begin with. Default: its own name and `__`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prefix: Option<String>,
     /// Of a server: without it fanfold does not start, and is not ready.
@@ -111,6 +114,19 @@ pub struct Http {
     /// More request headers; a value may have `{argument}` places.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub headers: BTreeMap<String, Secret>,
+    /// How a request proves who it is from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auth: Option<Auth>,
+    /// How a list or an object is written that is not in a JSON body, by argument. Default: a list in the query or
+    /// in a form is repeated, anything else is its JSON text.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub styles: BTreeMap<String, Style>,
+    /// What becomes of the arguments without a place, where the method is neither GET nor HEAD.
+    #[serde(default)]
+    pub body: Body,
+    /// The argument whose value is the whole JSON body.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub body_argument: Option<String>,
     /// Networks a call may reach although they are private, loopback or otherwise refused.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub allow_cidrs: Vec<String>,
@@ -147,6 +163,128 @@ fn get() -> Method {
     Method::Get
 }
 
+/// What a body is made of.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Body {
+    /// A JSON object of the arguments without a place.
+    #[default]
+    Json,
+    /// A form (`application/x-www-form-urlencoded`) of the arguments without a place.
+    Form,
+    /// There is no body: every argument has its place.
+    None,
+}
+
+/// How a list or an object is written outside of JSON.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Style {
+    /// `a,b`; of an object `name,value,name,value`.
+    Commas,
+    /// `a b`, percent-encoded.
+    Spaces,
+    /// `a|b`, percent-encoded.
+    Pipes,
+    /// `name=value,name=value`; of a list `a,b`.
+    Equals,
+    /// Each member of an object is a member of the query or the form itself.
+    Spread,
+    /// `argument[name]=value`, at any depth; of a list `argument[0]=a`.
+    Brackets,
+}
+
+/// How a request proves who it is from. Exactly one of these.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Auth {
+    /// `authorization: Bearer …`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bearer: Option<Secret>,
+    /// `authorization: Basic …`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub basic: Option<Basic>,
+    /// A key in a header.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub header: Option<ApiKey>,
+    /// A key in the query. Servers tend to log the query: prefer a header where there is a choice.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub query: Option<ApiKey>,
+}
+
+/// A user and a password.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Basic {
+    /// The user; it has no colon.
+    pub user: String,
+    /// The password.
+    pub password: Secret,
+}
+
+/// A key and the name it is sent under.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ApiKey {
+    /// The name of the header or of the query's member.
+    pub name: String,
+    /// The key.
+    pub value: Secret,
+}
+
+/// `openapi:` of a tool.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct OpenApi {
+    /// The file of the document: OpenAPI 3.0 or 3.1, JSON or YAML. A change of it is a reason to reload.
+    pub spec: String,
+    /// `https://host/path` that the paths of the document are below. Default: the document's first server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_url: Option<String>,
+    /// More headers of every request.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub headers: BTreeMap<String, Secret>,
+    /// How every request proves who it is from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auth: Option<Auth>,
+    /// Networks a call may reach although they are private, loopback or otherwise refused.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allow_cidrs: Vec<String>,
+    /// Follow redirects that stay on the same scheme, host and port.
+    #[serde(default)]
+    pub follow_own_origin: bool,
+    /// A PEM file of certificate authorities to trust instead of the system's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<String>,
+    /// What is different for single operations, by `operationId`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub operations: BTreeMap<String, Operation>,
+}
+
+/// What is different for one operation of a document.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Operation {
+    /// Instead of what the document says about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// What a call does to the world.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub effect: Option<Effect>,
+    /// What happens to a running call when the client leaves.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_disconnect: Option<OnDisconnect>,
+    /// How long one call may take.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<Span>,
+    /// Calls of it running at once, all turns together.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub at_once: Option<u32>,
+    /// How much of a result the model gets.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub result: Option<Size>,
+}
+
 /// `command:` of a tool.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -169,6 +307,38 @@ pub struct Command {
     /// Resource limits.
     #[serde(default)]
     pub rlimits: Rlimits,
+    /// What fences the process in. A host that cannot do it does not start.
+    #[serde(default)]
+    pub sandbox: Sandbox,
+    /// What it may do behind the fence, beside reading programs and libraries and writing into a fresh directory of
+    /// its own.
+    #[serde(default)]
+    pub may: May,
+}
+
+/// What fences a process in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Sandbox {
+    /// Nothing: it may do what fanfold's user may.
+    #[default]
+    None,
+    /// The kernel's Landlock: files, TCP and signals.
+    Landlock,
+    /// Bubblewrap: files, network and processes of its own; nothing of it outlives it.
+    Bwrap,
+}
+
+/// What a process may do behind its fence.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct May {
+    /// Files and directories it may read, and run, with all that is below them.
+    pub read: Vec<String>,
+    /// Files and directories it may write as well, with all that is below them.
+    pub write: Vec<String>,
+    /// Use the network.
+    pub network: bool,
 }
 
 /// Resource limits of a command.

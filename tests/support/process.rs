@@ -128,6 +128,11 @@ impl Process {
         kill_process(self.pid(), signal).expect("it runs");
     }
 
+    /// Its process id.
+    pub fn id(&self) -> i32 {
+        self.pid().as_raw_pid()
+    }
+
     fn pid(&self) -> Pid {
         let pid = self.child.id().and_then(|id| i32::try_from(id).ok()).expect("it runs");
         Pid::from_raw(pid).expect("a process id")

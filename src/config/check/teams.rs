@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use super::{Check, matches};
 use crate::config::suggest::did_you_mean;
 use crate::team::settings::Settings;
+use crate::tools::settings as tools;
 
 /// The SHA-256 of nothing: what a hash tool prints when its input did not arrive.
 const OF_NOTHING: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
@@ -68,7 +69,7 @@ impl Check<'_> {
             }
             let server = self.servers().find(|(server, _)| server == pattern).map(|(_, beginning)| beginning);
             if let Some(beginning) = server {
-                let message = format!("`{pattern}` is a server: its tools are called {beginning}NAME");
+                let message = format!("`{pattern}` is many tools: they are called {beginning}NAME");
                 self.wrong(&at, message, format!("write \"{beginning}*\" for all of them"));
                 continue;
             }
@@ -88,9 +89,10 @@ impl Check<'_> {
         self.too_many_tools(name, team);
     }
 
-    /// The servers, and what the names of their tools begin with.
+    /// The servers and documents, and what the names of their tools begin with.
     fn servers(&self) -> impl Iterator<Item = (&str, String)> {
-        let servers = self.file.tools.iter().filter(|(_, tool)| tool.mcp.is_some());
+        let many = |tool: &tools::Settings| tool.mcp.is_some() || tool.openapi.is_some();
+        let servers = self.file.tools.iter().filter(move |(_, tool)| many(tool));
         servers
             .map(|(name, tool)| (name.as_str(), tool.prefix.clone().unwrap_or_else(|| format!("{name}__"))))
     }

@@ -10,6 +10,14 @@ impl Check<'_> {
                     format!("`timeout` is longer than a whole turn ({})", self.file.limits.turn_timeout);
                 self.warn(&["tools", name, "timeout"], message, "lower it, or raise `limits.turn_timeout`");
             }
+            for (id, own) in tool.openapi.iter().flat_map(|openapi| &openapi.operations) {
+                if own.timeout.is_some_and(|timeout| timeout > self.file.limits.turn_timeout) {
+                    let message =
+                        format!("`timeout` is longer than a whole turn ({})", self.file.limits.turn_timeout);
+                    let at = ["tools", name, "openapi", "operations", id, "timeout"];
+                    self.warn(&at, message, "lower it, or raise `limits.turn_timeout`");
+                }
+            }
         }
     }
 }

@@ -4,7 +4,7 @@
 //! inside of one element and can never become another element, an option or the program. What happens once the
 //! process runs is [`process`]'s business.
 //!
-//! Not here: a sandbox. A process that leaves its group with `setsid` is not found again.
+//! Without a [`sandbox`](super::sandbox) a process that leaves its group with `setsid` is not found again.
 
 pub(super) mod process;
 
@@ -22,6 +22,7 @@ use super::arguments::{Arguments, Schema};
 use super::http::UNKNOWN;
 use super::load::Mistakes;
 use super::place::{Piece, Template};
+use super::sandbox::{Host, Sandbox};
 use super::text::{cut, describe, tail, utf8};
 use super::{Call, secret, settings, took};
 use crate::wire::tool::{Effect, Outcome, OutcomeKind};
@@ -43,6 +44,7 @@ pub(super) struct Command {
     dir: Option<PathBuf>,
     allow_dash: Vec<String>,
     rlimits: settings::Rlimits,
+    sandbox: Option<Arc<Sandbox>>,
     effect: Effect,
     children: TaskTracker,
 }
@@ -61,6 +63,7 @@ impl Command {
         effect: Effect,
         schema: &Schema,
         children: &TaskTracker,
+        host: &Host,
         mistakes: &mut Mistakes,
     ) -> Option<Self> {
         let Some((program, rest)) = settings.argv.split_first() else {
@@ -100,6 +103,7 @@ impl Command {
             );
         }
         let env = environment(settings, mistakes);
+        let sandbox = Sandbox::load("command", settings.sandbox, &settings.may, host, mistakes);
         mistakes.is_empty().then(|| Self {
             program: program.into(),
             elements,
@@ -108,6 +112,7 @@ impl Command {
             dir,
             allow_dash: settings.allow_dash.clone(),
             rlimits: settings.rlimits.clone(),
+            sandbox: sandbox.map(Arc::new),
             effect,
             children: children.clone(),
         })
@@ -133,6 +138,7 @@ impl Command {
             env: Arc::clone(&self.env),
             dir: self.dir.clone(),
             rlimits: self.rlimits.clone(),
+            sandbox: self.sandbox.clone(),
             keep_stdout: call.result_limit,
             deadline: call.deadline,
         };

@@ -10,7 +10,7 @@
 //! Promises: holds `keep_stdout` bytes of standard output and [`KEEP_STDERR`] of standard error, whatever is
 //! printed; leaves no zombie, no member of the group and no directory behind. The leader is reaped last, so its
 //! process id cannot mean somebody else when the group is killed. Resource limits are set right after the
-//! start: for the first instants the program runs without them.
+//! start: for the first instants the program runs without them, unless it has a sandbox, which sets them itself.
 
 use std::ffi::OsString;
 use std::io;
@@ -30,6 +30,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
+use crate::tools::sandbox::{Line, Sandbox};
 use crate::tools::settings::Rlimits;
 use crate::tools::text::Full;
 
@@ -56,6 +57,7 @@ pub(super) struct Plan {
     /// Its directory; without one it gets a fresh one.
     pub(super) dir: Option<PathBuf>,
     pub(super) rlimits: Rlimits,
+    pub(super) sandbox: Option<Arc<Sandbox>>,
     /// How many bytes of standard output to keep.
     pub(super) keep_stdout: usize,
     pub(super) deadline: Instant,
@@ -100,14 +102,16 @@ enum Watched {
 /// milliseconds more once `stop` is cancelled.
 pub(super) async fn supervise(plan: Plan, stop: CancellationToken) -> io::Result<Report> {
     let scratch = match plan.dir {
-        Some(_) => None,
-        None => Some(tempfile::Builder::new().prefix("fanfold-call-").tempdir()?),
+        Some(_) if plan.sandbox.is_none() => None,
+        Some(_) | None => Some(tempfile::Builder::new().prefix("fanfold-call-").tempdir()?),
     };
     // Before the start, so that no exit is missed.
     let mut exits = signal(SignalKind::child())?;
     let mut child = start(&plan, scratch.as_ref().map(tempfile::TempDir::path))?;
     let mut group = Group::of(&child)?;
-    limit(group.leader, &plan.rlimits);
+    if plan.sandbox.is_none() {
+        limit(Some(group.leader), &plan.rlimits);
+    }
 
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let mut kept = Kept { stdout: Head::new(plan.keep_stdout), stderr: Tail::default() };
@@ -142,8 +146,19 @@ pub(super) async fn supervise(plan: Plan, stop: CancellationToken) -> io::Result
 }
 
 fn start(plan: &Plan, scratch: Option<&std::path::Path>) -> io::Result<Child> {
-    let mut command = tokio::process::Command::new(&plan.program);
-    command.args(&plan.elements).env_clear().process_group(0).kill_on_drop(true);
+    let line = Line { program: plan.program.clone(), elements: plan.elements.clone() };
+    let line = match (&plan.sandbox, scratch) {
+        (Some(sandbox), Some(own)) => {
+            sandbox.fenced(&line, plan.dir.as_deref().unwrap_or(own), own, Some(&plan.rlimits))
+        }
+        (Some(_), None) => return Err(io::Error::other("a fenced process has no directory of its own")),
+        (None, _) => line,
+    };
+    let mut command = tokio::process::Command::new(&line.program);
+    command.args(&line.elements).env_clear().process_group(0).kill_on_drop(true);
+    if let (Some(_), Some(own)) = (&plan.sandbox, scratch) {
+        command.env("TMPDIR", own);
+    }
     command.envs(plan.env.iter().map(|(name, value)| (name, value.expose_secret())));
     if let Some(dir) = plan.dir.as_deref().or(scratch) {
         command.current_dir(dir);
@@ -237,7 +252,8 @@ async fn until_over(
     }
 }
 
-fn limit(leader: Pid, limits: &Rlimits) {
+/// Sets the limits of a process; `None` is this one.
+pub(in crate::tools) fn limit(process: Option<Pid>, limits: &Rlimits) {
     let wanted = [
         (Resource::As, limits.memory.0 as u64),
         (Resource::Cpu, limits.cpu.0.as_secs().max(1)),
@@ -249,7 +265,7 @@ fn limit(leader: Pid, limits: &Rlimits) {
         // It inherited our limits, and nobody can raise a hard one.
         let most = rustix::process::getrlimit(resource).maximum.map_or(most, |hard| hard.min(most));
         let limit = Rlimit { current: Some(most), maximum: Some(most) };
-        if let Err(error) = rustix::process::prlimit(Some(leader), resource, limit)
+        if let Err(error) = rustix::process::prlimit(process, resource, limit)
             && error != rustix::io::Errno::SRCH
         {
             tracing::warn!(?resource, %error, "a command's resource limit could not be set");

@@ -103,6 +103,9 @@ async fn each_argument_stays_one_element_whatever_it_is() {
             assert_eq!(outcome, Outcome::ok(format!("1:<{value}>")), "{value:?}");
         }
     }
+    let files: Vec<_> =
+        std::fs::read_dir(echo.dir.path()).unwrap().map(|file| file.unwrap().file_name()).collect();
+    assert_eq!(files, ["script"], "no second process ran");
     assert_eq!(echo.run(json!({ "a": "x", "b": [1, "y"] })).await, Outcome::ok("2:<x><[1,\"y\"]>"));
     assert_eq!(echo.run(json!({ "a": null, "b": 1.5 })).await, Outcome::ok("1:<1.5>"));
     assert_eq!(echo.run(json!({})).await, Outcome::ok("0:"));

@@ -3,29 +3,29 @@
 //! Pure. Scheme, host, port, header names and the number of path segments are fixed when the form is made; an
 //! argument fills a path segment, a query value or a header value, and can never become more than that.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
-use secrecy::ExposeSecret as _;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
+use percent_encoding::percent_decode_str;
+use secrecy::{ExposeSecret as _, SecretString};
 
+use super::auth;
 use super::origin::{self, Origin};
+use super::written::{Pairs, encode, joined};
 use crate::tools::arguments::{Arguments, Schema, plain};
 use crate::tools::load::Mistakes;
 use crate::tools::place::{Piece, Template};
 use crate::tools::secret;
-use crate::tools::settings;
+use crate::tools::settings::{self, Style};
 use crate::units::Secret;
 
-/// Everything but what RFC 3986 calls unreserved.
-const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 /// How often a path argument is decoded in search of what it may not be.
 const MAX_DECODINGS: usize = 8;
 
 /// Headers that belong to the connection, to the framing, or to fanfold.
-const RESERVED: [&str; 15] = [
+pub(in crate::tools) const RESERVED: [&str; 15] = [
     "host",
     "content-length",
     "transfer-encoding",
@@ -55,11 +55,26 @@ pub(super) struct Form {
     placed: HashSet<String>,
     /// Names of query members the operator wrote, decoded.
     taken: HashSet<String>,
+    styles: BTreeMap<String, Style>,
+    body: Body,
+}
+
+/// What the body is made of.
+#[derive(Debug)]
+enum Body {
+    None,
+    /// The arguments without a place, as a JSON object.
+    Json,
+    /// The arguments without a place, as a form.
+    Form,
+    /// The value of one argument.
+    Whole(String),
 }
 
 #[derive(Debug)]
 enum Pair {
     Fixed(String),
+    Hidden(SecretString),
     Placed { name: String, value: Template },
 }
 
@@ -103,8 +118,16 @@ impl Form {
             form.add_query(part, schema, mistakes);
         }
         form.add_headers(settings, schema, mistakes);
+        if let Some(auth) = &settings.auth {
+            form.add_auth(auth, mistakes);
+        }
         let placed = form.segments.iter().flat_map(Template::places).map(str::to_owned);
         form.placed.extend(placed.collect::<Vec<_>>());
+        form.body = form.read_body(settings, schema, mistakes);
+        for name in settings.styles.keys().filter(|name| !schema.has(name)) {
+            mistakes.add(&["http", "styles", name], format!("`{name}` is not an argument of this tool"));
+        }
+        form.styles.clone_from(&settings.styles);
         Some(form)
     }
 
@@ -117,7 +140,76 @@ impl Form {
             headers: Vec::new(),
             placed: HashSet::new(),
             taken: HashSet::new(),
+            styles: BTreeMap::new(),
+            body: Body::Json,
         }
+    }
+
+    fn read_body(&self, settings: &settings::Http, schema: &Schema, mistakes: &mut Mistakes) -> Body {
+        let nowhere = |but: Option<&str>| {
+            let mut names: Vec<&str> =
+                schema.names().filter(|name| !self.placed.contains(*name) && Some(*name) != but).collect();
+            names.sort_unstable();
+            names.first().map(|name| format!("the argument `{name}` goes nowhere: give it a place"))
+        };
+        if self.in_query() {
+            for (key, _) in [
+                ("body", settings.body != settings::Body::Json),
+                ("body_argument", settings.body_argument.is_some()),
+            ]
+            .iter()
+            .filter(|(_, given)| *given)
+            {
+                mistakes.add(&["http", key], "a GET or HEAD has no body");
+            }
+            return Body::None;
+        }
+        match (settings.body, &settings.body_argument) {
+            (settings::Body::Json, None) => Body::Json,
+            (settings::Body::Form, None) => Body::Form,
+            (settings::Body::None, None) => {
+                if let Some(message) = nowhere(None) {
+                    mistakes.add(&["http", "body"], message);
+                }
+                Body::None
+            }
+            (settings::Body::Json, Some(whole)) => {
+                if !schema.has(whole) || self.placed.contains(whole) {
+                    let message = format!("`{whole}` is not an argument of this tool without another place");
+                    mistakes.add(&["http", "body_argument"], message);
+                } else if let Some(message) = nowhere(Some(whole)) {
+                    mistakes.add(&["http", "body_argument"], message);
+                }
+                Body::Whole(whole.clone())
+            }
+            (settings::Body::Form | settings::Body::None, Some(_)) => {
+                mistakes.add(&["http", "body_argument"], "only a JSON body is the value of one argument");
+                Body::None
+            }
+        }
+    }
+
+    fn add_auth(&mut self, settings: &settings::Auth, mistakes: &mut Mistakes) {
+        match auth::open(settings, mistakes) {
+            None => {}
+            Some(auth::Auth::Header(name, value)) => {
+                if RESERVED.contains(&name.as_str()) || self.headers.iter().any(|(known, _)| *known == name) {
+                    let message = format!("`{name}` is set already, by fanfold or under `headers`");
+                    return mistakes.add(&["http", "auth"], message);
+                }
+                self.headers.push((name, Head::Fixed(value)));
+            }
+            Some(auth::Auth::Query(name, pair)) => {
+                if !self.taken.insert(name.clone()) {
+                    return mistakes.add(&["http", "auth"], format!("`{name}` is in the URL already"));
+                }
+                self.query.push(Pair::Hidden(pair));
+            }
+        }
+    }
+
+    fn in_query(&self) -> bool {
+        self.method == Method::GET || self.method == Method::HEAD
     }
 
     fn add_headers(&mut self, settings: &settings::Http, schema: &Schema, mistakes: &mut Mistakes) {
@@ -175,21 +267,12 @@ impl Form {
         let mut target = String::new();
         for segment in &self.segments {
             target.push('/');
-            target.push_str(&fill_segment(segment, arguments)?);
+            target.push_str(&self.fill_segment(segment, arguments)?);
         }
-        let mut pairs: Vec<String> = self.query.iter().flat_map(|pair| fill_pair(pair, arguments)).collect();
-        let in_query = self.method == Method::GET || self.method == Method::HEAD;
-        if in_query {
-            for (name, json) in self.unplaced(arguments).filter(|(_, json)| *json != "null") {
-                if self.taken.contains(name) {
-                    return Err(format!("{name:?} is fixed by this tool and cannot be given"));
-                }
-                pairs.extend(repeated(&encode(name), json));
-            }
-        }
-        if !pairs.is_empty() {
+        let query = self.fill_query(arguments)?;
+        if !query.is_empty() {
             target.push('?');
-            target.push_str(&pairs.join("&"));
+            target.push_str(&query.into_text());
         }
         let scheme = if self.origin.secure { "https" } else { "http" };
         let uri = Uri::builder()
@@ -198,8 +281,54 @@ impl Form {
             .path_and_query(target)
             .build()
             .map_err(|_| "arguments are too long for a URL".to_owned())?;
-        let body = if in_query { None } else { self.body(arguments) };
-        Ok(Filled { uri, headers: self.fill_headers(arguments)?, body })
+        let mut headers = self.fill_headers(arguments)?;
+        let body = self.fill_body(arguments)?;
+        if body.is_some() && matches!(self.body, Body::Form) {
+            headers.entry(header::CONTENT_TYPE).or_insert(FORM);
+        }
+        Ok(Filled { uri, headers, body })
+    }
+
+    fn fill_query(&self, arguments: &Arguments) -> Result<Pairs, String> {
+        let mut pairs = Pairs::default();
+        for pair in &self.query {
+            self.fill_pair(pair, arguments, &mut pairs)?;
+        }
+        if self.in_query() {
+            for (name, json) in self.unplaced(arguments).filter(|(_, json)| *json != "null") {
+                if self.taken.contains(name) {
+                    return Err(format!("{name:?} is fixed by this tool and cannot be given"));
+                }
+                pairs.argument(&encode(name), json, self.style(name), |name| self.is_taken(name))?;
+            }
+        }
+        Ok(pairs)
+    }
+
+    fn style(&self, name: &str) -> Option<Style> {
+        self.styles.get(name).copied()
+    }
+
+    /// Whether a member of an object may not become a member of the query or the form.
+    fn is_taken(&self, name: &str) -> bool {
+        self.taken.contains(name) || self.placed.contains(name)
+    }
+
+    /// A query member; none when one of its arguments was not given, several for a list.
+    fn fill_pair(&self, pair: &Pair, arguments: &Arguments, pairs: &mut Pairs) -> Result<(), String> {
+        match pair {
+            Pair::Fixed(text) => pairs.add(text),
+            Pair::Hidden(text) => pairs.add(text.expose_secret()),
+            Pair::Placed { name, value } => match value.sole_place() {
+                Some(place) => arguments.json(place).map_or(Ok(()), |json| {
+                    pairs.argument(name, json, self.style(place), |name| self.is_taken(name))
+                }),
+                None => match fill_encoded(value, arguments) {
+                    Some(value) => pairs.add(&format!("{name}={value}")),
+                    None => Ok(()),
+                },
+            },
+        }
     }
 
     /// Arguments that have no place of their own.
@@ -207,8 +336,23 @@ impl Form {
         arguments.iter().filter(|(name, _)| !self.placed.contains(*name))
     }
 
+    fn fill_body(&self, arguments: &Arguments) -> Result<Option<Bytes>, String> {
+        match &self.body {
+            Body::None => Ok(None),
+            Body::Json => Ok(self.json_body(arguments)),
+            Body::Whole(name) => Ok(arguments.json(name).map(|json| json.to_owned().into())),
+            Body::Form => {
+                let mut pairs = Pairs::default();
+                for (name, json) in self.unplaced(arguments).filter(|(_, json)| *json != "null") {
+                    pairs.argument(&encode(name), json, self.style(name), |name| self.is_taken(name))?;
+                }
+                Ok(Some(pairs.into_text().into()))
+            }
+        }
+    }
+
     /// An object of the arguments without a place, their text unchanged. DELETE without any has no body.
-    fn body(&self, arguments: &Arguments) -> Option<Bytes> {
+    fn json_body(&self, arguments: &Arguments) -> Option<Bytes> {
         let members: Vec<String> = self
             .unplaced(arguments)
             .map(|(name, json)| format!("{}:{json}", serde_json::Value::from(name)))
@@ -226,7 +370,7 @@ impl Form {
                 Head::Fixed(value) => value.clone(),
                 Head::Placed(template) => {
                     // A header whose argument was not given is not sent.
-                    let Some(text) = fill_text(template, arguments) else { continue };
+                    let Some(text) = self.fill_header(template, arguments)? else { continue };
                     sensitive(&text).ok_or_else(|| {
                         format!("the value for the header {name} may have visible ASCII characters only")
                     })?
@@ -236,7 +380,55 @@ impl Form {
         }
         Ok(headers)
     }
+
+    fn fill_header(&self, template: &Template, arguments: &Arguments) -> Result<Option<String>, String> {
+        let Some((place, style)) = template.sole_place().and_then(|p| Some((p, self.style(p)?))) else {
+            return Ok(fill_with(template, arguments, str::to_owned));
+        };
+        let put = |value: &str| match value.contains(',') {
+            true => {
+                Err(format!("a part of the argument {place:?} has a comma, which stands between its parts"))
+            }
+            false => Ok(value.to_owned()),
+        };
+        arguments.json(place).map_or(Ok(None), |json| joined(json, style, put))
+    }
+
+    /// One path segment, encoded.
+    fn fill_segment(&self, segment: &Template, arguments: &Arguments) -> Result<String, String> {
+        let mut out = String::new();
+        let mut places = false;
+        for piece in segment.pieces() {
+            match piece {
+                Piece::Text(text) => out.push_str(text),
+                Piece::Place(name) => {
+                    places = true;
+                    out.push_str(&self.path_value(name, arguments)?);
+                }
+            }
+        }
+        if places && let Some(why) = unfit_for_path(&out) {
+            return Err(format!("a part of the URL's path {why}"));
+        }
+        Ok(out)
+    }
+
+    fn path_value(&self, name: &str, arguments: &Arguments) -> Result<String, String> {
+        let missing = || format!("the argument {name:?} is missing; it is a part of the URL's path");
+        let put = |value: &str| match unfit_for_path(value) {
+            Some(why) => Err(format!("the argument {name:?} {why}; it is a part of the URL's path")),
+            None => Ok(encode(value)),
+        };
+        let json = arguments.json(name).ok_or_else(missing)?;
+        match self.style(name) {
+            None => put(&plain(json)),
+            Some(style) => joined(json, style, put)?.ok_or_else(missing),
+        }
+    }
 }
+
+/// The type of a form.
+const FORM: HeaderValue = HeaderValue::from_static("application/x-www-form-urlencoded");
 
 fn method(method: settings::Method) -> Method {
     match method {
@@ -290,43 +482,14 @@ fn fixed(value: &Secret) -> Result<HeaderValue, String> {
 }
 
 /// A header value that debug output never shows.
-fn sensitive(text: &str) -> Option<HeaderValue> {
+pub(super) fn sensitive(text: &str) -> Option<HeaderValue> {
     let mut value = HeaderValue::from_str(text).ok().filter(|_| visible(text))?;
     value.set_sensitive(true);
     Some(value)
 }
 
-fn visible(text: &str) -> bool {
+pub(super) fn visible(text: &str) -> bool {
     text.bytes().all(|byte| matches!(byte, 0x20..=0x7e))
-}
-
-fn encode(text: &str) -> String {
-    utf8_percent_encode(text, ENCODED).to_string()
-}
-
-/// One path segment, encoded.
-fn fill_segment(segment: &Template, arguments: &Arguments) -> Result<String, String> {
-    let mut out = String::new();
-    let mut places = false;
-    for piece in segment.pieces() {
-        match piece {
-            Piece::Text(text) => out.push_str(text),
-            Piece::Place(name) => {
-                places = true;
-                let value = arguments.text(name).ok_or_else(|| {
-                    format!("the argument {name:?} is missing; it is a part of the URL's path")
-                })?;
-                if let Some(why) = unfit_for_path(&value) {
-                    return Err(format!("the argument {name:?} {why}; it is a part of the URL's path"));
-                }
-                out.push_str(&encode(&value));
-            }
-        }
-    }
-    if places && let Some(why) = unfit_for_path(&out) {
-        return Err(format!("a part of the URL's path {why}"));
-    }
-    Ok(out)
 }
 
 /// Why a text may not be a segment of a path, in whatever form a server might decode it to.
@@ -349,35 +512,9 @@ fn unfit_for_path(text: &str) -> Option<&'static str> {
     Some("is percent-encoded too often")
 }
 
-/// A query member; none when one of its arguments was not given, several for a list.
-fn fill_pair(pair: &Pair, arguments: &Arguments) -> Vec<String> {
-    match pair {
-        Pair::Fixed(text) => vec![text.clone()],
-        Pair::Placed { name, value } => match value.sole_place() {
-            Some(place) => arguments.json(place).map_or_else(Vec::new, |json| repeated(name, json)),
-            None => {
-                fill_encoded(value, arguments).map(|value| format!("{name}={value}")).into_iter().collect()
-            }
-        },
-    }
-}
-
-/// `name=value`, once for each element of a list.
-fn repeated(name: &str, json: &str) -> Vec<String> {
-    let one = |json: &str| format!("{name}={}", encode(&plain(json)));
-    match serde_json::from_str::<Vec<&serde_json::value::RawValue>>(json) {
-        Ok(elements) => elements.into_iter().map(|element| one(element.get())).collect(),
-        Err(_) => vec![one(json)],
-    }
-}
-
 /// The operator's text as it is, arguments percent-encoded.
 fn fill_encoded(template: &Template, arguments: &Arguments) -> Option<String> {
     fill_with(template, arguments, encode)
-}
-
-fn fill_text(template: &Template, arguments: &Arguments) -> Option<String> {
-    fill_with(template, arguments, str::to_owned)
 }
 
 fn fill_with(template: &Template, arguments: &Arguments, put: impl Fn(&str) -> String) -> Option<String> {

@@ -10,10 +10,12 @@
 //! request, so that a server closing an idle one cannot leave its outcome in doubt.
 
 mod answer;
+mod auth;
 pub(super) mod connect;
 mod fault;
-mod form;
+pub(super) mod form;
 pub(super) mod origin;
+mod written;
 
 use std::time::Duration;
 
@@ -58,6 +60,26 @@ pub(super) struct Http {
     follow_own_origin: bool,
 }
 
+/// The connections of several tools to one origin.
+#[derive(Debug)]
+pub(super) struct Clients {
+    kept: Client<Connector, Full<Bytes>>,
+    fresh: Client<Connector, Full<Bytes>>,
+}
+
+impl Clients {
+    /// Reads what is the same for all of them.
+    pub(super) fn load(
+        settings: &settings::Http,
+        schema: &Schema,
+        roots: &SystemRoots,
+        mistakes: &mut Mistakes,
+    ) -> Option<Self> {
+        let (_, connector) = Http::read(settings, schema, roots, mistakes)?;
+        Some(Self { kept: client(connector.clone(), Effect::Read), fresh: client(connector, Effect::Write) })
+    }
+}
+
 impl Http {
     /// Reads the settings; opens secrets and certificate files.
     pub(super) fn load(
@@ -67,6 +89,38 @@ impl Http {
         roots: &SystemRoots,
         mistakes: &mut Mistakes,
     ) -> Option<Self> {
+        let (form, connector) = Self::read(settings, schema, roots, mistakes)?;
+        let client = client(connector, effect);
+        Some(Self { form, client, effect, follow_own_origin: settings.follow_own_origin })
+    }
+
+    /// The same for a tool that shares its connections with others of the same origin, networks and authorities.
+    pub(super) fn share(
+        settings: &settings::Http,
+        effect: Effect,
+        schema: &Schema,
+        clients: &Clients,
+        mistakes: &mut Mistakes,
+    ) -> Option<Self> {
+        let form = Form::load(settings, schema, mistakes)?;
+        let client = match effect {
+            Effect::Read | Effect::Idempotent => clients.kept.clone(),
+            Effect::Write => clients.fresh.clone(),
+        };
+        mistakes.is_empty().then_some(Self {
+            form,
+            client,
+            effect,
+            follow_own_origin: settings.follow_own_origin,
+        })
+    }
+
+    fn read(
+        settings: &settings::Http,
+        schema: &Schema,
+        roots: &SystemRoots,
+        mistakes: &mut Mistakes,
+    ) -> Option<(Form, Connector)> {
         let mut reach = networks("http", &settings.allow_cidrs, mistakes);
         let form = Form::load(settings, schema, mistakes);
         if let Some(form) = &form {
@@ -84,8 +138,7 @@ impl Http {
         if !mistakes.is_empty() {
             return None;
         }
-        let client = client(Connector::new(reach, tls), effect);
-        Some(Self { form, client, effect, follow_own_origin: settings.follow_own_origin })
+        Some((form, Connector::new(reach, tls)))
     }
 
     /// Whether these arguments make a request. The error is for the model.

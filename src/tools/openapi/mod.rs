@@ -1,10 +1,13 @@
 //! An OpenAPI document, read as tools: one per operation.
 //!
-//! Pure. An operation becomes the settings of an HTTP tool, so its arguments are rendered by the same
-//! encoders and held to the same bounds as those a person wrote. Path, query and header parameters
-//! and the members of a JSON body become the members of one schema. What cannot be told in that way
-//! is listed with its reason and never dropped in silence.
+//! Pure, but for [`file`]. An operation becomes the settings of an HTTP tool, so its arguments are rendered by
+//! the same encoders and held to the same bounds as those a person wrote. Path, query and header
+//! parameters and the members of a body become the members of one schema; a body that is no object of
+//! named members becomes one argument. What cannot be told in that way is listed with its reason and
+//! never dropped in silence. [`load`] makes tools of a document that the configuration names.
 
+pub mod file;
+pub(super) mod load;
 mod schema;
 
 use std::collections::BTreeMap;
@@ -12,7 +15,8 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 
 use self::schema::{Dialect, Schemas};
-use super::settings::{Http, Method, Settings};
+use super::http::form::RESERVED;
+use super::settings::{Body, Http, Method, Settings, Style};
 use crate::units::Secret;
 use crate::wire::tool::Effect;
 
@@ -20,16 +24,27 @@ use crate::wire::tool::Effect;
 const MOST_OPERATIONS: usize = 5_000;
 /// The longest description a tool gets, in characters.
 const LONGEST_DESCRIPTION: usize = 1_024;
-/// Headers that an operation may describe but that are not its arguments.
+/// The longest sentence about what could not be told, in bytes.
+const LONGEST_REMARK: usize = 500;
+/// The most parts all schemas of one document may have together.
+const MOST_PARTS: usize = 400_000;
+/// Headers that an operation may describe but that OpenAPI does not take for its arguments.
 const NOT_ARGUMENTS: [&str; 3] = ["accept", "content-type", "authorization"];
+/// Headers that fanfold sends with every call.
+const OURS: [&str; 3] = ["idempotency-key", "x-request-id", "traceparent"];
+/// What the body is called when it is one argument.
+const BODY: &str = "body";
 
 /// The operations of a document.
 #[derive(Debug, Default)]
 pub struct Operations {
-    /// Those that became tools, by operation name.
+    /// Those that became tools, by `operationId`, or method and path in one word.
     pub mapped: BTreeMap<String, Settings>,
     /// Those that did not, or not whole.
     pub unmapped: Vec<Unmapped>,
+    /// All there are, chosen or not.
+    pub(in crate::tools) known: Vec<String>,
+    parts: usize,
 }
 
 /// What could not be told as a tool.
@@ -37,38 +52,104 @@ pub struct Operations {
 pub struct Unmapped {
     /// The operation: its `operationId`, or method and path.
     pub operation: String,
+    /// Where it is in the document, as a JSON pointer.
+    pub at: String,
     /// Why.
     pub why: String,
     /// The tool exists all the same, without this part.
     pub partly: bool,
 }
 
-/// Reads a document. `base` has what is the same for every operation: `url` is the base URL, then
-/// headers, networks and authorities. The error is about the document as a whole.
-pub fn operations(document: &Value, base: &Http) -> Result<Operations, String> {
-    let dialect = Dialect::of(document)?;
-    let paths = document.get("paths").and_then(Value::as_object).ok_or("the document has no `paths`")?;
+impl std::fmt::Display for Unmapped {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let what = if self.partly { "without a part" } else { "not a tool" };
+        let line = format!("{} (#{}): {what}: {}", self.operation, self.at, self.why);
+        f.write_str(&super::text::tame(&line, LONGEST_REMARK))
+    }
+}
+
+/// What is wrong with a document as a whole, and where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unfit {
+    /// A JSON pointer; empty for the whole document.
+    pub at: &'static str,
+    /// What is wrong.
+    pub why: String,
+}
+
+impl std::fmt::Display for Unfit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.at {
+            "" => f.write_str(&self.why),
+            at => write!(f, "#{at}: {}", self.why),
+        }
+    }
+}
+
+/// Reads the operations of a document that `chosen` wants, by the name they have in [`Operations::mapped`]. `base`
+/// has what is the same for every operation: `url` is the base URL, then headers, credentials, networks and
+/// authorities. The error is about the document as a whole.
+pub fn operations(document: &Value, base: &Http, chosen: impl Fn(&str) -> bool) -> Result<Operations, Unfit> {
+    let dialect = Dialect::of(document).map_err(|why| Unfit { at: "/openapi", why })?;
+    let paths = document.get("paths").and_then(Value::as_object);
+    let paths = paths.ok_or_else(|| Unfit { at: "/paths", why: "the document has no `paths`".into() })?;
     let mut found = Operations::default();
-    for (path, item) in paths {
+    for (path, item) in paths.iter().filter(|(path, _)| path.starts_with('/')) {
         let item = schema::referenced(document, item).unwrap_or(item);
         for (word, method) in METHODS {
             let Some(operation) = item.get(word) else { continue };
-            if found.mapped.len() + found.unmapped.len() >= MOST_OPERATIONS {
-                return Err(format!("the document has more than {MOST_OPERATIONS} operations"));
+            let reader = Reader { document, dialect, path, item, operation, word, method };
+            if chosen(&reader.id()) {
+                reader.read(base, &mut found);
             }
-            let reader = Reader { document, dialect, path, item, operation, method };
-            reader.read(word, base, &mut found);
+            found.known.push(reader.id());
+            if found.known.len() > MOST_OPERATIONS || found.parts > MOST_PARTS {
+                let why = format!(
+                    "there are more than {MOST_OPERATIONS} operations, or their schemas have more than {MOST_PARTS} parts"
+                );
+                return Err(Unfit { at: "/paths", why });
+            }
         }
-        for word in ["options", "trace"].iter().filter(|word| item.get(**word).is_some()) {
-            let operation = format!("{} {path}", word.to_uppercase());
-            found.unmapped.push(Unmapped {
-                operation,
-                why: "tools do not use this method".into(),
-                partly: false,
-            });
+        for word in ["options", "trace"].into_iter().filter(|word| item.get(*word).is_some()) {
+            if chosen(&words(word, path)) {
+                found.unmapped.push(Unmapped {
+                    operation: format!("{} {path}", word.to_uppercase()),
+                    at: place(path, word),
+                    why: "tools do not use this method".into(),
+                    partly: false,
+                });
+            }
         }
     }
     Ok(found)
+}
+
+/// Whether this is a document that can be read at all.
+pub(in crate::tools) fn fits(document: &Value) -> Result<(), Unfit> {
+    Dialect::of(document).map(|_| ()).map_err(|why| Unfit { at: "/openapi", why })
+}
+
+/// The address of the document's first server, with its variables at their defaults, if it is a whole one.
+#[must_use]
+pub fn first_server(document: &Value) -> Option<String> {
+    let server = document.pointer("/servers/0")?;
+    let mut url = server.get("url")?.as_str()?.to_owned();
+    for (name, variable) in server.get("variables").and_then(Value::as_object).into_iter().flatten() {
+        let default = variable.get("default").and_then(Value::as_str)?;
+        url = url.replace(&format!("{{{name}}}"), default);
+    }
+    let whole = url.starts_with("https://") || url.starts_with("http://");
+    (whole && !url.contains(['{', '}'])).then_some(url)
+}
+
+/// The JSON pointer of an operation.
+fn place(path: &str, word: &str) -> String {
+    format!("/paths/{}/{word}", path.replace('~', "~0").replace('/', "~1"))
+}
+
+/// The name of an operation without an id.
+fn words(word: &str, path: &str) -> String {
+    tool_name(&format!("{word}_{path}"))
 }
 
 const METHODS: [(&str, Method); 6] = [
@@ -95,6 +176,7 @@ struct Reader<'a> {
     path: &'a str,
     item: &'a Value,
     operation: &'a Value,
+    word: &'static str,
     method: Method,
 }
 
@@ -105,38 +187,53 @@ struct Arguments {
     required: Vec<Value>,
     query: Vec<String>,
     headers: Vec<String>,
+    styles: BTreeMap<String, Style>,
+    body: Body,
+    body_argument: Option<String>,
     left_out: Vec<String>,
 }
 
 impl Reader<'_> {
-    fn read(&self, word: &str, base: &Http, found: &mut Operations) {
-        let id = self.operation.get("operationId").and_then(Value::as_str);
-        let name = id.map_or_else(|| format!("{word}_{}", self.path), str::to_owned);
-        let shown = id.map_or_else(|| format!("{} {}", word.to_uppercase(), self.path), str::to_owned);
-        let name = tool_name(&name);
-        match self.settings(base) {
-            Ok(_) if found.mapped.contains_key(&name) => found.unmapped.push(Unmapped {
-                operation: shown,
-                why: format!("another operation has the name `{name}` already"),
-                partly: false,
-            }),
+    fn id(&self) -> String {
+        let id = self.operation.get("operationId").and_then(Value::as_str).filter(|id| !id.is_empty());
+        id.map_or_else(|| words(self.word, self.path), str::to_owned)
+    }
+
+    fn read(&self, base: &Http, found: &mut Operations) {
+        let id = self.id();
+        let named = self.operation.get("operationId").is_some();
+        let operation =
+            if named { id.clone() } else { format!("{} {}", self.word.to_uppercase(), self.path) };
+        let unmapped = |why: String, partly| Unmapped {
+            operation: operation.clone(),
+            at: place(self.path, self.word),
+            why,
+            partly,
+        };
+        if found.mapped.contains_key(&id) {
+            let why = format!("another operation has the name `{id}` already");
+            return found.unmapped.push(unmapped(why, false));
+        }
+        match self.settings(base, &mut found.parts) {
             Ok((settings, left_out)) => {
-                found.mapped.insert(name, settings);
-                let part = |why: String| Unmapped { operation: shown.clone(), why, partly: true };
-                found.unmapped.extend(left_out.into_iter().map(part));
+                found.mapped.insert(id, settings);
+                found.unmapped.extend(left_out.into_iter().map(|why| unmapped(why, true)));
             }
-            Err(why) => found.unmapped.push(Unmapped { operation: shown, why, partly: false }),
+            Err(why) => found.unmapped.push(unmapped(why, false)),
         }
     }
 
-    fn settings(&self, base: &Http) -> Result<(Settings, Vec<String>), String> {
-        let mut schemas = Schemas::new(self.document, self.dialect);
-        let mut arguments = Arguments::default();
-        for parameter in self.parameters() {
-            self.parameter(parameter, &mut schemas, &mut arguments)?;
+    fn settings(&self, base: &Http, parts: &mut usize) -> Result<(Settings, Vec<String>), String> {
+        self.no_other_server(base)?;
+        let mut schemas = Schemas::new(self.document, self.dialect, false);
+        let mut read = self.arguments(&mut schemas, base);
+        *parts += schemas.size();
+        if schemas.too_large() {
+            schemas = Schemas::new(self.document, self.dialect, true);
+            read = self.arguments(&mut schemas, base);
+            *parts += schemas.size();
         }
-        self.body(&mut schemas, &mut arguments)?;
-        self.every_place_is_described(&arguments)?;
+        let arguments = read?;
         let mut parameters = json!({
             "type": "object",
             "properties": arguments.properties,
@@ -154,6 +251,27 @@ impl Reader<'_> {
             ..Settings::default()
         };
         Ok((settings, arguments.left_out))
+    }
+
+    /// An operation that is somewhere else must not be sent here.
+    fn no_other_server(&self, base: &Http) -> Result<(), String> {
+        let own = |of: &Value| of.get("servers").and_then(Value::as_array).is_some_and(|all| !all.is_empty());
+        let of = [self.operation, self.item].into_iter().find(|of| own(of));
+        match of.and_then(first_server) {
+            Some(url) if url.trim_end_matches('/') == base.url.trim_end_matches('/') => Ok(()),
+            _ if of.is_none() => Ok(()),
+            _ => Err("it is on a server of its own (`servers`)".into()),
+        }
+    }
+
+    fn arguments(&self, schemas: &mut Schemas<'_>, base: &Http) -> Result<Arguments, String> {
+        let mut arguments = Arguments::default();
+        for parameter in self.parameters() {
+            self.parameter(parameter, schemas, base, &mut arguments)?;
+        }
+        self.body(schemas, &mut arguments)?;
+        self.every_place_is_described(&arguments)?;
+        Ok(arguments)
     }
 
     fn description(&self) -> Option<String> {
@@ -187,21 +305,23 @@ impl Reader<'_> {
         &self,
         parameter: &Value,
         schemas: &mut Schemas<'_>,
+        base: &Http,
         arguments: &mut Arguments,
     ) -> Result<(), String> {
         let name = parameter.get("name").and_then(Value::as_str).ok_or("a parameter has no name")?;
         let place = parameter.get("in").and_then(Value::as_str).unwrap_or_default();
         let required = place == "path" || parameter.get("required") == Some(&Value::Bool(true));
-        if place == "header" && NOT_ARGUMENTS.iter().any(|known| name.eq_ignore_ascii_case(known)) {
+        if is_set_already(name, place, base) {
             return Ok(());
         }
-        if let Some(why) = self.untellable(parameter, name, place) {
-            if required {
-                return Err(why);
+        let style = match self.style(parameter, name, place) {
+            Ok(style) => style,
+            Err(why) if required => return Err(why),
+            Err(why) => {
+                arguments.left_out.push(why);
+                return Ok(());
             }
-            arguments.left_out.push(why);
-            return Ok(());
-        }
+        };
         let empty = json!({});
         let mut schema = schemas.read(parameter.get("schema").unwrap_or(&empty))?;
         if let (Some(about), Value::Object(map)) = (parameter.get("description"), &mut schema) {
@@ -209,6 +329,9 @@ impl Reader<'_> {
         }
         if arguments.properties.insert(name.into(), schema).is_some() {
             return Err(format!("two parameters have the name `{name}`"));
+        }
+        if let Some(style) = style {
+            arguments.styles.insert(name.into(), style);
         }
         if required {
             arguments.required.push(name.into());
@@ -221,71 +344,147 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// Why a parameter cannot be told, if it cannot.
-    fn untellable(&self, parameter: &Value, name: &str, place: &str) -> Option<String> {
-        let style = parameter.get("style").and_then(Value::as_str);
+    /// How a parameter is written, or why it cannot be.
+    fn style(&self, parameter: &Value, name: &str, place: &str) -> Result<Option<Style>, String> {
         let usual = match place {
             "query" => "form",
             "path" | "header" => "simple",
-            "cookie" => return Some(format!("`{name}` is a cookie")),
-            other => return Some(format!("`{name}` is in `{other}`, which is not known")),
+            "cookie" => return Err(format!("`{name}` is a cookie")),
+            other => return Err(format!("`{name}` is in `{other}`, which is not known")),
         };
         if name.contains(['{', '}', '&', '=', '#', '?', '%', '+']) || name.contains(char::is_whitespace) {
-            return Some(format!("`{name}` is not a name that can stand in a URL"));
+            return Err(format!("`{name}` is not a name that can stand in a URL"));
+        }
+        if place == "header" && (RESERVED.contains(&&*name.to_ascii_lowercase()) || !name.is_ascii()) {
+            return Err(format!("`{name}` is a header that belongs to the connection"));
         }
         if parameter.get("content").is_some() {
-            return Some(format!("`{name}` is written as a document of its own (`content`)"));
+            return Err(format!("`{name}` is written as a document of its own (`content`)"));
         }
-        if style.is_some_and(|style| style != usual) {
-            return Some(format!("`{name}` has the style `{}`", style.unwrap_or_default()));
-        }
-        let kind = parameter.get("schema").map(|s| schema::referenced(self.document, s).unwrap_or(s));
-        let kind = kind.and_then(|s| s.get("type")).and_then(Value::as_str).unwrap_or_default();
-        let exploded = parameter.get("explode") != Some(&Value::Bool(false));
-        match kind {
-            "object" => Some(format!("`{name}` is an object in the {place}")),
-            "array" if place != "query" || !exploded => {
-                Some(format!("`{name}` is a list in one value of the {place}"))
-            }
+        let style = parameter.get("style").and_then(Value::as_str).unwrap_or(usual);
+        self.written(parameter.get("schema"), style, parameter.get("explode"), place)
+            .ok_or_else(|| format!("`{name}` has the style `{style}`, which is not known in the {place}"))
+    }
+
+    /// The style a value of this schema is written in. `None`: it is not known.
+    fn written(
+        &self,
+        schema: Option<&Value>,
+        style: &str,
+        explode: Option<&Value>,
+        place: &str,
+    ) -> Option<Option<Style>> {
+        let explode = explode.and_then(Value::as_bool).unwrap_or(matches!(style, "form" | "deepObject"));
+        let schema = schema.map(|schema| schema::referenced(self.document, schema).unwrap_or(schema));
+        let is = |kind: &str| match schema.and_then(|schema| schema.get("type")) {
+            Some(Value::Array(kinds)) => kinds.iter().any(|known| known == kind),
+            Some(known) => known == kind,
+            None => kind == "object" && schema.is_some_and(|schema| schema.get("properties").is_some()),
+        };
+        let (list, object) = (is("array"), is("object"));
+        match (place, style) {
+            _ if !list && !object && matches!(style, "form" | "simple") => Some(None),
+            ("query", "form") if explode && list => Some(None),
+            ("query", "form") if explode => Some(Some(Style::Spread)),
+            ("query", "form") => Some(Some(Style::Commas)),
+            ("query", "spaceDelimited") => Some((!explode).then_some(Style::Spaces)),
+            ("query", "pipeDelimited") => Some((!explode).then_some(Style::Pipes)),
+            ("query", "deepObject") => Some(Some(Style::Brackets)),
+            ("path" | "header", "simple") => Some(Some(if explode { Style::Equals } else { Style::Commas })),
             _ => None,
         }
     }
 
     fn body(&self, schemas: &mut Schemas<'_>, arguments: &mut Arguments) -> Result<(), String> {
-        let Some(body) = self.operation.get("requestBody") else { return Ok(()) };
+        let Some(body) = self.operation.get("requestBody") else {
+            arguments.body = Body::None;
+            return Ok(());
+        };
         let body = schema::referenced(self.document, body).unwrap_or(body);
         let required = body.get("required") == Some(&Value::Bool(true));
-        let refuse = |arguments: &mut Arguments, why: String| {
-            if required {
-                return Err(why);
+        match self.body_of(body, required, schemas, arguments) {
+            Err(why) if !required => {
+                arguments.body = Body::None;
+                arguments.left_out.push(why);
+                Ok(())
             }
-            arguments.left_out.push(why);
-            Ok(())
-        };
+            told => told,
+        }
+    }
+
+    fn body_of(
+        &self,
+        body: &Value,
+        required: bool,
+        schemas: &mut Schemas<'_>,
+        arguments: &mut Arguments,
+    ) -> Result<(), String> {
         if matches!(self.method, Method::Get | Method::Head) {
-            return refuse(arguments, "a GET or HEAD with a body".into());
+            return Err("a GET or HEAD with a body".into());
         }
         let content = body.get("content").and_then(Value::as_object);
-        let json = content.and_then(|c| c.iter().find(|(kind, _)| is_json(kind)));
-        let Some((_, media)) = json else {
-            let kinds: Vec<&str> = content.into_iter().flatten().map(|(kind, _)| kind.as_str()).collect();
-            return refuse(arguments, format!("the body is {}, not JSON", kinds.join(" or ")));
+        let of = |fits: fn(&str) -> bool| content.and_then(|all| all.iter().find(|(kind, _)| fits(kind)));
+        let (kind, media) = match (of(is_json), of(is_form)) {
+            (Some((_, media)), _) => (Body::Json, media),
+            (None, Some((_, media))) => (Body::Form, media),
+            (None, None) => {
+                let kinds: Vec<&str> = content.into_iter().flatten().map(|(kind, _)| kind.as_str()).collect();
+                return Err(format!("the body is {}: neither JSON nor a form", kinds.join(" or ")));
+            }
         };
         let empty = json!({});
         let whole = schemas.read_for_request(media.get("schema").unwrap_or(&empty))?;
-        let Some(members) = whole.get("properties").and_then(Value::as_object) else {
-            return refuse(arguments, "the body is not an object with named members".into());
-        };
-        for (name, schema) in members {
-            if arguments.properties.contains_key(name) {
-                return Err(format!("`{name}` is a parameter and a member of the body"));
+        let members = whole.get("properties").and_then(Value::as_object);
+        let needs = whole.get("required").and_then(Value::as_array).is_some_and(|all| !all.is_empty());
+        // An optional body with required members is there or not there as a whole.
+        let flat = schema::names_members(&whole) && (required || !needs);
+        let clash = members.into_iter().flatten().any(|(name, _)| arguments.properties.contains_key(name));
+        match members.filter(|_| flat && !clash) {
+            Some(members) => {
+                if kind == Body::Form {
+                    self.form_styles(media, members, arguments)?;
+                }
+                arguments.properties.extend(members.clone());
+                let more = whole.get("required").and_then(Value::as_array);
+                arguments.required.extend(more.into_iter().flatten().cloned());
+                arguments.body = kind;
             }
-            arguments.properties.insert(name.clone(), schema.clone());
+            None if kind == Body::Form => {
+                return Err("the body is a form without named members of its own".into());
+            }
+            None if arguments.properties.contains_key(BODY) => {
+                return Err(format!(
+                    "`{BODY}` is a parameter, and the body is not an object of named members"
+                ));
+            }
+            None => {
+                arguments.properties.insert(BODY.into(), whole);
+                if required {
+                    arguments.required.push(BODY.into());
+                }
+                arguments.body_argument = Some(BODY.into());
+            }
         }
-        if required {
-            arguments
-                .required
-                .extend(whole.get("required").and_then(Value::as_array).into_iter().flatten().cloned());
+        Ok(())
+    }
+
+    /// How the members of a form are written; `encoding` may say so for each.
+    fn form_styles(
+        &self,
+        media: &Value,
+        members: &Map<String, Value>,
+        arguments: &mut Arguments,
+    ) -> Result<(), String> {
+        for name in members.keys() {
+            let Some(encoding) = media.get("encoding").and_then(|all| all.get(name)) else { continue };
+            let Some(style) = encoding.get("style").and_then(Value::as_str) else { continue };
+            let written = self.written(members.get(name), style, encoding.get("explode"), "query");
+            match written
+                .ok_or_else(|| format!("`{name}` has the style `{style}`, which is not known in a form"))?
+            {
+                Some(style) => arguments.styles.insert(name.clone(), style),
+                None => None,
+            };
         }
         Ok(())
     }
@@ -306,7 +505,8 @@ impl Reader<'_> {
     fn http(&self, base: &Http, arguments: &Arguments) -> Http {
         let mut url = format!("{}{}", base.url.trim_end_matches('/'), self.path);
         // What a GET has no place for goes into its query anyhow, lists repeated.
-        if !matches!(self.method, Method::Get | Method::Head) {
+        let in_query = matches!(self.method, Method::Get | Method::Head);
+        if !in_query {
             let pairs: Vec<String> =
                 arguments.query.iter().map(|name| format!("{name}={{{name}}}")).collect();
             if !pairs.is_empty() {
@@ -315,9 +515,33 @@ impl Reader<'_> {
         }
         let mut headers = base.headers.clone();
         for name in &arguments.headers {
-            headers.entry(name.clone()).or_insert_with(|| Secret::Text(format!("{{{name}}}")));
+            headers.insert(name.clone(), Secret::Text(format!("{{{name}}}")));
         }
-        Http { method: self.method, url, headers, ..base.clone() }
+        Http {
+            method: self.method,
+            url,
+            headers,
+            styles: arguments.styles.clone(),
+            body: if in_query { Body::Json } else { arguments.body },
+            body_argument: arguments.body_argument.clone(),
+            ..base.clone()
+        }
+    }
+}
+
+/// Whether a parameter is none of the model's business: the configuration or fanfold gives it.
+fn is_set_already(name: &str, place: &str, base: &Http) -> bool {
+    let auth = base.auth.as_ref();
+    match place {
+        "header" => {
+            let same = |known: &str| name.eq_ignore_ascii_case(known);
+            let key = auth.and_then(|auth| auth.header.as_ref());
+            NOT_ARGUMENTS.into_iter().chain(OURS).any(same)
+                || base.headers.keys().any(|known| same(known))
+                || key.is_some_and(|key| same(&key.name))
+        }
+        "query" => auth.and_then(|auth| auth.query.as_ref()).is_some_and(|key| key.name == name),
+        _ => false,
     }
 }
 
@@ -328,8 +552,13 @@ fn is_json(kind: &str) -> bool {
         || kind == "*/*"
 }
 
+fn is_form(kind: &str) -> bool {
+    kind.split(';').next().unwrap_or_default().trim() == "application/x-www-form-urlencoded"
+}
+
 /// A name with only the characters a tool's name may have.
-fn tool_name(name: &str) -> String {
+#[must_use]
+pub fn tool_name(name: &str) -> String {
     let legal = |c: char| if c.is_ascii_alphanumeric() || c == '_' || c == '-' { c } else { '_' };
     let name: String = name.chars().map(legal).collect();
     let mut short = String::with_capacity(name.len());
@@ -341,5 +570,7 @@ fn tool_name(name: &str) -> String {
     short.trim_matches('_').to_owned()
 }
 
+#[cfg(test)]
+mod load_tests;
 #[cfg(test)]
 mod tests;

@@ -1,15 +1,18 @@
 //! The schemas of a document, as one JSON Schema that stands by itself.
 //!
 //! References are replaced by what they refer to. Where a schema refers to itself, or the whole would
-//! become too large, the reference stays and its target goes into `$defs`. What OpenAPI 3.0 writes in
+//! become too large, references stay and their targets go into `$defs`. What OpenAPI 3.0 writes in
 //! its own way (`nullable`, boolean `exclusiveMinimum`) is written in JSON Schema's.
 
 use std::collections::BTreeMap;
 
+use percent_encoding::percent_decode_str;
 use serde_json::{Map, Value, json};
 
-/// The largest schema of one operation, in members.
+/// The largest schema of one operation, in parts.
 const LARGEST: usize = 4_000;
+/// A schema with more parts than this keeps its references.
+const LARGEST_INLINE: usize = 400;
 /// The deepest nesting that is followed.
 const DEEPEST: usize = 40;
 
@@ -41,25 +44,54 @@ pub(super) fn referenced<'a>(document: &'a Value, value: &'a Value) -> Option<&'
     let mut value = value;
     for _ in 0..DEEPEST {
         let Some(reference) = value.get("$ref").and_then(Value::as_str) else { return Some(value) };
-        value = document.pointer(reference.strip_prefix('#')?)?;
+        value = document.pointer(&pointer(reference)?)?;
     }
     None
+}
+
+/// The JSON pointer of a reference into the same document.
+fn pointer(reference: &str) -> Option<String> {
+    let fragment = reference.strip_prefix('#')?;
+    Some(percent_decode_str(fragment).decode_utf8().ok()?.into_owned())
 }
 
 /// Reads schemas of one operation.
 pub(super) struct Schemas<'a> {
     document: &'a Value,
     dialect: Dialect,
-    /// The references on the way to the schema that is being read.
+    /// The pointers on the way to the schema that is being read.
     way: Vec<String>,
+    /// Names in `$defs`, by pointer.
+    names: BTreeMap<String, String>,
     defs: BTreeMap<String, Value>,
     size: usize,
     for_request: bool,
+    keep_references: bool,
 }
 
 impl<'a> Schemas<'a> {
-    pub(super) const fn new(document: &'a Value, dialect: Dialect) -> Self {
-        Self { document, dialect, way: Vec::new(), defs: BTreeMap::new(), size: 0, for_request: false }
+    /// `keep_references`: the whole would become too large without them.
+    pub(super) const fn new(document: &'a Value, dialect: Dialect, keep_references: bool) -> Self {
+        Self {
+            document,
+            dialect,
+            way: Vec::new(),
+            names: BTreeMap::new(),
+            defs: BTreeMap::new(),
+            size: 0,
+            for_request: false,
+            keep_references,
+        }
+    }
+
+    /// Whether it should be read anew with references kept.
+    pub(super) const fn too_large(&self) -> bool {
+        !self.keep_references && self.size > LARGEST_INLINE
+    }
+
+    /// How many parts were read.
+    pub(super) const fn size(&self) -> usize {
+        self.size
     }
 
     /// A schema, standing by itself but for what is in `$defs`.
@@ -92,37 +124,63 @@ impl<'a> Schemas<'a> {
         let Value::Object(map) = schema else {
             return Ok(if schema.is_boolean() { schema.clone() } else { json!({}) });
         };
-        match map.get("$ref").and_then(Value::as_str) {
-            Some(reference) => self.reference(reference, depth),
-            None => self.object(map, depth),
+        let Some(reference) = map.get("$ref").and_then(Value::as_str) else { return self.object(map, depth) };
+        let target = self.reference(reference, depth)?;
+        // 3.0 takes nothing beside a reference; 3.1 takes both.
+        if self.dialect == Dialect::Old || map.len() == 1 {
+            return Ok(target);
         }
+        let mut beside = map.clone();
+        beside.shift_remove("$ref");
+        let Value::Object(mut beside) = self.object(&beside, depth)? else { return Ok(target) };
+        let only_words = |name: &String| matches!(name.as_str(), "description" | "title" | "default");
+        if let Value::Object(target) = &target
+            && beside.keys().all(only_words)
+            && !target.contains_key("$ref")
+        {
+            let mut target = target.clone();
+            target.append(&mut beside);
+            return Ok(Value::Object(target));
+        }
+        beside.insert("allOf".into(), json!([target]));
+        Ok(Value::Object(beside))
     }
 
     fn reference(&mut self, reference: &str, depth: usize) -> Result<Value, String> {
-        let pointer =
-            reference.strip_prefix('#').ok_or_else(|| format!("`{reference}` is in another document"))?;
-        let name: String =
-            pointer.rsplit('/').next().unwrap_or_default().replace(|c: char| !c.is_ascii_alphanumeric(), "_");
+        let pointer = pointer(reference).ok_or_else(|| format!("`{reference}` is in another document"))?;
         let target =
-            self.document.pointer(pointer).ok_or_else(|| format!("`{reference}` refers to nothing"))?;
-        if self.way.iter().any(|known| known == pointer) {
-            // It refers to itself: the reference stays.
-            if !self.defs.contains_key(&name) {
-                self.defs.insert(name.clone(), Value::Null);
-                let read = self.own_definition(target)?;
-                self.defs.insert(name.clone(), read);
-            }
-            return Ok(json!({ "$ref": format!("#/$defs/{name}") }));
+            self.document.pointer(&pointer).ok_or_else(|| format!("`{reference}` refers to nothing"))?;
+        // The first step is always taken, so that a body can be seen as an object.
+        if self.way.contains(&pointer) || (self.keep_references && depth > 0) {
+            return self.definition(pointer, target);
         }
-        self.way.push(pointer.to_owned());
-        let read = self.schema(target, depth + 1);
+        self.way.push(pointer);
+        // A reference is no nesting; a circle of them is met above.
+        let read = self.schema(target, depth);
         self.way.pop();
         read
     }
 
-    /// A schema that refers to itself, read with every way to it being a reference.
-    fn own_definition(&mut self, target: &'a Value) -> Result<Value, String> {
-        self.schema(target, 1)
+    /// A reference that stays.
+    fn definition(&mut self, pointer: String, target: &Value) -> Result<Value, String> {
+        let name = match self.names.get(&pointer) {
+            Some(name) => name.clone(),
+            None => {
+                let last = pointer.rsplit('/').next().unwrap_or_default();
+                let short = last.replace(|c: char| !c.is_ascii_alphanumeric(), "_");
+                let taken = |name: &String| self.names.values().any(|known| known == name);
+                let numbered = (2..).map(|n| format!("{short}_{n}"));
+                let free = std::iter::once(short.clone()).chain(numbered).find(|name| !taken(name));
+                let name = free.unwrap_or(short);
+                self.names.insert(pointer.clone(), name.clone());
+                let before = std::mem::replace(&mut self.way, vec![pointer]);
+                let read = self.schema(target, 1);
+                self.way = before;
+                self.defs.insert(name.clone(), read?);
+                name
+            }
+        };
+        Ok(json!({ "$ref": format!("#/$defs/{name}") }))
     }
 
     fn object(&mut self, map: &Map<String, Value>, depth: usize) -> Result<Value, String> {
@@ -218,23 +276,52 @@ fn modern(map: &Map<String, Value>, out: &mut Map<String, Value>) {
     }
 }
 
-/// An object whose parts in `allOf` are put together, as far as they are plain objects.
+/// An object whose parts in `allOf` are put together, if they are plain objects.
 fn flattened(schema: Value) -> Value {
-    let Value::Object(mut map) = schema else { return schema };
-    let Some(Value::Array(parts)) = map.shift_remove("allOf") else { return Value::Object(map) };
+    let Some(Value::Array(parts)) = schema.get("allOf") else { return schema };
+    let parts: Vec<Value> = parts.iter().cloned().map(flattened).collect();
+    let Value::Object(mut own) = schema.clone() else { return schema };
+    own.shift_remove("allOf");
+    let own = Value::Object(own);
+    if !parts.iter().chain([&own]).all(plain) {
+        return schema;
+    }
+    let Value::Object(mut whole) = own.clone() else { return schema };
     let (mut properties, mut required): (Map<String, Value>, Vec<Value>) = (Map::new(), Vec::new());
-    let own = Value::Object(map.clone());
-    for part in parts.into_iter().map(flattened).chain([own]) {
-        if let Some(Value::Object(more)) = part.get("properties") {
-            properties.extend(more.clone());
+    for part in parts.iter().chain([&own]) {
+        for (name, more) in part.get("properties").and_then(Value::as_object).into_iter().flatten() {
+            // What two parts say of one member holds both.
+            let both = match properties.shift_remove(name) {
+                Some(known) if known != *more => json!({ "allOf": [known, more] }),
+                Some(_) | None => more.clone(),
+            };
+            properties.insert(name.clone(), both);
         }
-        if let Some(Value::Array(more)) = part.get("required") {
-            let new: Vec<Value> = more.iter().filter(|name| !required.contains(name)).cloned().collect();
-            required.extend(new);
+        for name in part.get("required").and_then(Value::as_array).into_iter().flatten() {
+            if !required.contains(name) {
+                required.push(name.clone());
+            }
         }
     }
-    map.insert("type".into(), "object".into());
-    map.insert("properties".into(), properties.into());
-    map.insert("required".into(), required.into());
-    Value::Object(map)
+    whole.insert("type".into(), "object".into());
+    whole.insert("properties".into(), properties.into());
+    whole.insert("required".into(), required.into());
+    Value::Object(whole)
+}
+
+/// Whether a schema says nothing but which members an object has.
+fn plain(schema: &Value) -> bool {
+    const PLAIN: [&str; 6] = ["type", "properties", "required", "title", "description", "default"];
+    schema.as_object().is_some_and(|map| map.keys().all(|key| PLAIN.contains(&key.as_str())))
+        && schema.get("type").is_none_or(|kind| kind == "object")
+}
+
+/// Whether a schema is that of an object all of whose members are named.
+pub(super) fn names_members(schema: &Value) -> bool {
+    let closed = schema.get("additionalProperties").is_none_or(|more| *more == Value::Bool(false));
+    let mut open = schema.clone();
+    if let Value::Object(map) = &mut open {
+        map.shift_remove("additionalProperties");
+    }
+    closed && plain(&open) && schema.get("properties").is_some_and(Value::is_object)
 }

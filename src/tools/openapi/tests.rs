@@ -23,7 +23,7 @@ fn read(version: &str, paths: Value) -> Operations {
             }
         }
     });
-    operations(&document, &base()).unwrap()
+    operations(&document, &base(), |_| true).unwrap()
 }
 
 fn only(found: &Operations) -> &Settings {
@@ -70,7 +70,7 @@ fn the_members_of_a_body_become_arguments_and_old_words_modern_ones() {
         "parameters": [{ "name": "dry", "in": "query", "schema": { "type": "boolean" } }]
     } } }),
     );
-    let tool = &found.mapped["pay_now"];
+    let tool = &found.mapped["pay.now"];
     assert_eq!(tool.http.as_ref().unwrap().url, "https://billing.example/api/pay?dry={dry}");
     assert_eq!(tool.effect, Some(Effect::Write));
     let parameters = tool.parameters.as_ref().unwrap();
@@ -131,22 +131,20 @@ fn what_cannot_be_told_is_listed_with_its_reason() {
             "/h": { "get": { "operationId": "partly" } },
         }),
     );
-    assert_eq!(found.mapped.keys().collect::<Vec<_>>(), ["partly"]);
+    assert_eq!(found.mapped.keys().collect::<Vec<_>>(), ["deep", "list", "partly"]);
     assert_eq!(
         reasons(&found),
         [
-            "upload: the body is multipart/form-data, not JSON",
+            "upload: the body is multipart/form-data: neither JSON nor a form",
             "cookie: `c` is a cookie",
             "undescribed: the path has a place `{id}` that no parameter describes",
-            "list: the body is not an object with named members",
             "elsewhere: `other.yaml#/X` is in another document",
-            "deep: `x` has the style `deepObject`",
             "partly: `x` is a cookie",
             "OPTIONS /g: tools do not use this method",
             "partly: another operation has the name `partly` already",
         ]
     );
-    assert!(found.unmapped[6].partly && !found.unmapped[0].partly);
+    assert!(found.unmapped[4].partly && !found.unmapped[0].partly);
 }
 
 #[test]
@@ -162,9 +160,96 @@ fn an_operation_without_an_id_is_named_after_its_method_and_path() {
 
 #[test]
 fn other_documents_are_refused_with_the_reason() {
-    let refused = |document: Value| operations(&document, &base()).unwrap_err();
+    let refused = |document: Value| operations(&document, &base(), |_| true).unwrap_err().to_string();
     assert!(refused(json!({ "swagger": "2.0" })).contains("Swagger 2.0"));
     assert!(refused(json!({ "openapi": "4.0.0", "paths": {} })).contains("4.0.0"));
     assert!(refused(json!({})).contains("not an OpenAPI document"));
     assert!(refused(json!({ "openapi": "3.1.0" })).contains("paths"));
+}
+
+#[test]
+fn two_schemas_of_one_last_name_stay_two_and_words_beside_a_reference_are_kept() {
+    let found = operations(
+        &json!({
+            "openapi": "3.1.0",
+            "paths": { "/a": { "post": { "operationId": "a", "requestBody": { "required": true, "content": { "application/json": { "schema": {
+                "type": "object", "properties": {
+                    "x": { "$ref": "#/components/schemas/Node" },
+                    "y": { "$ref": "#/components/x%2Dother/Node", "description": "the other" },
+                    "z": { "$ref": "#/components/schemas/Short", "maxLength": 3 },
+                    "w": { "$ref": "#/components/schemas/Short", "description": "a word" },
+                } } } } } } } },
+            "components": {
+                "schemas": { "Node": { "type": "object", "properties": { "next": { "$ref": "#/components/schemas/Node" } } }, "Short": { "type": "string" } },
+                "x-other": { "Node": { "type": "array", "items": { "$ref": "#/components/x-other/Node" } } },
+            },
+        }),
+        &base(),
+        |_| true,
+    )
+    .unwrap();
+    let parameters = only(&found).parameters.clone().unwrap();
+    let properties = &parameters["properties"];
+    assert_eq!(properties["x"]["properties"]["next"], json!({ "$ref": "#/$defs/Node" }));
+    assert_eq!(
+        properties["y"],
+        json!({ "type": "array", "items": { "$ref": "#/$defs/Node_2" }, "description": "the other" })
+    );
+    assert_eq!(properties["z"], json!({ "maxLength": 3, "allOf": [{ "type": "string" }] }));
+    assert_eq!(properties["w"], json!({ "type": "string", "description": "a word" }));
+    assert_eq!(parameters["$defs"]["Node"]["type"], "object");
+    assert_eq!(parameters["$defs"]["Node_2"]["type"], "array");
+}
+
+#[test]
+fn a_schema_that_would_become_too_large_keeps_its_references() {
+    let mut schemas = serde_json::Map::new();
+    for n in 0..40 {
+        let inner = format!("#/components/schemas/S{}", n + 1);
+        schemas.insert(
+            format!("S{n}"),
+            json!({ "type": "object", "properties": { "a": { "$ref": inner }, "b": { "$ref": inner } } }),
+        );
+    }
+    schemas.insert("S40".into(), json!({ "type": "string" }));
+    let body = json!({ "required": true, "content": { "application/json": { "schema": { "$ref": "#/components/schemas/S0" } } } });
+    let document = json!({ "openapi": "3.1.0", "paths": { "/a": { "post": { "operationId": "a", "requestBody": body } } }, "components": { "schemas": schemas } });
+    let found = operations(&document, &base(), |_| true).unwrap();
+    let parameters = only(&found).parameters.clone().unwrap();
+    assert_eq!(parameters["properties"]["a"], json!({ "$ref": "#/$defs/S1" }));
+    assert_eq!(parameters["$defs"].as_object().unwrap().len(), 40);
+    assert!(crate::tools::arguments::Schema::compile(&parameters).is_ok());
+}
+
+#[test]
+fn a_body_that_is_no_object_of_named_members_is_one_argument() {
+    let of = |schema: Value, required: bool| {
+        let parameters = json!([{ "name": "id", "in": "query", "schema": { "type": "string" } }]);
+        let body = json!({ "required": required, "content": { "application/json": { "schema": schema } } });
+        let found = read(
+            "3.1.0",
+            json!({ "/a": { "post": { "operationId": "a", "requestBody": body, "parameters": parameters } } }),
+        );
+        let tool = only(&found);
+        let names = tool.parameters.as_ref().unwrap()["properties"]
+            .as_object()
+            .unwrap()
+            .keys()
+            .cloned()
+            .collect::<Vec<_>>();
+        (names.join(" "), tool.http.as_ref().unwrap().body_argument.clone())
+    };
+    let whole = || ("id body".to_owned(), Some("body".to_owned()));
+    let named = json!({ "type": "object", "properties": { "name": {} }, "required": ["name"] });
+    assert_eq!(of(named.clone(), true), ("id name".into(), None));
+    // Given or not given as a whole.
+    assert_eq!(of(named, false), whole());
+    assert_eq!(of(json!({ "type": "array" }), true), whole());
+    assert_eq!(
+        of(json!({ "type": "object", "properties": { "a": {} }, "additionalProperties": true }), true),
+        whole()
+    );
+    assert_eq!(of(json!({ "oneOf": [{ "type": "object" }] }), true), whole());
+    // A parameter has that name.
+    assert_eq!(of(json!({ "type": "object", "properties": { "id": {} } }), true), whole());
 }

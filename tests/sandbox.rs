@@ -1,0 +1,258 @@
+//! Fenced commands, run by the real binary: what they can reach, and what is left of them.
+//!
+//! Wants bubblewrap and a kernel with Landlock; without them these tests fail.
+
+#![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
+mod support;
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use support::client;
+use support::gateway::soon;
+use support::lab::Lab;
+use support::process::{Process, command, folder_with, run, write_config};
+use tokio::net::TcpListener;
+
+const SANDBOXES: [&str; 2] = ["landlock", "bwrap"];
+
+/// A tool `t` that runs a script.
+fn tool(sandbox: &str, more: &str, script: &str) -> String {
+    format!(
+        "upstreams: {{ main: {{ base_url: http://127.0.0.1:1/v1 }} }}
+tools:
+  t:
+    timeout: 20s
+    command: {{ argv: [/bin/bash, -c, {}], sandbox: {sandbox}{more} }}
+",
+        Value::from(script)
+    )
+}
+
+/// What a script says behind a fence.
+async fn said(sandbox: &str, more: &str, script: &str) -> String {
+    let folder = folder_with(&tool(sandbox, more, script));
+    // fanfold itself knows the secret.
+    let mut call = command(folder.path());
+    let output = soon(call.args(["call", "t", "{}"]).env("SECRET", "5ecret").output()).await.unwrap();
+    String::from_utf8([output.stdout, output.stderr].concat()).unwrap()
+}
+
+#[tokio::test]
+async fn a_fenced_command_reads_and_writes_what_it_may_and_nothing_else() {
+    let other = tempfile::tempdir_in("/var/tmp").unwrap();
+    let secret = other.path().join("secret");
+    fs::write(&secret, "5ecret").unwrap();
+    let (dir, secret) = (other.path().display(), secret.display());
+    for sandbox in SANDBOXES {
+        let works =
+            said(sandbox, "", "pwd; echo x >f; cat f; echo y >$TMPDIR/g; ls; /usr/bin/wc -c </etc/passwd")
+                .await;
+        assert!(
+            works.contains("x\n") && works.contains("f\ng\n") && !works.contains("rror"),
+            "{sandbox}: {works}"
+        );
+        for script in [
+            format!("cat {secret}"),
+            format!("ls {dir}"),
+            format!("echo z >{dir}/new"),
+            "cat /etc/shadow".into(),
+            "ls /root".into(),
+            "cat /proc/[0-9]*/environ; false".into(),
+            "echo z >/usr/fanfold-test".into(),
+        ] {
+            let refused = said(sandbox, "", &script).await;
+            assert!(refused.contains("exit code"), "{sandbox}: {script}: {refused}");
+            assert!(!refused.contains("5ecret"), "{sandbox}: {script}: {refused}");
+        }
+        let read = format!(", may: {{ read: ['{dir}'] }}");
+        assert!(said(sandbox, &read, &format!("cat {secret}")).await.contains("5ecret"));
+        assert!(said(sandbox, &read, &format!("echo z >{dir}/new")).await.contains("exit code"));
+        let write = format!(", may: {{ write: ['{dir}'] }}");
+        assert!(!said(sandbox, &write, &format!("echo {sandbox} >{dir}/new")).await.contains("exit code"));
+        assert_eq!(fs::read_to_string(other.path().join("new")).unwrap().trim(), sandbox);
+        fs::remove_file(other.path().join("new")).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_fenced_command_has_no_network_unless_it_may() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let script = format!("echo hi >/dev/tcp/127.0.0.1/{port} && echo there");
+    for sandbox in SANDBOXES {
+        let refused = said(sandbox, "", &script).await;
+        assert!(refused.contains("exit code 1"), "{sandbox}: {refused}");
+        let open = said(sandbox, ", may: { network: true }", &script).await;
+        assert!(open.contains("there"), "{sandbox}: {open}");
+        soon(listener.accept()).await.unwrap();
+        let more = tokio::time::timeout(Duration::from_millis(100), listener.accept()).await;
+        assert!(more.is_err(), "{sandbox}: nobody else came");
+    }
+}
+
+#[tokio::test]
+async fn limits_hold_from_the_first_instruction_on() {
+    for sandbox in SANDBOXES {
+        let limits = ", rlimits: { open_files: 77, cpu: 9s, file_size: 1MiB, memory: 512MiB }";
+        let told = said(sandbox, limits, "ulimit -n; ulimit -t; ulimit -f; ulimit -v").await;
+        assert!(told.starts_with("77\n9\n1024\n524288\n"), "{sandbox}: {told}");
+    }
+}
+
+/// Whether any process has this argument.
+fn alive(argument: &str) -> bool {
+    let processes = fs::read_dir("/proc").unwrap().filter_map(Result::ok);
+    processes
+        .filter_map(|process| fs::read(process.path().join("cmdline")).ok())
+        .any(|line| line.split(|byte| *byte == 0).any(|part| part == argument.as_bytes()))
+}
+
+async fn gone(argument: &str) {
+    soon(async {
+        while alive(argument) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn nothing_of_a_command_in_bubblewrap_outlives_it() {
+    let mark = format!("8{}", std::process::id());
+    // One in the group, one in a session of its own, one that closed everything and was left by its parent.
+    let leave = format!(
+        "sleep {mark}1 & setsid sleep {mark}2 & (setsid sh -c 'exec sleep {mark}3 <&- >&- 2>&-' &) ; sleep 0.2; echo left"
+    );
+    assert!(said("bwrap", "", &leave).await.contains("left"));
+    for n in 1..=3 {
+        gone(&format!("{mark}{n}")).await;
+    }
+    // The same when it is stopped because its time is over.
+    let yaml = tool("bwrap", "", &format!("{leave}; sleep {mark}4")).replace("20s", "1s");
+    let folder = folder_with(&yaml);
+    let (_, out, errors) = run(folder.path(), &["call", "t", "{}"]).await;
+    assert!(format!("{out}{errors}").contains("timed out"), "{out}{errors}");
+    for n in 1..=4 {
+        gone(&format!("{mark}{n}")).await;
+    }
+}
+
+#[tokio::test]
+async fn check_tells_what_this_host_can_do() {
+    let folder = folder_with(&tool("bwrap", "", "true"));
+    let (code, out, errors) = run(folder.path(), &["check"]).await;
+    assert_eq!(code, 0, "{errors}");
+    for line in ["landlock  fences files and TCP", "bwrap     fences files, network and processes"] {
+        assert!(out.contains(line), "{line}: {out}");
+    }
+    write_config(folder.path(), &tool("bwrapp", "", "true"));
+    let (code, _, errors) = run(folder.path(), &["check"]).await;
+    assert!(code == 64 && errors.contains("did you mean `bwrap`?"), "{errors}");
+}
+
+/// What the system counts of a process: its descriptors, and its children, zombies among them.
+fn counts(process: &Process) -> (usize, usize) {
+    let proc = Path::new("/proc").join(process.id().to_string());
+    let children = fs::read_dir(proc.join("task")).unwrap().filter_map(Result::ok);
+    let children = children.map(|task| fs::read_to_string(task.path().join("children")).unwrap_or_default());
+    let children = children.map(|line| line.split_whitespace().count()).sum();
+    (fs::read_dir(proc.join("fd")).unwrap().count(), children)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_requests_leave_nothing_behind() {
+    a_thousand_calls(&["web", "api__op"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_commands_leave_nothing_behind() {
+    a_thousand_calls(&["none"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_commands_behind_landlock_leave_nothing_behind() {
+    a_thousand_calls(&["landlock"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_commands_in_bubblewrap_leave_nothing_behind() {
+    a_thousand_calls(&["bwrap"]).await;
+}
+
+/// A thousand calls of each of these tools, then a reload that removes all tools.
+async fn a_thousand_calls(kinds: &[&str]) {
+    const TURNS: usize = 20;
+    const CALLS: usize = 50;
+    let lab = Lab::start().await;
+    let folder = folder_with("");
+    let document = json!({ "openapi": "3.1.0", "servers": [{ "url": lab.url() }], "paths": {
+        "/tool/echo/{n}": { "get": { "operationId": "op", "parameters": [{ "name": "n", "in": "path", "required": true, "schema": { "type": "integer" } }] } } } });
+    fs::write(folder.path().join("api.json"), document.to_string()).unwrap();
+    let arguments = "parameters: { type: object, properties: { n: { type: integer } } }";
+    let command = |sandbox: &str| {
+        format!(
+            "  {sandbox}: {{ {arguments}, command: {{ argv: [/bin/echo, '{{n}}'], sandbox: {sandbox} }} }}\n"
+        )
+    };
+    let upstream =
+        format!("upstreams: {{ main: {{ base_url: {}/v1 }} }}\nserver: {{ drain_accept: 0s }}\n", lab.url());
+    let tools = format!(
+        "tools:\n  web: {{ {arguments}, http: {{ url: '{}/tool/echo/{{n}}' }} }}\n  api: {{ openapi: {{ spec: FOLDER/api.json }} }}\n{}{}{}",
+        lab.url(),
+        fenced("none"),
+        fenced("landlock"),
+        fenced("bwrap")
+    );
+    write_config(folder.path(), &format!("{upstream}{tools}"));
+    for &kind in kinds {
+        let calls: Vec<Value> =
+            (0..CALLS).map(|n| json!({ "name": kind, "arguments": { "n": n } })).collect();
+        let rounds = json!([{ "reply": { "calls": calls } }, { "reply": { "text": "done" } }]);
+        lab.script(kind, json!({ "rounds": rounds, "repeat": true, "lenient": true }));
+    }
+    let mut process = Process::in_folder(folder).await;
+    let ask = async |process: &Process, kind: &str| {
+        let chat = json!({ "model": format!("script:{kind}"), "messages": [{ "role": "user", "content": "hi" }],
+            "fanfold": { "include": ["transcript"] } });
+        let url = process.base_url();
+        let asked = client::chat(&url, &chat);
+        let got = tokio::time::timeout(Duration::from_secs(120), asked).await.expect("in time").unwrap();
+        let calls = got.json()["fanfold"]["transcript"]["calls"].as_array().cloned().unwrap_or_default();
+        let failed = calls.iter().find(|call| call["outcome"] != "ok");
+        assert!(calls.len() == CALLS && failed.is_none(), "{kind}: {} {failed:?} {}", calls.len(), got.body);
+    };
+    // Pools and threads have come by then.
+    for &kind in kinds {
+        ask(&process, kind).await;
+    }
+    let settled = async |process: &Process, most: usize| {
+        process.metric_becomes("fanfold_tool_calls_in_flight", 0.0).await;
+        let left = async {
+            while counts(process).0 > most || counts(process).1 > 0 {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(40), left).await.map_err(|_| counts(process))
+    };
+    let before = counts(&process).0;
+    for &kind in kinds {
+        for _ in 0..TURNS {
+            ask(&process, kind).await;
+        }
+        settled(&process, before).await.unwrap_or_else(|left| panic!("{kind}: {left:?} after {before}"));
+    }
+    write_config(process.folder.path(), &upstream);
+    process.signal(Signal::HUP);
+    process.logged("is used from now on").await;
+    settled(&process, before).await.unwrap();
+    let (left, _) = counts(&process);
+    assert!(left <= before, "{left} descriptors, {before} before");
+    assert!(!process.log().contains("panicked"));
+    process.signal(Signal::TERM);
+    assert_eq!(process.ended().await.code, Some(0));
+}
