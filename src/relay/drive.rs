@@ -44,6 +44,9 @@ const GRACE: Duration = Duration::from_secs(1);
 /// News of calls that got their slots; a call waits with its start while the turn is behind.
 const STARTS: usize = 64;
 
+/// The result of a call of a tool that the team may not use any more.
+const TAKEN_AWAY: &str = "not run: this tool may not be used any more. Go on without it";
+
 /// What turns need of the process; shared.
 #[derive(Debug, Clone)]
 pub struct Parts {
@@ -384,7 +387,7 @@ fn start_call(
     let stop = CancellationToken::new();
     stops.insert(run.id, stop.clone());
     let tool = started.parts.tools.tool(&run.tool.name).cloned();
-    let wanted = started.parts.slots.of(&run.tool.name, &started.team.calls);
+    let (slots, team) = (started.parts.slots.clone(), started.team.clone());
     let telemetry = started.parts.telemetry.clone();
     let cap = started.plan.rules.call_timeout_cap;
     let timeout = cap.map_or(run.tool.timeout, |cap| run.tool.timeout.min(cap));
@@ -392,22 +395,25 @@ fn start_call(
     let (request_id, traceparent) = (started.request_id.clone(), started.traceparent.clone());
     let starts = starts.clone();
     let audit = started.parts.audit.clone().filter(|_| Audit::is_about(run.tool.effect));
-    let team = started.team.name.clone();
     let id = run.id;
     let task = calls.spawn(async move {
         let queued = Instant::now();
-        let taken = match wanted.try_take() {
-            Some(taken) => Some(taken),
-            None => tokio::select! {
-                taken = wanted.take() => taken.ok(),
-                () = stop.cancelled() => None,
-            },
+        let wanted = slots.of(&run.tool.name, &team);
+        let taken = tokio::select! {
+            taken = slots.queue().take(&wanted) => Some(taken),
+            () = stop.cancelled() => None,
         };
         let (Some(_taken), Some(tool)) = (taken, tool) else {
             return (id, Outcome::failed(OutcomeKind::Stopped, "stopped before it started"));
         };
+        // What the team may use is asked again: the operator may have taken it away since it was offered.
+        if !team.may_call(&run.tool.name) {
+            let denied = Outcome::failed(OutcomeKind::Denied, TAKEN_AWAY);
+            summary::call_ended(&telemetry, &run.tool.name, queued.elapsed(), Duration::ZERO, denied.kind);
+            return (id, denied);
+        }
         let facts = || Facts {
-            team,
+            team: team.name.clone(),
             request_id: request_id.clone(),
             call_id: run.call_id,
             key: idempotency_key.clone(),

@@ -3,20 +3,24 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::expiry::Expiry;
 use crate::policy::settings::{LowerLimits, Overrides};
 use crate::units::{Size, Span};
 
 /// A key of a team, stored as a hash only.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Key {
     /// The SHA-256 of the key, as 64 hexadecimal digits (`fanfold keys hash`).
     #[schemars(regex(pattern = r"^[0-9a-fA-F]{64}$"))]
     pub sha256: String,
+    /// From this moment on the key is worth nothing: a day in UTC (`2027-01-31`) or a timestamp.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expires: Option<Expiry>,
 }
 
 /// One of `teams:`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 #[schemars(rename = "Team")]
 pub struct Settings {
@@ -28,10 +32,27 @@ pub struct Settings {
     /// Owned tools the team may use, `*` standing for anything. Default: all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tools: Option<Vec<String>>,
+    /// How many of this team's waiting requests, and of its waiting tool calls, are served in one turn of
+    /// the team, when teams wait for the process.
+    #[schemars(range(min = 1))]
+    pub share: u32,
     /// Rules for this team.
     pub policy: Overrides,
     /// Lower limits for this team.
     pub limits: Limits,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            keys: Vec::new(),
+            models: None,
+            tools: None,
+            share: 1,
+            policy: Overrides::default(),
+            limits: Limits::default(),
+        }
+    }
 }
 
 /// `limits:` of a team: those of a turn, which may only be lowered, and the team's own.

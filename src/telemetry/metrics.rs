@@ -60,6 +60,8 @@ table! {
     AGENT_TOOL_CALLS "gen_ai_invoke_agent_tool_calls" Kind::Histogram(COUNTS), "team", "Owned tool calls per turn.";
     TOOL_SECONDS "gen_ai_execute_tool_duration_seconds" Kind::Histogram(SECONDS), "tool outcome", "Duration of one tool call, waiting for a slot left out.";
     TOOL_WAIT_SECONDS "fanfold_tool_wait_seconds" Kind::Histogram(WAITS), "tool", "Time a tool call waited for a slot.";
+    TURN_WAIT_SECONDS "fanfold_turn_wait_seconds" Kind::Histogram(WAITS), "team", "Time a request waited for a place among the turns, if it had to.";
+    TURNS_WAITING "fanfold_turns_waiting" Kind::Gauge, "team", "Requests that wait for a place among the turns.";
     DECISIONS "fanfold_parallel_decisions_total" Kind::Counter, "decision reason", "Decisions of the strict-versus-parallel rule.";
     SECONDS_SAVED "fanfold_tool_seconds_saved_total" Kind::Counter, "team", "Sum of tool call times minus the wall time of their batches.";
     OVERHEAD_SECONDS "fanfold_overhead_seconds" Kind::Histogram(SHORT), "", "Time of a turn in which neither the upstream nor a tool was at work.";

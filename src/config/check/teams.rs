@@ -2,12 +2,18 @@
 
 use std::collections::HashMap;
 
+use jiff::Timestamp;
+
 use super::{Check, matches};
 use crate::config::suggest::did_you_mean;
+use crate::team::expiry::Expiry;
 use crate::team::settings::Settings;
 
 /// The SHA-256 of nothing: what a hash tool prints when its input did not arrive.
 const OF_NOTHING: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+/// So many days before its end a key is warned about.
+const SOON: u16 = 14;
 
 impl Check<'_> {
     pub(super) fn teams(&mut self) {
@@ -22,6 +28,7 @@ impl Check<'_> {
             }
             for (i, key) in team.keys.iter().enumerate() {
                 self.key(name, i, &key.sha256, &mut owners);
+                self.expiry(name, i, key.expires);
             }
             self.may_use(name, team);
         }
@@ -49,6 +56,23 @@ impl Check<'_> {
             problem = problem.also(place, "first here");
         }
         self.problems.push(problem);
+    }
+
+    /// A key that is over, or soon will be.
+    fn expiry(&mut self, team: &str, index: usize, expires: Option<Expiry>) {
+        let now = Timestamp::now();
+        let Some(end) = expires.filter(|end| end.is_near(now, SOON)) else { return };
+        let message = match end.is_over(now) {
+            true => format!("this key of `{team}` expired on {end}: nobody can use it"),
+            false => format!("this key of `{team}` expires on {end}"),
+        };
+        let position = index.to_string();
+        let at = ["teams", team, "keys", &position, "expires"];
+        self.warn(
+            &at,
+            message,
+            "make another with `fanfold keys new`, beside this one until all clients have it",
+        );
     }
 
     fn may_use(&mut self, name: &str, team: &Settings) {

@@ -7,7 +7,7 @@ use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use hyper::body::Incoming;
 
-use super::{Asked, Proxy, Refusal, holding, is_json, route};
+use super::{Asked, Counted, Proxy, Refusal, holding, is_json, route};
 use crate::engine::{parcel, parked_names, restore};
 use crate::policy::parallel::Decision;
 use crate::policy::pattern::fits_any;
@@ -33,7 +33,7 @@ impl Proxy {
     ) -> Result<Response<Body>, Refusal> {
         let (parts, incoming) = request.into_parts();
         content_type(&parts.headers)?;
-        let place = self.place(&asked.team)?;
+        let place = self.place(&asked).await?;
         let held = self.read(&asked, &parts.headers, incoming).await?;
         let (body, reservation) = held.into_parts();
         let mut request = ChatRequest::read(&body)?;
@@ -104,7 +104,7 @@ impl Proxy {
                     buffer: server.write_buffer.0 / 4,
                     keep_alive: server.keep_alive.0,
                 };
-                let gauge = TurnInFlight::new(&asked.snapshot.parts.telemetry.turns_in_flight);
+                let gauge = Counted::new(asked.snapshot.parts.telemetry.turns_in_flight.clone());
                 let started = Started {
                     parts: asked.snapshot.parts.clone(),
                     team: asked.team.clone(),
@@ -124,22 +124,6 @@ impl Proxy {
                 Ok(response.unwrap_or_default())
             }
         }
-    }
-}
-
-/// Counts a turn as long as it lives.
-struct TurnInFlight(::metrics::Gauge);
-
-impl TurnInFlight {
-    fn new(gauge: &::metrics::Gauge) -> Self {
-        gauge.increment(1.0);
-        Self(gauge.clone())
-    }
-}
-
-impl Drop for TurnInFlight {
-    fn drop(&mut self) {
-        self.0.decrement(1.0);
     }
 }
 
