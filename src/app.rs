@@ -17,7 +17,6 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use secrecy::ExposeSecret;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -34,6 +33,7 @@ use crate::server::listener::{BindError, Listener, Options};
 use crate::server::proxy::{Proxy, Snapshot};
 use crate::server::visitors::Visitors;
 use crate::store::{Bounds, Capacity, Health, Store};
+use crate::team::fair::Queue;
 use crate::team::{Defaults, Teams};
 use crate::telemetry::{Telemetry, metrics};
 use crate::tools::Catalog;
@@ -171,6 +171,10 @@ const MOST_REMARKS: usize = 20;
 struct Keeper {
     telemetry: Telemetry,
     store: Arc<Store>,
+    /// The places of turns.
+    turns: Queue,
+    /// The places of calls.
+    calls: Queue,
 }
 
 impl App {
@@ -184,7 +188,12 @@ impl App {
         let store = Store::new(&file.store, open, capacity(limits), telemetry.clone())
             .map_err(|why| StartError::Store { setting: why.setting, message: why.message })?;
         store.connect().await;
-        let keeper = Keeper { telemetry: telemetry.clone(), store: Arc::new(store) };
+        let keeper = Keeper {
+            telemetry: telemetry.clone(),
+            store: Arc::new(store),
+            turns: Queue::new(limits.turns_at_once),
+            calls: Queue::new(limits.calls_at_once_in_process),
+        };
         let catalog = Arc::new(catalog);
         log_remarks(&catalog);
         let first = snapshot(loaded, &catalog, &keeper, None)?;
@@ -229,7 +238,7 @@ impl App {
             tasks: turns,
             shutdown,
             bodies: InFlightBudget::new(limits.bodies_in_flight.0),
-            turns: Arc::new(Semaphore::new(limits.turns_at_once as usize)),
+            turns: app.keeper.turns.clone(),
         };
         let render = telemetry.clone();
         let visitors = Visitors::new(app.admin_address, &file.admin.hosts);
@@ -297,13 +306,17 @@ impl App {
         self.keeper.telemetry.render()
     }
 
-    /// Swaps in another configuration. Turns in flight finish on the old one. Listeners stay.
+    /// Swaps in another configuration. Turns in flight finish on the old one, but call no tool that was taken
+    /// away from their team. Listeners stay, and so does what teams hold, wait for and have used.
     pub fn reload(&self, loaded: &Loaded, catalog: Catalog) -> Result<(), StartError> {
         let catalog = Arc::new(catalog);
         log_remarks(&catalog);
-        let before = self.snapshot.load().parts.audit.clone();
-        let new = snapshot(loaded, &catalog, &self.keeper, before.as_deref())?;
+        let before = self.snapshot.load_full();
+        let new = snapshot(loaded, &catalog, &self.keeper, Some(&before))?;
         self.tool_servers.replace(&new, catalog);
+        new.teams.take_effect(Some(&before.teams));
+        self.keeper.turns.resize(new.limits.turns_at_once);
+        self.keeper.calls.resize(new.limits.calls_at_once_in_process);
         Ok(())
     }
 
@@ -416,12 +429,13 @@ fn capacity(limits: &Limits) -> Capacity {
     Capacity { parked, records: Bounds::RECORDS }
 }
 
-/// What a configuration amounts to. `before`: the audit log in use until now, whose chain goes on.
+/// What a configuration amounts to. `before`: the one in use until now, whose audit log goes on, and whose
+/// teams keep what they share.
 fn snapshot(
     loaded: &Loaded,
     catalog: &Arc<Catalog>,
     keeper: &Keeper,
-    before: Option<&Audit>,
+    before: Option<&Snapshot>,
 ) -> Result<Snapshot, StartError> {
     let file = &loaded.file;
     let open = |secret: &Secret| {
@@ -436,16 +450,17 @@ fn snapshot(
         })?;
         upstreams.insert(name.clone(), Arc::new(upstream));
     }
-    let audit = file.audit.as_ref().map(|audit| Audit::open(audit, before, &keeper.telemetry));
+    let audit = file.audit.as_ref().map(|audit| {
+        Audit::open(audit, before.and_then(|before| before.parts.audit.as_deref()), &keeper.telemetry)
+    });
     let audit = audit.transpose().map_err(StartError::Audit)?.map(Arc::new);
     let limits = Arc::new(file.limits.clone());
     let specs: Vec<_> = catalog.iter().map(|tool| tool.spec().clone()).collect();
     let of_tools = catalog.iter().filter_map(|tool| Some((tool.spec().name.clone(), tool.at_once()?)));
-    let slots = Slots::new(limits.calls_at_once_in_process, of_tools);
-    let defaults =
-        Defaults { turns_at_once: limits.turns_at_once, calls_at_once: limits.calls_at_once_per_team };
+    let slots = Slots::new(keeper.calls.clone(), of_tools);
+    let defaults = Defaults { calls_at_once: limits.calls_at_once_per_team };
     Ok(Snapshot {
-        teams: Teams::new(&file.teams, &specs, defaults),
+        teams: Teams::new(&file.teams, &specs, defaults, before.map(|before| &before.teams)),
         routes: Routes::new(&file.routes, upstreams),
         parts: Parts {
             tools: catalog.clone(),
@@ -458,6 +473,8 @@ fn snapshot(
         policy: file.policy.clone(),
         limits,
         server: file.server.clone(),
+        prices: Arc::new(file.prices.clone()),
+        currency: file.currency.as_str().into(),
     })
 }
 

@@ -112,6 +112,10 @@ pub struct Limits {
     /// Turns in flight in the process.
     #[schemars(range(min = 1))]
     pub turns_at_once: u32,
+    /// Requests of one team that wait for a place among the turns of the process. 0: none waits.
+    pub turns_waiting_per_team: u32,
+    /// How long such a request waits.
+    pub turn_wait: Span,
     /// Open client connections.
     #[schemars(range(min = 1))]
     pub connections: u32,
@@ -139,6 +143,8 @@ impl Default for Limits {
             parked_bytes: Size::mib(64),
             parked_for: Span::seconds(3600),
             turns_at_once: 4096,
+            turns_waiting_per_team: 256,
+            turn_wait: Span::seconds(5),
             connections: 16_384,
             bodies_in_flight: Size::mib(512),
         }

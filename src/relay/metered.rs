@@ -13,7 +13,6 @@ use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, StatusCode};
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
-use serde::Deserialize;
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
@@ -22,6 +21,8 @@ use super::ending;
 use super::pass::Open;
 use crate::wire::error::ErrorReply;
 use crate::wire::failure::{Failure, FailureKind};
+use crate::wire::raw::Raw;
+use crate::wire::usage::Tokens;
 
 /// The largest reply, or end of one, that is looked through, in bytes.
 const LOOKED_THROUGH: usize = 64 * 1024;
@@ -178,37 +179,15 @@ impl Drop for Metered {
     }
 }
 
-/// Prompt and completion tokens of the last `usage` object in the text.
-fn usage_in(text: &[u8]) -> Option<(u64, u64)> {
+/// The tokens of the last `usage` object in the text.
+fn usage_in(text: &[u8]) -> Option<Tokens> {
     let at = memchr::memmem::rfind(text, b"\"usage\"")?;
     let rest = &text[at + b"\"usage\"".len()..];
     let open = rest.iter().position(|b| !b.is_ascii_whitespace() && *b != b':')?;
     let rest = rest.get(open..).filter(|rest| rest.first() == Some(&b'{'))?;
-    let usage = Usage::deserialize(&mut serde_json::Deserializer::from_slice(rest)).ok()?;
-    let of = |count: Option<Count>| count.and_then(|count| count.0);
-    let (input, output) = (of(usage.prompt_tokens), of(usage.completion_tokens));
-    let (input, output) = (input.or(of(usage.input_tokens)), output.or(of(usage.output_tokens)));
-    Some((input.unwrap_or(0), output.unwrap_or(0)))
-}
-
-/// Both spellings: that of chats, and that of responses.
-#[derive(Deserialize)]
-struct Usage {
-    prompt_tokens: Option<Count>,
-    input_tokens: Option<Count>,
-    completion_tokens: Option<Count>,
-    output_tokens: Option<Count>,
-}
-
-/// A count; what is none is not understood.
-#[derive(Deserialize)]
-#[serde(from = "serde_json::Value")]
-struct Count(Option<u64>);
-
-impl From<serde_json::Value> for Count {
-    fn from(value: serde_json::Value) -> Self {
-        Self(value.as_u64())
-    }
+    let mut values = serde_json::Deserializer::from_slice(rest).into_iter::<&serde_json::value::RawValue>();
+    let usage = Bytes::copy_from_slice(values.next()?.ok()?.get().as_bytes());
+    Some(Tokens::of(&Raw::parse(usage).ok()?))
 }
 
 #[cfg(test)]
@@ -219,10 +198,12 @@ mod tests {
     fn usage_is_found_at_the_end_of_a_body_or_stream() {
         assert_eq!(
             usage_in(br#"{"usage":{"prompt_tokens":3,"completion_tokens":4,"x":{"y":1}}}"#),
-            Some((3, 4))
+            Some(Tokens { input: 3, cached: 0, output: 4 })
         );
-        assert_eq!(usage_in(b"data: {\"usage\" : {\"input_tokens\":3}}\n\ndata: [DONE]\n\n"), Some((3, 0)));
-        assert_eq!(usage_in(br#"{"usage":{"prompt_tokens":"3","completion_tokens":4}}"#), Some((0, 4)));
+        assert_eq!(
+            usage_in(b"data: {\"usage\" : {\"input_tokens\":3}}\n\ndata: [DONE]\n\n"),
+            Some(Tokens { input: 3, cached: 0, output: 0 })
+        );
         for without in [&b""[..], b"{\"usage\":null}", b"{\"usage\":{\"prompt_tokens\":", b"\"usage\""] {
             assert_eq!(usage_in(without), None);
         }

@@ -3,20 +3,25 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::expiry::Expiry;
+use super::money::Money;
 use crate::policy::settings::{LowerLimits, Overrides};
 use crate::units::{Size, Span};
 
 /// A key of a team, stored as a hash only.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Key {
     /// The SHA-256 of the key, as 64 hexadecimal digits (`fanfold keys hash`).
     #[schemars(regex(pattern = r"^[0-9a-fA-F]{64}$"))]
     pub sha256: String,
+    /// From this moment on the key is worth nothing: a day in UTC (`2027-01-31`) or a timestamp.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expires: Option<Expiry>,
 }
 
 /// One of `teams:`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 #[schemars(rename = "Team")]
 pub struct Settings {
@@ -28,10 +33,30 @@ pub struct Settings {
     /// Owned tools the team may use, `*` standing for anything. Default: all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tools: Option<Vec<String>>,
+    /// How many of this team's waiting requests, and of its waiting tool calls, are served in one turn of
+    /// the team, when teams wait for the process.
+    #[schemars(range(min = 1))]
+    pub share: u32,
     /// Rules for this team.
     pub policy: Overrides,
     /// Lower limits for this team.
     pub limits: Limits,
+    /// What it may use in a day or a month.
+    pub budget: Budget,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            keys: Vec::new(),
+            models: None,
+            tools: None,
+            share: 1,
+            policy: Overrides::default(),
+            limits: Limits::default(),
+            budget: Budget::default(),
+        }
+    }
 }
 
 /// `limits:` of a team: those of a turn, which may only be lowered, and the team's own.
@@ -68,6 +93,38 @@ pub struct Limits {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub calls_at_once_per_team: Option<u32>,
+    /// Requests a minute.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub requests_per_minute: Option<u64>,
+    /// Tokens a minute, of input and output.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub tokens_per_minute: Option<u64>,
+    /// Calls of owned tools a minute.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub tool_calls_per_minute: Option<u64>,
+}
+
+/// `budget:` of a team: what it may use in a day or a month, in UTC.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Budget {
+    /// Tokens, of input and output, a day.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub tokens_per_day: Option<u64>,
+    /// Tokens, of input and output, a month.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub tokens_per_month: Option<u64>,
+    /// Money a day, by `prices`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cost_per_day: Option<Money>,
+    /// Money a month, by `prices`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cost_per_month: Option<Money>,
 }
 
 impl Limits {

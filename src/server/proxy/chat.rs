@@ -7,7 +7,7 @@ use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use hyper::body::Incoming;
 
-use super::{Asked, Proxy, Refusal, holding, is_json, route};
+use super::{Asked, Counted, Proxy, Refusal, holding, is_json, route};
 use crate::engine::{parcel, parked_names, restore};
 use crate::policy::parallel::Decision;
 use crate::policy::pattern::fits_any;
@@ -16,6 +16,7 @@ use crate::relay::body::Body;
 use crate::relay::headers::{self, to_upstream};
 use crate::relay::pass::{self, Passing};
 use crate::relay::{Client, Started, begin, first_question};
+use crate::team::money::price_of;
 use crate::telemetry::metrics;
 use crate::upstream::{AskHead, Route};
 use crate::wire::error::ErrorReply;
@@ -33,7 +34,7 @@ impl Proxy {
     ) -> Result<Response<Body>, Refusal> {
         let (parts, incoming) = request.into_parts();
         content_type(&parts.headers)?;
-        let place = self.place(&asked.team)?;
+        let (account, place) = self.enter(&mut asked).await?;
         let held = self.read(&asked, &parts.headers, incoming).await?;
         let (body, reservation) = held.into_parts();
         let mut request = ChatRequest::read(&body)?;
@@ -41,7 +42,8 @@ impl Proxy {
         let messages = request.messages();
         let changed = restore_parked(&asked, &mut request).await;
         let narrowed = named_tools(&parts.headers)?;
-        let rules = rules(&asked, &route);
+        let price = price_of(&asked.snapshot.prices, &request.model);
+        let rules = Rules { charged: account.charges_usage(price), ..rules(&asked, &route) };
         let stream = request.stream;
         let needs_rule = fits_any(&asked.snapshot.policy.strict_parallel_models, &request.model);
         let habits = route.upstream.habits(&request.model, needs_rule, route.takes_parallel, stream);
@@ -74,7 +76,9 @@ impl Proxy {
                 let passing = Passing {
                     upstream: route.upstream.clone(),
                     telemetry: asked.snapshot.parts.telemetry.clone(),
-                    team: asked.team.name.clone(),
+                    account,
+                    price,
+                    tasks: self.tasks.clone(),
                     model: route.model.clone(),
                     since: asked.since,
                     headers: asked.headers,
@@ -104,10 +108,12 @@ impl Proxy {
                     buffer: server.write_buffer.0 / 4,
                     keep_alive: server.keep_alive.0,
                 };
-                let gauge = TurnInFlight::new(&asked.snapshot.parts.telemetry.turns_in_flight);
+                let gauge = Counted::new(asked.snapshot.parts.telemetry.turns_in_flight.clone());
                 let started = Started {
                     parts: asked.snapshot.parts.clone(),
                     team: asked.team.clone(),
+                    account,
+                    price,
                     route,
                     plan,
                     request,
@@ -124,22 +130,6 @@ impl Proxy {
                 Ok(response.unwrap_or_default())
             }
         }
-    }
-}
-
-/// Counts a turn as long as it lives.
-struct TurnInFlight(::metrics::Gauge);
-
-impl TurnInFlight {
-    fn new(gauge: &::metrics::Gauge) -> Self {
-        gauge.increment(1.0);
-        Self(gauge.clone())
-    }
-}
-
-impl Drop for TurnInFlight {
-    fn drop(&mut self) {
-        self.0.decrement(1.0);
     }
 }
 
@@ -199,6 +189,7 @@ fn rules(asked: &Asked, route: &Route) -> Rules {
         interim_text: route.policy.interim_text.or(team.policy.interim_text).unwrap_or(global.interim_text),
         call_timeout_cap: cap,
         keep_content: asked.snapshot.parts.log_content,
+        charged: false,
         limits: if lowered == **limits { limits.clone() } else { lowered.into() },
     }
 }

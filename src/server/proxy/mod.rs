@@ -10,15 +10,16 @@
 mod chat;
 mod models;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::header::{ALLOW, AUTHORIZATION, CONTENT_TYPE};
-use http::{HeaderMap, HeaderValue, Method, Request, Response};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response};
 use hyper::body::Incoming;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use jiff::Timestamp;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -34,6 +35,9 @@ use crate::relay::body::Body;
 use crate::relay::headers::{PARALLEL, REQUEST_ID, to_upstream};
 use crate::relay::pass::{self, Passing};
 use crate::relay::{Parts, error_response};
+use crate::team::account::{self, Account};
+use crate::team::fair::{Entry, NoPlace, Place, Queue};
+use crate::team::money::{Price, price_of};
 use crate::team::{Team, Teams};
 use crate::telemetry::metrics;
 use crate::tools::Catalog;
@@ -60,6 +64,10 @@ pub struct Snapshot {
     pub limits: Arc<policy::Limits>,
     /// What a client connection may take.
     pub server: Settings,
+    /// What tokens cost.
+    pub prices: Arc<BTreeMap<String, Price>>,
+    /// What amounts of money are called.
+    pub currency: Arc<str>,
 }
 
 impl Snapshot {
@@ -76,6 +84,8 @@ impl Snapshot {
             policy: self.policy.clone(),
             limits: self.limits.clone(),
             server: self.server.clone(),
+            prices: self.prices.clone(),
+            currency: self.currency.clone(),
         }
     }
 }
@@ -94,8 +104,8 @@ pub struct Proxy {
     pub shutdown: CancellationToken,
     /// The bytes that request bodies may hold together.
     pub bodies: Arc<InFlightBudget>,
-    /// The turns that may be in flight together.
-    pub turns: Arc<Semaphore>,
+    /// The places of turns that are in flight together.
+    pub turns: Queue,
 }
 
 /// One request, as far as it is known before its body is read.
@@ -150,11 +160,13 @@ fn of_every_response(request_id: &str) -> HeaderMap {
 struct Refusal {
     error: ErrorReply,
     allow: Option<&'static str>,
+    /// How the team's quotas stand.
+    quotas: account::Headers,
 }
 
 impl From<ErrorReply> for Refusal {
     fn from(error: ErrorReply) -> Self {
-        Self { error, allow: None }
+        Self { error, allow: None, quotas: account::Headers::new() }
     }
 }
 
@@ -162,6 +174,7 @@ impl Refusal {
     fn into_response(self, headers: HeaderMap) -> Response<Body> {
         let mut response = error_response(&self.error);
         response.headers_mut().extend(headers);
+        put(response.headers_mut(), self.quotas);
         if let Some(allow) = self.allow {
             response.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
         }
@@ -189,7 +202,8 @@ impl Proxy {
         }
         let snapshot = self.snapshot.load_full();
         self.visitor(&snapshot, request)?;
-        let team = snapshot.teams.of_key(key(request.headers())).map_err(|_| unknown_key())?;
+        let key = key(request.headers()).map_err(|Ambiguous| unknown_key())?;
+        let team = snapshot.teams.of_key(key, Timestamp::now()).map_err(|_| unknown_key())?;
         if self.drain.stage() >= Stage::Refusing {
             return Err(ErrorReply::shutting_down().into());
         }
@@ -232,39 +246,75 @@ impl Proxy {
         }
     }
 
-    /// Takes a place among the turns of the team and of the process.
-    fn place(&self, team: &Team) -> Result<(OwnedSemaphorePermit, OwnedSemaphorePermit), Refusal> {
-        let of_team = team.turns.clone().try_acquire_owned().map_err(|_| {
-            ErrorReply::new(
-                429,
-                "rate_limit_exceeded",
-                "Your team has as many requests in flight as it may. Try again when one of them is answered.",
-            )
-            .retry_after(1)
-        })?;
-        let of_process = self.turns.clone().try_acquire_owned().map_err(|_| {
-            ErrorReply::new(
-                503,
-                "overloaded",
-                "This gateway serves as many requests as it may. Try again shortly.",
-            )
-            .retry_after(1)
-        })?;
-        Ok((of_team, of_process))
+    /// Lets a request in: the team's quotas have something left, and there is a place for it.
+    async fn enter(&self, asked: &mut Asked) -> Result<(Account, Place), Refusal> {
+        let account = Account {
+            team: asked.team.clone(),
+            store: asked.snapshot.parts.store.clone(),
+            telemetry: asked.snapshot.parts.telemetry.clone(),
+            currency: asked.snapshot.currency.clone(),
+        };
+        match account.admit().await {
+            Ok(quotas) => put(&mut asked.headers, quotas),
+            Err((error, quotas)) => return Err(Refusal { quotas, ..error.into() }),
+        }
+        match self.place(asked).await {
+            Ok(place) => Ok((account, place)),
+            Err(refusal) => {
+                account.not_served().await;
+                Err(refusal)
+            }
+        }
+    }
+
+    /// Takes a place among the turns of the team and of the process, and waits for it in the team's turn,
+    /// but not long: nothing of the body has been read yet. Whoever leaves gives up waiting.
+    async fn place(&self, asked: &Asked) -> Result<Place, Refusal> {
+        let limits = &asked.snapshot.limits;
+        let ticket = match self.turns.enter(&asked.team.a_turn(), limits.turns_waiting_per_team) {
+            Ok(Entry::Place(place)) => return Ok(place),
+            Ok(Entry::Ticket(ticket)) => ticket,
+            Err(NoPlace::OfTeam) => return Err(too_many_of_team().into()),
+            Err(NoPlace::Crowded) => {
+                asked.limit_hit("turns_waiting_per_team");
+                return Err(overloaded().into());
+            }
+        };
+        let telemetry = &asked.snapshot.parts.telemetry;
+        let labels = [("team", asked.team.name.clone().into())];
+        let _waiting = Counted::new(telemetry.gauge(metrics::TURNS_WAITING, &labels));
+        let since = Instant::now();
+        let place = tokio::select! {
+            place = ticket.place() => Ok(place),
+            () = asked.peer.gone.cancelled() => Err(overloaded()),
+            () = self.drain.reached(Stage::Refusing) => Err(ErrorReply::shutting_down()),
+            () = tokio::time::sleep(limits.turn_wait.0) => {
+                asked.limit_hit("turn_wait");
+                Err(overloaded())
+            }
+        };
+        telemetry.seconds(metrics::TURN_WAIT_SECONDS, &labels, since.elapsed());
+        Ok(place?)
     }
 
     /// Hands a request through, bytes untouched.
-    async fn relay(&self, request: Request<Incoming>, asked: Asked) -> Result<Response<Body>, Refusal> {
-        let place = self.place(&asked.team)?;
+    async fn relay(&self, request: Request<Incoming>, mut asked: Asked) -> Result<Response<Body>, Refusal> {
+        let (account, place) = self.enter(&mut asked).await?;
         let (parts, incoming) = request.into_parts();
         let rest = parts.uri.path_and_query().map_or("", |p| p.as_str()).trim_start_matches("/v1").to_owned();
         let headers = to_upstream(&parts.headers, &asked.request_id, false);
-        let (upstream, model, body, reservation) =
+        let (upstream, price, model, body, reservation) =
             if self.routed_by_model(&parts.headers, &parts.method, &asked) {
                 let held = self.read(&asked, &parts.headers, incoming).await?;
                 let (body, reservation) = held.into_parts();
-                let route = route_of_body(&asked, &body)?;
-                (route.upstream.clone(), route.model.clone(), pass::Request::Whole(body), Some(reservation))
+                let named = model_of_body(&body);
+                let route = match &named {
+                    Some(model) => route(&asked, model)?,
+                    None => asked.snapshot.routes.first().cloned().ok_or_else(|| no_model("-"))?,
+                };
+                let price = named.and_then(|model| price_of(&asked.snapshot.prices, &model));
+                let (upstream, model) = (route.upstream.clone(), route.model.clone());
+                (upstream, price, model, pass::Request::Whole(body), Some(reservation))
             } else {
                 let upstream = asked
                     .snapshot
@@ -276,12 +326,14 @@ impl Proxy {
                     incoming,
                     Into::into,
                 ));
-                (upstream, metrics::OTHER.into(), pass::Request::Streamed(sent), None)
+                (upstream, None, metrics::OTHER.into(), pass::Request::Streamed(sent), None)
             };
         let passing = Passing {
             upstream,
             telemetry: asked.snapshot.parts.telemetry.clone(),
-            team: asked.team.name.clone(),
+            account,
+            price,
+            tasks: self.tasks.clone(),
             model,
             since: asked.since,
             headers: asked.headers,
@@ -292,14 +344,16 @@ impl Proxy {
         Ok(holding(response, (place, reservation, asked.in_flight)))
     }
 
-    /// Whether the body has to be looked at: the model decides where it goes, or whether it may.
+    /// Whether the body has to be looked at: the model decides where it goes, whether it may, or what it costs.
     fn routed_by_model(&self, headers: &HeaderMap, method: &Method, asked: &Asked) -> bool {
         let kind = headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
         // Forms and files hold no JSON; anything else may, whatever it is called.
         let kind = kind.to_ascii_lowercase();
         let opaque = ["multipart/", "application/octet-stream"].iter().any(|of| kind.starts_with(of));
         let has_body = !matches!(*method, Method::GET | Method::HEAD | Method::DELETE);
-        let matters = asked.snapshot.routes.upstreams().count() > 1 || asked.team.restricts_models();
+        let matters = asked.snapshot.routes.upstreams().count() > 1
+            || asked.team.restricts_models()
+            || !asked.snapshot.prices.is_empty();
         has_body && !opaque && matters
     }
 
@@ -325,6 +379,31 @@ impl Proxy {
     }
 }
 
+/// Lays headers over others.
+fn put(headers: &mut HeaderMap, more: account::Headers) {
+    for (name, value) in more {
+        if let Ok(value) = HeaderValue::try_from(value) {
+            headers.insert(name, value);
+        }
+    }
+}
+
+/// Counts in a gauge as long as it lives.
+struct Counted(::metrics::Gauge);
+
+impl Counted {
+    fn new(gauge: ::metrics::Gauge) -> Self {
+        gauge.increment(1.0);
+        Self(gauge)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.decrement(1.0);
+    }
+}
+
 /// Keeps `held` as long as the response's body lives.
 fn holding<H: Send + 'static>(response: Response<Body>, held: H) -> Response<Body> {
     let (parts, body) = response.into_parts();
@@ -335,16 +414,10 @@ fn holding<H: Send + 'static>(response: Response<Body>, held: H) -> Response<Bod
     Response::from_parts(parts, Body::boxed(body))
 }
 
-fn route_of_body(asked: &Asked, body: &Bytes) -> Result<Arc<crate::upstream::Route>, Refusal> {
-    let Ok(members) = Members::read(body) else {
-        // What is no JSON names no model.
-        return asked.snapshot.routes.first().cloned().ok_or_else(|| no_model("-"));
-    };
-    let Some(model) = members.find("model") else {
-        return asked.snapshot.routes.first().cloned().ok_or_else(|| no_model("-"));
-    };
-    let model = model.as_string().unwrap_or_default();
-    route(asked, &model)
+/// The model a body names. What is no JSON names none.
+fn model_of_body(body: &Bytes) -> Option<String> {
+    let members = Members::read(body).ok()?;
+    Some(members.find("model")?.as_string().unwrap_or_default().into_owned())
 }
 
 /// The route of a model the team may use.
@@ -373,9 +446,23 @@ fn unknown_key() -> ErrorReply {
     )
 }
 
+fn too_many_of_team() -> ErrorReply {
+    ErrorReply::new(
+        429,
+        "rate_limit_exceeded",
+        "Your team has as many requests in flight as it may. Try again when one of them is answered.",
+    )
+    .retry_after(1)
+}
+
+fn overloaded() -> ErrorReply {
+    let message = "This gateway serves as many requests as it may. Try again shortly.";
+    ErrorReply::new(503, "overloaded", message).retry_after(1)
+}
+
 fn wrong_method(allow: &'static str) -> Refusal {
     let error = ErrorReply::new(405, "method_not_allowed", format!("This path takes {allow} only."));
-    Refusal { error, allow: Some(allow) }
+    Refusal { allow: Some(allow), ..error.into() }
 }
 
 fn wrong_path(path: &str) -> ErrorReply {
@@ -408,13 +495,28 @@ fn is_disguised(path: &str) -> bool {
     dots || (path != CHAT && decoded.trim_end_matches('/') == CHAT)
 }
 
-/// The key a client sends, in the header of OpenAI's SDKs or of Azure's.
-fn key(headers: &HeaderMap) -> Option<&[u8]> {
-    let bearer = headers.get(AUTHORIZATION).map(HeaderValue::as_bytes).and_then(|value| {
-        let (scheme, key) = value.split_at_checked(7)?;
-        scheme.eq_ignore_ascii_case(b"bearer ").then(|| key.trim_ascii())
+/// A request that shows more than one key.
+#[derive(Debug, PartialEq, Eq)]
+struct Ambiguous;
+
+/// The key a client sends: as `Authorization: Bearer`, like OpenAI's SDKs, or as `api-key`, like Azure's. One
+/// is enough, and two that differ are none: which of them was meant, others on the way may see differently.
+fn key(headers: &HeaderMap) -> Result<Option<&[u8]>, Ambiguous> {
+    let bearer = only(headers, &AUTHORIZATION)?.map(|value| {
+        let (scheme, key) = value.split_at_checked(7).unwrap_or_default();
+        if scheme.eq_ignore_ascii_case(b"bearer ") { key.trim_ascii() } else { b"" }
     });
-    bearer.or_else(|| headers.get("api-key").map(HeaderValue::as_bytes))
+    match (bearer, only(headers, &HeaderName::from_static("api-key"))?) {
+        (Some(bearer), Some(other)) if bearer != other => Err(Ambiguous),
+        (bearer, other) => Ok(bearer.or(other)),
+    }
+}
+
+/// The header's only line.
+fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a [u8]>, Ambiguous> {
+    let mut lines = headers.get_all(name).iter();
+    let first = lines.next().map(HeaderValue::as_bytes);
+    if lines.next().is_some() { Err(Ambiguous) } else { Ok(first) }
 }
 
 fn is_json(content_type: &str) -> bool {
@@ -439,17 +541,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_is_found_in_either_header() {
-        let of = |name: &'static str, value: &'static str| {
+    fn a_key_is_found_in_either_header_and_two_that_differ_are_none() {
+        let of = |lines: &[(&'static str, &'static str)]| {
             let mut headers = HeaderMap::new();
-            headers.insert(name, HeaderValue::from_static(value));
-            key(&headers).map(<[u8]>::to_vec)
+            for (name, value) in lines {
+                headers.append(*name, HeaderValue::from_static(value));
+            }
+            key(&headers).map(|key| key.map(<[u8]>::to_vec))
         };
-        assert_eq!(of("authorization", "Bearer k"), Some(b"k".to_vec()));
-        assert_eq!(of("authorization", "bearer  k"), Some(b"k".to_vec()));
-        assert_eq!(of("authorization", "Basic k"), None);
-        assert_eq!(of("authorization", "Bear"), None);
-        assert_eq!(of("api-key", "k"), Some(b"k".to_vec()));
+        let found = |key: &str| Ok(Some(key.as_bytes().to_vec()));
+        assert_eq!(of(&[]), Ok(None));
+        assert_eq!(of(&[("authorization", "Bearer k")]), found("k"));
+        assert_eq!(of(&[("authorization", "bearer  k")]), found("k"));
+        assert_eq!(of(&[("authorization", "Basic k")]), found(""));
+        assert_eq!(of(&[("authorization", "Bear")]), found(""));
+        assert_eq!(of(&[("api-key", "k")]), found("k"));
+        assert_eq!(of(&[("authorization", "Bearer k"), ("api-key", "k")]), found("k"));
+        for two in [
+            [("authorization", "Bearer k"), ("authorization", "Bearer k")],
+            [("authorization", "Bearer k"), ("authorization", "Bearer x")],
+            [("authorization", "Bearer k"), ("api-key", "x")],
+            [("authorization", "Basic k"), ("api-key", "k")],
+            [("api-key", "k"), ("api-key", "x")],
+        ] {
+            assert_eq!(of(&two), Err(Ambiguous), "{two:?}");
+        }
     }
 
     #[test]
