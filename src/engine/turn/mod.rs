@@ -133,6 +133,24 @@ impl Turn {
         &self.record
     }
 
+    /// Whether tools with effects ran, or may have.
+    #[must_use]
+    pub fn had_effects(&self) -> bool {
+        !self.effects.is_empty()
+    }
+
+    /// What a repetition of the request is told if this turn ended with nobody to tell. `None`: nothing speaks
+    /// against running it anew.
+    #[must_use]
+    pub fn unheard(&self) -> Option<ErrorReply> {
+        let left = ErrorReply::new(
+            424,
+            "turn_failed_after_tools",
+            "the client left before the answer was complete.",
+        );
+        self.had_effects().then(|| self.after_effects(&left))
+    }
+
     /// Whether it is over.
     #[must_use]
     pub const fn is_done(&self) -> bool {
@@ -198,6 +216,7 @@ impl Turn {
             Input::Outcome(run, outcome) => self.call_ended(run, outcome, actions),
             Input::Tick => self.tick(actions),
             Input::ClientGone => self.leave(actions),
+            Input::Superseded => self.fail(ErrorReply::superseded(), actions),
             Input::Shutdown => {
                 self.fail(ErrorReply::shutting_down(), actions);
             }
