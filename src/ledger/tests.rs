@@ -49,34 +49,32 @@ async fn find(ledger: &Arc<Ledger>, attempt: Attempt) -> Found {
 }
 
 async fn begin(ledger: &Arc<Ledger>, attempt: Attempt) -> Owner {
-    match find(ledger, attempt).await {
-        Found::Begin(run) => run,
-        other => panic!("{other:?}"),
-    }
+    let found = find(ledger, attempt).await;
+    let told = format!("{found:?}");
+    let Found::Begin(run) = found else { panic!("{told}") };
+    run
 }
 
 async fn join(ledger: &Arc<Ledger>, attempt: Attempt) -> Listener {
-    match find(ledger, attempt).await {
-        Found::Join(listener) => listener,
-        other => panic!("{other:?}"),
-    }
+    let found = find(ledger, attempt).await;
+    let told = format!("{found:?}");
+    let Found::Join(listener) = found else { panic!("{told}") };
+    listener
 }
 
 async fn replay(ledger: &Arc<Ledger>, attempt: Attempt) -> Answer {
-    match find(ledger, attempt).await {
-        Found::Replay(answer, of) => {
-            assert_eq!(of, "of a");
-            answer
-        }
-        other => panic!("{other:?}"),
-    }
+    let found = find(ledger, attempt).await;
+    let told = format!("{found:?}");
+    let Found::Replay(answer, of) = found else { panic!("{told}") };
+    assert_eq!(of, "of a");
+    answer
 }
 
 async fn refused(ledger: &Arc<Ledger>, attempt: Attempt) -> ErrorReply {
-    match find(ledger, attempt).await {
-        Found::Refuse(error) => error,
-        other => panic!("{other:?}"),
-    }
+    let found = find(ledger, attempt).await;
+    let told = format!("{found:?}");
+    let Found::Refuse(error) = found else { panic!("{told}") };
+    error
 }
 
 fn say(run: &Run, status: u16, text: &str) {
@@ -167,7 +165,7 @@ async fn an_error_that_invites_to_repeat_is_not_kept_unless_there_were_effects()
         match find(&here, keyed("a")).await {
             Found::Replay(answer, _) => assert!(kept && answer.status == status, "{status}"),
             Found::Begin(_) => assert!(!kept, "{status}"),
-            other => panic!("{other:?}"),
+            other @ (Found::Join(_) | Found::Refuse(_)) => panic!("{other:?}"),
         }
     }
 }

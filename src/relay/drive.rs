@@ -289,16 +289,7 @@ impl Driver {
                     self.reply = Some((ask.id, ask_upstream(&self.started, &self.owned, &self.turn, &ask)));
                 }
                 Action::Cancel => self.reply = None,
-                Action::Run(run) => start_call(
-                    &self.started,
-                    self.run.as_deref(),
-                    format!("{}-{}", self.turn_id, run.id),
-                    run,
-                    &self.starts.0,
-                    &mut self.calls,
-                    &mut self.stops,
-                    &mut self.ids,
-                ),
+                Action::Run(run) => self.start_call(run),
                 Action::Stop(run) => {
                     if let Some(stop) = self.stops.remove(&run) {
                         stop.cancel();
@@ -320,6 +311,101 @@ impl Driver {
             }
         }
         None
+    }
+
+    /// Starts a call as a task of its own: it waits for its slots and its permissions, then runs.
+    fn start_call(&mut self, run: Run) {
+        let started = &self.started;
+        let idempotency_key = format!("{}-{}", self.turn_id, run.id);
+        let stop = CancellationToken::new();
+        self.stops.insert(run.id, stop.clone());
+        let tool = started.parts.tools.tool(&run.tool.name).cloned();
+        let wanted = started.parts.slots.of(&run.tool.name, &started.team.calls);
+        let telemetry = started.parts.telemetry.clone();
+        let cap = started.plan.rules.call_timeout_cap;
+        let timeout = cap.map_or(run.tool.timeout, |cap| run.tool.timeout.min(cap));
+        let limit = started.plan.rules.limits.tool_result.0;
+        let (request_id, traceparent) = (started.request_id.clone(), started.traceparent.clone());
+        let starts = self.starts.0.clone();
+        let audit = started.parts.audit.clone().filter(|_| Audit::is_about(run.tool.effect));
+        let team = started.team.name.clone();
+        let ledger = self.run.as_deref().cloned().filter(|_| run.tool.effect == Effect::Write);
+        let id = run.id;
+        let task = self.calls.spawn(async move {
+            let queued = Instant::now();
+            let taken = match wanted.try_take() {
+                Some(taken) => Some(taken),
+                None => tokio::select! {
+                    taken = wanted.take() => taken.ok(),
+                    () = stop.cancelled() => None,
+                },
+            };
+            let (Some(_taken), Some(tool)) = (taken, tool) else {
+                return (id, Ran::Ended(Outcome::failed(OutcomeKind::Stopped, "stopped before it started")));
+            };
+            if let Some(ledger) = ledger
+                && ledger.permit(&run.tool.name).await == Err(Superseded)
+            {
+                return (id, Ran::Superseded);
+            }
+            let facts = || Facts {
+                team,
+                request_id: request_id.clone(),
+                call_id: run.call_id,
+                key: idempotency_key.clone(),
+                tool: run.tool.name.clone(),
+                effect: run.tool.effect,
+                arguments: run.arguments.clone(),
+            };
+            let pending = match &audit {
+                None => None,
+                Some(audit) => match audit.intent(facts()).await {
+                    Ok(pending) => Some(pending),
+                    Err(refused) => {
+                        summary::call_ended(
+                            &telemetry,
+                            &run.tool.name,
+                            queued.elapsed(),
+                            Duration::ZERO,
+                            refused.kind,
+                        );
+                        return (id, Ran::Ended(refused));
+                    }
+                },
+            };
+            // The turn may be over already; then nobody listens, and the call is stopped.
+            if stop.is_cancelled() || starts.send(id).await.is_err() {
+                let stopped = Outcome::failed(OutcomeKind::Stopped, "stopped before it started");
+                if let Some(pending) = pending {
+                    pending.ended(&stopped).await;
+                }
+                return (id, Ran::Ended(stopped));
+            }
+            let waited = queued.elapsed();
+            let call = Call {
+                arguments: run.arguments,
+                idempotency_key,
+                request_id,
+                traceparent,
+                result_limit: limit.min(tool.result_limit()),
+                deadline: Instant::now() + timeout + GRACE,
+            };
+            let _in_flight = InFlight::new(&telemetry);
+            let began = Instant::now();
+            let outcome = tool.run(&call, &stop).await;
+            let ran = began.elapsed();
+            // The turn stops a call whose time is over, before the tool would end it by itself.
+            let late = outcome.kind == OutcomeKind::Stopped && ran >= timeout;
+            let kind = if late { OutcomeKind::Timeout } else { outcome.kind };
+            summary::call_ended(&telemetry, &run.tool.name, waited, ran, kind);
+            if let Some(pending) = pending {
+                let timed_out = late && !outcome.is_unknown();
+                let told = if timed_out { Outcome::failed(kind, "") } else { outcome.clone() };
+                pending.ended(&told).await;
+            }
+            (id, Ran::Ended(outcome))
+        });
+        self.ids.insert(task.id(), id);
     }
 
     async fn end(mut self, finish: Finish) -> JoinSet<()> {
@@ -448,107 +534,6 @@ fn ask_upstream(started: &Started, owned: &[Arc<str>], turn: &Turn, ask: &Ask) -
         event: limits.event.0,
     };
     started.route.upstream.ask(body, &started.head, expect)
-}
-
-fn start_call(
-    started: &Started,
-    ledger: Option<&Arc<LedgerRun>>,
-    idempotency_key: String,
-    run: Run,
-    starts: &mpsc::Sender<RunId>,
-    calls: &mut JoinSet<(RunId, Ran)>,
-    stops: &mut HashMap<RunId, CancellationToken>,
-    ids: &mut HashMap<tokio::task::Id, RunId>,
-) {
-    let stop = CancellationToken::new();
-    stops.insert(run.id, stop.clone());
-    let tool = started.parts.tools.tool(&run.tool.name).cloned();
-    let wanted = started.parts.slots.of(&run.tool.name, &started.team.calls);
-    let telemetry = started.parts.telemetry.clone();
-    let cap = started.plan.rules.call_timeout_cap;
-    let timeout = cap.map_or(run.tool.timeout, |cap| run.tool.timeout.min(cap));
-    let limit = started.plan.rules.limits.tool_result.0;
-    let (request_id, traceparent) = (started.request_id.clone(), started.traceparent.clone());
-    let starts = starts.clone();
-    let audit = started.parts.audit.clone().filter(|_| Audit::is_about(run.tool.effect));
-    let team = started.team.name.clone();
-    let ledger = ledger.cloned().filter(|_| run.tool.effect == Effect::Write);
-    let id = run.id;
-    let task = calls.spawn(async move {
-        let queued = Instant::now();
-        let taken = match wanted.try_take() {
-            Some(taken) => Some(taken),
-            None => tokio::select! {
-                taken = wanted.take() => taken.ok(),
-                () = stop.cancelled() => None,
-            },
-        };
-        let (Some(_taken), Some(tool)) = (taken, tool) else {
-            return (id, Ran::Ended(Outcome::failed(OutcomeKind::Stopped, "stopped before it started")));
-        };
-        if let Some(ledger) = ledger
-            && ledger.permit(&run.tool.name).await == Err(Superseded)
-        {
-            return (id, Ran::Superseded);
-        }
-        let facts = || Facts {
-            team,
-            request_id: request_id.clone(),
-            call_id: run.call_id,
-            key: idempotency_key.clone(),
-            tool: run.tool.name.clone(),
-            effect: run.tool.effect,
-            arguments: run.arguments.clone(),
-        };
-        let pending = match &audit {
-            None => None,
-            Some(audit) => match audit.intent(facts()).await {
-                Ok(pending) => Some(pending),
-                Err(refused) => {
-                    summary::call_ended(
-                        &telemetry,
-                        &run.tool.name,
-                        queued.elapsed(),
-                        Duration::ZERO,
-                        refused.kind,
-                    );
-                    return (id, Ran::Ended(refused));
-                }
-            },
-        };
-        // The turn may be over already; then nobody listens, and the call is stopped.
-        if stop.is_cancelled() || starts.send(id).await.is_err() {
-            let stopped = Outcome::failed(OutcomeKind::Stopped, "stopped before it started");
-            if let Some(pending) = pending {
-                pending.ended(&stopped).await;
-            }
-            return (id, Ran::Ended(stopped));
-        }
-        let waited = queued.elapsed();
-        let call = Call {
-            arguments: run.arguments,
-            idempotency_key,
-            request_id,
-            traceparent,
-            result_limit: limit.min(tool.result_limit()),
-            deadline: Instant::now() + timeout + GRACE,
-        };
-        let _in_flight = InFlight::new(&telemetry);
-        let began = Instant::now();
-        let outcome = tool.run(&call, &stop).await;
-        let ran = began.elapsed();
-        // The turn stops a call whose time is over, before the tool would end it by itself.
-        let late = outcome.kind == OutcomeKind::Stopped && ran >= timeout;
-        let kind = if late { OutcomeKind::Timeout } else { outcome.kind };
-        summary::call_ended(&telemetry, &run.tool.name, waited, ran, kind);
-        if let Some(pending) = pending {
-            let timed_out = late && !outcome.is_unknown();
-            let told = if timed_out { Outcome::failed(kind, "") } else { outcome.clone() };
-            pending.ended(&told).await;
-        }
-        (id, Ran::Ended(outcome))
-    });
-    ids.insert(task.id(), id);
 }
 
 /// Counts a running call as long as it lives, a panic included.

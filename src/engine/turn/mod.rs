@@ -216,7 +216,7 @@ impl Turn {
             Input::Outcome(run, outcome) => self.call_ended(run, outcome, actions),
             Input::Tick => self.tick(actions),
             Input::ClientGone => self.leave(actions),
-            Input::Superseded => self.fail(ErrorReply::superseded(), actions),
+            Input::Superseded => self.superseded(actions),
             Input::Shutdown => {
                 self.fail(ErrorReply::shutting_down(), actions);
             }
@@ -496,6 +496,18 @@ impl Turn {
         let finish =
             if matches!(self.stage, Stage::Leaving(_)) { Finish::Gone } else { Finish::Failed(error) };
         self.finish(finish, actions);
+    }
+
+    /// Another attempt has the permission to have effects, so none of this turn's calls that waited for it ran.
+    fn superseded(&mut self, actions: &mut Vec<Action>) {
+        if !self.effects.is_empty() {
+            return self.fail(ErrorReply::superseded(), actions);
+        }
+        let leaving = matches!(self.stage, Stage::Leaving(_));
+        let finish = if leaving { Finish::Gone } else { Finish::Failed(ErrorReply::superseded()) };
+        if !self.is_done() {
+            self.finish(finish, actions);
+        }
     }
 
     fn after_effects(&self, error: &ErrorReply) -> ErrorReply {

@@ -130,8 +130,8 @@ class World:
                 asyncio.create_task(self.pump(reader, there_writer)),
                 asyncio.create_task(self.pump(there_reader, writer)),
             ]
-            if breaks and CHANCE.random() < 0.5:
-                await asyncio.wait(pumps, timeout=CHANCE.random() * 0.25)
+            if breaks and CHANCE.random() < 0.8:
+                await asyncio.wait(pumps, timeout=CHANCE.random() * 0.4)
                 self.cuts["link"] += 1
                 for pump in pumps:
                     pump.cancel()
