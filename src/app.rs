@@ -25,6 +25,7 @@ use crate::admin::Admin;
 use crate::audit::Audit;
 use crate::config::watch::{Cause, Watcher};
 use crate::config::{self, Flags, Loaded, process_env};
+use crate::ledger::{self, Ledger};
 use crate::policy::settings::Limits;
 use crate::relay::{Parts, Slots};
 use crate::server::body::InFlightBudget;
@@ -175,6 +176,7 @@ struct Keeper {
     turns: Queue,
     /// The places of calls.
     calls: Queue,
+    ledger: Arc<Ledger>,
 }
 
 impl App {
@@ -188,11 +190,14 @@ impl App {
         let store = Store::new(&file.store, open, capacity(limits), telemetry.clone())
             .map_err(|why| StartError::Store { setting: why.setting, message: why.message })?;
         store.connect().await;
+        let store = Arc::new(store);
+        let ledger = Ledger::new(store.clone(), ledger_settings(limits));
         let keeper = Keeper {
             telemetry: telemetry.clone(),
-            store: Arc::new(store),
+            store,
             turns: Queue::new(limits.turns_at_once),
             calls: Queue::new(limits.calls_at_once_in_process),
+            ledger,
         };
         let catalog = Arc::new(catalog);
         log_remarks(&catalog);
@@ -419,6 +424,14 @@ impl App {
     }
 }
 
+fn ledger_settings(limits: &Limits) -> ledger::Settings {
+    ledger::Settings {
+        age: limits.ledger_for.0,
+        answer: limits.ledger_answer.0,
+        lease: limits.ledger_lease.0,
+    }
+}
+
 /// What the store may keep.
 fn capacity(limits: &Limits) -> Capacity {
     let parked = Bounds {
@@ -426,7 +439,12 @@ fn capacity(limits: &Limits) -> Capacity {
         bytes: limits.parked_bytes.0,
         age: limits.parked_for.0,
     };
-    Capacity { parked, records: Bounds::RECORDS }
+    let records = Bounds {
+        entries: limits.ledger_entries as usize,
+        bytes: limits.ledger_bytes.0,
+        age: limits.ledger_for.0,
+    };
+    Capacity { parked, records }
 }
 
 /// What a configuration amounts to. `before`: the one in use until now, whose audit log goes on, and whose
@@ -465,6 +483,7 @@ fn snapshot(
         parts: Parts {
             tools: catalog.clone(),
             slots: Arc::new(slots),
+            ledger: keeper.ledger.clone(),
             audit,
             store: keeper.store.clone(),
             telemetry: keeper.telemetry.clone(),

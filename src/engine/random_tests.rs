@@ -115,7 +115,7 @@ impl Play {
     }
 
     fn input(&mut self) -> Input {
-        match self.chance.u8(..40) {
+        match self.chance.u8(..41) {
             0..=1 => Input::Begin,
             2..=3 => Input::Accepted(self.some_ask()),
             4..=17 => Input::Piece(self.some_ask(), self.piece()),
@@ -147,6 +147,7 @@ impl Play {
             }
             38 if self.chance.u8(..6) == 0 => Input::ClientGone,
             39 if self.chance.u8(..12) == 0 => Input::Shutdown,
+            40 if self.chance.u8(..12) == 0 => Input::Superseded,
             _ => Input::Tick,
         }
     }

@@ -9,6 +9,7 @@
 
 mod chat;
 mod models;
+mod repeat;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
