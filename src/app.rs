@@ -36,7 +36,7 @@ use crate::store::{Bounds, Capacity, Store};
 use crate::team::{Defaults, Teams};
 use crate::telemetry::{Telemetry, metrics};
 use crate::tools::Catalog;
-use crate::upstream::{Routes, Upstream};
+use crate::upstream::{Routes, Setup, Upstream};
 
 /// How often histograms and parked results are swept.
 const UPKEEP: Duration = Duration::from_secs(5);
@@ -168,7 +168,7 @@ impl App {
         let store = Store::memory(&capacity(limits));
         let keeper = Keeper { telemetry: telemetry.clone(), store: Arc::new(store) };
         let catalog = Arc::new(catalog);
-        let snapshot = Arc::new(ArcSwap::from_pointee(snapshot(loaded, &catalog, &keeper)?));
+        let snapshot = Arc::new(ArcSwap::from_pointee(snapshot(loaded, &catalog, &keeper, None)?));
         let tool_servers = ToolServers::start(catalog, snapshot.clone(), telemetry.clone()).await?;
         let options = |setting, tls, connections, open| Options {
             setting,
@@ -253,7 +253,8 @@ impl App {
     /// Swaps in another configuration. Turns in flight finish on the old one. Listeners stay.
     pub fn reload(&self, loaded: &Loaded, catalog: Catalog) -> Result<(), StartError> {
         let catalog = Arc::new(catalog);
-        let new = snapshot(loaded, &catalog, &self.keeper)?;
+        let before = self.snapshot.load_full();
+        let new = snapshot(loaded, &catalog, &self.keeper, Some(&before))?;
         self.tool_servers.replace(&new, catalog);
         Ok(())
     }
@@ -361,14 +362,30 @@ fn capacity(limits: &Limits) -> Capacity {
     Capacity { parked, records: Bounds::RECORDS }
 }
 
-fn snapshot(loaded: &Loaded, catalog: &Arc<Catalog>, keeper: &Keeper) -> Result<Snapshot, StartError> {
+/// What a configuration amounts to. Upstreams whose settings are those of `before` remember what they learned.
+fn snapshot(
+    loaded: &Loaded,
+    catalog: &Arc<Catalog>,
+    keeper: &Keeper,
+    before: Option<&Snapshot>,
+) -> Result<Snapshot, StartError> {
     let file = &loaded.file;
     let open = |secret: &crate::units::Secret| {
         config::secret::open(secret, &process_env).map(|secret| secret.expose_secret().to_owned())
     };
+    let known = |name: &str| before.and_then(|before| before.routes.upstreams().find(|u| *u.name == *name));
     let mut upstreams = BTreeMap::new();
     for (name, settings) in &file.upstreams {
-        let upstream = Upstream::new(name, settings, open).map_err(|e| StartError::Upstream {
+        let of_team = |(team, of): (&String, &crate::team::settings::Settings)| {
+            Some((team.clone(), of.upstream_keys.get(name)?.clone()))
+        };
+        let team_keys = file.teams.iter().filter_map(of_team).collect();
+        let setup = Setup {
+            team_keys: &team_keys,
+            before: known(name).map(|upstream| &**upstream),
+            telemetry: &keeper.telemetry,
+        };
+        let upstream = Upstream::new(name, settings, setup, open).map_err(|e| StartError::Upstream {
             name: name.clone(),
             setting: e.setting,
             message: e.message,

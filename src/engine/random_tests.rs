@@ -42,8 +42,8 @@ impl Play {
         plan.rules.limits = limits.clone();
         plan.forcing = chance.bool();
         plan.stream = chance.bool();
-        plan.habits.honours_tool_choice = chance.bool();
-        plan.decision.send = chance.bool().then_some(true);
+        plan.targets[0].habits.honours_tool_choice = chance.bool();
+        plan.targets[0].decision.send = chance.bool().then_some(true);
         if chance.bool() {
             plan.rules.interim_text = InterimText::Hold;
         }
@@ -164,7 +164,7 @@ impl Play {
                 }
                 Action::Stop(run) => assert!(self.open.remove(run).is_some(), "stopped what does not run"),
                 Action::Finish(_) => self.finished = true,
-                Action::Cancel | Action::Show(_) | Action::Park(_) | Action::LearnNoParallel => {}
+                Action::Cancel | Action::Show(_) | Action::Park(_) | Action::Learn(_) => {}
             }
         }
         assert_eq!(self.turn.is_done(), self.finished);
