@@ -36,7 +36,7 @@ use crate::store::{Bounds, Capacity, Store};
 use crate::team::{Defaults, Teams};
 use crate::telemetry::{Telemetry, metrics};
 use crate::tools::Catalog;
-use crate::upstream::{Routes, Setup, Upstream};
+use crate::upstream::{Routes, Setup, State, Upstream};
 
 /// How often histograms and parked results are swept.
 const UPKEEP: Duration = Duration::from_secs(5);
@@ -219,6 +219,10 @@ impl App {
             drain.clone(),
             visitors,
         );
+        let upstreams = app.snapshot.clone();
+        app.tool_servers.readiness.remark_by("upstreams", move || {
+            upstreams.load().routes.upstreams().map(|upstream| in_words(upstream)).collect()
+        });
         app.listeners.spawn(listener.serve(Arc::new(proxy), drain));
         app.admin_listeners.spawn(admin.serve(Arc::new(admin_side), admin_drain));
         app.spawn_upkeep();
@@ -229,6 +233,7 @@ impl App {
 
     fn spawn_upkeep(&self) {
         let (keeper, stop) = (self.keeper.clone(), self.upkeep.clone());
+        let snapshot = self.snapshot.clone();
         self.admin_listeners.spawn(async move {
             let mut every = tokio::time::interval(UPKEEP);
             loop {
@@ -237,6 +242,8 @@ impl App {
                     () = stop.cancelled() => return,
                 }
                 keeper.telemetry.upkeep();
+                // Looking at an upstream tells the metric that its rest is over.
+                snapshot.load().routes.upstreams().for_each(|upstream| _ = upstream.standing());
                 keeper.store.sweep();
                 #[expect(clippy::cast_precision_loss, reason = "a gauge")]
                 keeper.telemetry.parked.set(keeper.store.parked() as f64);
@@ -412,6 +419,22 @@ fn snapshot(
         limits,
         server: file.server.clone(),
     })
+}
+
+/// How an upstream stands, for operators.
+fn in_words(upstream: &Upstream) -> String {
+    let standing = upstream.standing();
+    let mut text = match standing.state {
+        State::Closed => format!("{} is asked", upstream.name),
+        State::Probing => format!("{} failed; the next question shows whether it is back", upstream.name),
+        State::Open(rest) => {
+            format!("{} failed too often and is left alone for {}s", upstream.name, rest.as_secs() + 1)
+        }
+    };
+    if let (keys @ 2.., usable) = standing.keys {
+        text.push_str(&format!("; {usable} of its {keys} keys can be used"));
+    }
+    text
 }
 
 /// Raises the soft limit of open files to the hard one: thousands of connections need it.

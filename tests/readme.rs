@@ -209,6 +209,29 @@ fn the_tool_servers_are_settings_without_a_mistake() {
 }
 
 #[test]
+fn the_routes_are_settings_without_a_mistake() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("fanfold.yaml"), only("yaml routes")).unwrap();
+    let out = shell(
+        "export KEY_1=a KEY_2=b AZURE_KEY=c BLUE_KEY=d; fanfold check 2>warnings; test ! -s warnings",
+        folder.path(),
+    );
+    assert!(out.contains("-> west (3), east (1)") && out.contains("-> main as gpt-4.1-mini"), "{out}");
+}
+
+#[test]
+fn every_setting_of_a_habit_is_one() {
+    let schema = fanfold::config::schema();
+    let known = &schema["$defs"]["Upstream"]["properties"];
+    let rows = table("| habit |");
+    for row in &rows {
+        let setting = code(&row[1])[0].split_once(':').unwrap().0.to_owned();
+        assert!(known[&setting]["description"].is_string(), "{setting}");
+    }
+    assert_eq!(rows.len(), 9);
+}
+
+#[test]
 fn limits_and_their_defaults_are_those_of_the_program() {
     let printed = shell("fanfold config print --defaults", tempfile::tempdir().unwrap().path());
     let printed: Value = serde_saphyr::from_str(&printed).unwrap();

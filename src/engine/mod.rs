@@ -27,6 +27,8 @@ mod round;
 mod turn;
 
 #[cfg(test)]
+mod failover_tests;
+#[cfg(test)]
 mod random_tests;
 #[cfg(test)]
 mod tests;

@@ -47,6 +47,11 @@ impl Play {
         if chance.bool() {
             plan.rules.interim_text = InterimText::Hold;
         }
+        for _ in 0..chance.usize(..3) {
+            plan.targets.push(plan.targets[0].clone());
+        }
+        plan.formatted = chance.bool();
+        plan.targets[0].habits.takes_format_with_tools = chance.bool();
         if chance.u8(..8) == 0 {
             plan.owned.clear();
         }
@@ -119,6 +124,10 @@ impl Play {
                     FailureKind::Refused,
                     FailureKind::ParallelRefused,
                     FailureKind::Busy,
+                    FailureKind::EffortRefused,
+                    FailureKind::LeftAlone,
+                    FailureKind::Withheld,
+                    FailureKind::ServerError,
                 ];
                 let kind = kinds[self.chance.usize(..kinds.len())];
                 Input::Failed(self.some_ask(), Box::new(Failure::new(kind, "")))

@@ -642,3 +642,15 @@ fn a_client_that_waits_for_the_whole_answer_sees_nothing_of_a_reply_that_is_aske
     s.text("whole");
     assert_eq!(s.end("stop"), ["show \"whole\"", "finish stop"]);
 }
+
+#[test]
+fn an_answer_without_the_clients_format_is_not_shown_but_asked_for_again_in_it() {
+    let mut plan = plan();
+    plan.formatted = true;
+    plan.targets[0].habits.takes_format_with_tools = false;
+    let mut s = Scene::begun(plan);
+    assert_eq!(s.text("plain"), Vec::<String>::new());
+    assert_eq!(s.end("stop"), ["ask 2.0 drop without tools"]);
+    assert_eq!(s.text("formatted"), ["show \"formatted\""]);
+    assert_eq!(s.end("stop"), ["finish stop"]);
+}

@@ -20,6 +20,8 @@ pub struct Tries {
     keys: u8,
     /// The upstreams since the last question that were not asked, because they are left alone.
     passed_over: usize,
+    /// How often it went on to the next upstream, asked or not.
+    moves: usize,
     /// How the last question failed that was asked.
     failed: Option<ErrorReply>,
 }
@@ -59,6 +61,7 @@ impl Tries {
         if failure.kind == FailureKind::LeftAlone {
             tries.failed.clone_from(&self.failed);
             tries.passed_over += 1;
+            tries.moves += 1;
             let others = tries.passed_over < upstreams;
             return others.then_some(Next { tries, moves_on: true, at_once: true });
         }
@@ -67,7 +70,8 @@ impl Tries {
             return None;
         }
         let moves_on = failure.kind.moves_on() && upstreams > 1;
-        let at_once = moves_on && usize::from(tries.again) + 1 < upstreams;
+        tries.moves += usize::from(moves_on);
+        let at_once = moves_on && tries.moves < upstreams;
         tries.again += 1;
         tries.passed_over = 0;
         (at_once || failure.may_wait()).then_some(Next { tries, moves_on, at_once })
@@ -145,8 +149,8 @@ mod tests {
     fn an_upstream_that_is_left_alone_costs_no_try() {
         let first_open =
             |at| Failure::new(if at == 0 { FailureKind::LeftAlone } else { FailureKind::ServerError }, "");
-        assert_eq!(way(2, first_open), "aba");
-        assert_eq!(way(3, first_open), "abca");
+        assert_eq!(way(2, first_open), "ab.ab");
+        assert_eq!(way(3, first_open), "abc.ab");
     }
 
     #[test]

@@ -299,8 +299,8 @@ impl Turn {
             return self.ask(tries, actions);
         }
         match self.once_more(failure, &tries).filter(|_| untold) {
-            Some((pause, tries)) if pause.is_zero() => self.ask(tries, actions),
-            Some((pause, tries)) => self.stage = Stage::Waiting { at: self.now + pause, tries },
+            Some((None, tries)) => self.ask(tries, actions),
+            Some((Some(pause), tries)) => self.stage = Stage::Waiting { at: self.now + pause, tries },
             None => self.fail(tries.last_word(failure), actions),
         }
     }
@@ -324,11 +324,11 @@ impl Turn {
 
     /// Whether a question that failed is asked once more: after which pause, and what was tried by
     /// then. It goes to the next upstream where that may do better.
-    fn once_more(&mut self, failure: &Failure, before: &Tries) -> Option<(Duration, Tries)> {
+    fn once_more(&mut self, failure: &Failure, before: &Tries) -> Option<(Option<Duration>, Tries)> {
         let upstreams = self.plan.targets.len();
         let next = before.after(failure, upstreams)?;
-        let pause = if next.at_once { Duration::ZERO } else { self.pause(failure, before.again()) };
-        if self.now + pause >= self.plan.rules.limits.turn_timeout.0 {
+        let pause = (!next.at_once).then(|| self.pause(failure, before.again()));
+        if self.now + pause.unwrap_or_default() >= self.plan.rules.limits.turn_timeout.0 {
             return None;
         }
         if next.moves_on {
