@@ -23,6 +23,7 @@ use tokio_util::task::TaskTracker;
 
 use self::tool_servers::ToolServers;
 use crate::admin::Admin;
+use crate::audit::Audit;
 use crate::config::watch::{Cause, Watcher};
 use crate::config::{self, Flags, Loaded, process_env};
 use crate::policy::settings::Limits;
@@ -32,10 +33,11 @@ use crate::server::drain::{Drain, Stage};
 use crate::server::listener::{BindError, Listener, Options};
 use crate::server::proxy::{Proxy, Snapshot};
 use crate::server::visitors::Visitors;
-use crate::store::{Bounds, Capacity, Store};
+use crate::store::{Bounds, Capacity, Health, Store};
 use crate::team::{Defaults, Teams};
 use crate::telemetry::{Telemetry, metrics};
 use crate::tools::Catalog;
+use crate::units::Secret;
 use crate::upstream::{Routes, Setup, State, Upstream};
 
 /// How often histograms and parked results are swept.
@@ -57,6 +59,13 @@ pub enum StartError {
         /// What is wrong.
         message: String,
     },
+    /// The store cannot be used as configured.
+    Store {
+        /// The setting below `store`.
+        setting: &'static str,
+        /// What is wrong.
+        message: String,
+    },
     /// A required tool server does not come up.
     ToolServer {
         /// Its name.
@@ -64,6 +73,8 @@ pub enum StartError {
         /// Why not.
         why: String,
     },
+    /// The audit log cannot be written.
+    Audit(String),
     /// The system refuses something.
     System(String),
 }
@@ -73,10 +84,11 @@ impl fmt::Display for StartError {
         match self {
             Self::Bind(error) => error.fmt(f),
             Self::Upstream { name, setting, message } => write!(f, "upstreams.{name}.{setting}: {message}"),
+            Self::Store { setting, message } => write!(f, "store.{setting}: {message}"),
             Self::ToolServer { name, why } => {
                 write!(f, "the tool server `{name}` is required, but is not up: {why}")
             }
-            Self::System(message) => f.write_str(message),
+            Self::Audit(message) | Self::System(message) => f.write_str(message),
         }
     }
 }
@@ -165,10 +177,14 @@ impl App {
         raise_open_files();
         let file = &loaded.file;
         let limits = &file.limits;
-        let store = Store::memory(&capacity(limits));
+        let open = |secret: &Secret| config::secret::open(secret, &process_env);
+        let store = Store::new(&file.store, open, capacity(limits), telemetry.clone())
+            .map_err(|why| StartError::Store { setting: why.setting, message: why.message })?;
+        store.connect().await;
         let keeper = Keeper { telemetry: telemetry.clone(), store: Arc::new(store) };
         let catalog = Arc::new(catalog);
-        let snapshot = Arc::new(ArcSwap::from_pointee(snapshot(loaded, &catalog, &keeper, None)?));
+        let first = snapshot(loaded, &catalog, &keeper, None)?;
+        let snapshot = Arc::new(ArcSwap::from_pointee(first));
         let tool_servers = ToolServers::start(catalog, snapshot.clone(), telemetry.clone()).await?;
         let options = |setting, tls, connections, open| Options {
             setting,
@@ -226,6 +242,7 @@ impl App {
         app.listeners.spawn(listener.serve(Arc::new(proxy), drain));
         app.admin_listeners.spawn(admin.serve(Arc::new(admin_side), admin_drain));
         app.spawn_upkeep();
+        app.spawn_store();
         let (tool_servers, stop) = (app.tool_servers.clone(), app.upkeep.clone());
         app.admin_listeners.spawn(async move { tool_servers.follow(stop).await });
         Ok(app)
@@ -247,6 +264,32 @@ impl App {
                 keeper.store.sweep();
                 #[expect(clippy::cast_precision_loss, reason = "a gauge")]
                 keeper.telemetry.parked.set(keeper.store.parked() as f64);
+            }
+        });
+    }
+
+    /// Keeps up the connection to a shared store, and reports how it is. It is not needed to be ready: what
+    /// is kept in it is missed, and no more.
+    fn spawn_store(&self) {
+        let (store, stop) = (self.keeper.store.clone(), self.upkeep.clone());
+        let readiness = self.tool_servers.readiness.clone();
+        self.admin_listeners.spawn(async move {
+            let tell = |health: &Health| {
+                let line = match health {
+                    Health::Up => {
+                        tracing::info!("the store is up");
+                        "up".to_owned()
+                    }
+                    Health::Down(why) => {
+                        tracing::warn!(%why, "the store is down");
+                        format!("down: {why}")
+                    }
+                };
+                readiness.remark("store", vec![line]);
+            };
+            tokio::select! {
+                () = store.keep_up(tell) => {}
+                () = stop.cancelled() => {}
             }
         });
     }
@@ -322,11 +365,17 @@ impl App {
         self.drain.advance(Stage::Now);
         self.listeners.close();
         self.listeners.wait().await;
-        let tools = self.snapshot.load().parts.tools.clone();
+        let parts = self.snapshot.load().parts.clone();
+        let (tools, audit) = (parts.tools, parts.audit);
         self.upkeep.cancel();
         let ended = async { tokio::join!(tools.settled(), self.tool_servers.stop()) };
         if tokio::time::timeout(GOODBYE, ended).await.is_err() {
             tracing::warn!("tools did not end in time");
+        }
+        if let Some(audit) = audit
+            && tokio::time::timeout(GOODBYE, audit.flush()).await.is_err()
+        {
+            tracing::error!("the last records of the audit log may be missing: the disk is too slow");
         }
         self.admin_drain.advance(Stage::Now);
         self.admin_listeners.close();
@@ -369,7 +418,8 @@ fn capacity(limits: &Limits) -> Capacity {
     Capacity { parked, records: Bounds::RECORDS }
 }
 
-/// What a configuration amounts to. Upstreams whose settings are those of `before` remember what they learned.
+/// What a configuration amounts to. Of what was in use `before`, the audit log's chain goes on, and upstreams
+/// whose settings stay remember what they learned.
 fn snapshot(
     loaded: &Loaded,
     catalog: &Arc<Catalog>,
@@ -377,7 +427,7 @@ fn snapshot(
     before: Option<&Snapshot>,
 ) -> Result<Snapshot, StartError> {
     let file = &loaded.file;
-    let open = |secret: &crate::units::Secret| {
+    let open = |secret: &Secret| {
         config::secret::open(secret, &process_env).map(|secret| secret.expose_secret().to_owned())
     };
     let known = |name: &str| before.and_then(|before| before.routes.upstreams().find(|u| *u.name == *name));
@@ -399,6 +449,9 @@ fn snapshot(
         })?;
         upstreams.insert(name.clone(), Arc::new(upstream));
     }
+    let audited = before.and_then(|before| before.parts.audit.as_deref());
+    let audit = file.audit.as_ref().map(|audit| Audit::open(audit, audited, &keeper.telemetry));
+    let audit = audit.transpose().map_err(StartError::Audit)?.map(Arc::new);
     let limits = Arc::new(file.limits.clone());
     let specs: Vec<_> = catalog.iter().map(|tool| tool.spec().clone()).collect();
     let of_tools = catalog.iter().filter_map(|tool| Some((tool.spec().name.clone(), tool.at_once()?)));
@@ -411,6 +464,7 @@ fn snapshot(
         parts: Parts {
             tools: catalog.clone(),
             slots: Arc::new(slots),
+            audit,
             store: keeper.store.clone(),
             telemetry: keeper.telemetry.clone(),
             log_content: file.log.content,

@@ -29,6 +29,7 @@
 //! | 2 service | [`telemetry`] | Names and writes metrics and logs. |
 //! | 2 service | [`upstream`] | Sends one ask and delivers its reply as engine inputs. |
 //! | 2 service | [`tools`] | Knows which tools exist and runs one call within its limits. |
+//! | 2 service | [`audit`] | Writes what calls with effects are about to do, before they do it. |
 //! | 2 service | [`store`] | Keeps small expiring things. |
 //! | 2 service | [`team`] | Turns a key into a team. |
 //! | 3 shell | [`relay`] | Performs the engine's actions until the turn ends, or hands bytes through. |
@@ -50,6 +51,7 @@
 
 pub mod admin;
 pub mod app;
+pub mod audit;
 pub mod cli;
 pub mod config;
 pub mod demo;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 /// Every module with its layer. Those of one layer do not import each other, but where `SIDEWAYS`
 /// says so.
-const LAYERS: [(&str, u8); 17] = [
+const LAYERS: [(&str, u8); 18] = [
     ("units", 0),
     ("wire", 0),
     ("sse", 0),
@@ -16,6 +16,7 @@ const LAYERS: [(&str, u8); 17] = [
     ("telemetry", 2),
     ("upstream", 2),
     ("tools", 2),
+    ("audit", 2),
     ("store", 2),
     ("team", 2),
     ("relay", 3),
@@ -28,11 +29,12 @@ const LAYERS: [(&str, u8); 17] = [
 ];
 
 /// Imports within a layer that are meant: who, and whom.
-const SIDEWAYS: [(&str, &str); 16] = [
+const SIDEWAYS: [(&str, &str); 17] = [
     ("wire", "units"),
     ("engine", "policy"),
     ("upstream", "telemetry"),
     ("tools", "telemetry"),
+    ("audit", "telemetry"),
     ("store", "telemetry"),
     ("team", "telemetry"),
     ("admin", "server"),

@@ -1,7 +1,7 @@
 //! README.md says what is so: its examples are run, its tables are compared with the program.
 //!
 //! The examples in Python and JavaScript are run by the suites in `tests/clients`, against the same
-//! demo. `curl` and `python3` have to be there.
+//! demo. `curl`, `jq` and `python3` have to be there.
 
 #![expect(clippy::unwrap_used, reason = "a README that cannot be followed has failed")]
 
@@ -13,11 +13,13 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use clap::CommandFactory;
+use fanfold::audit::{self, Audit};
 use fanfold::cli::Cli;
 use fanfold::config::file::File;
 use fanfold::policy::parallel::{Facts, decide};
 use fanfold::policy::settings::StrictParallel;
 use fanfold::telemetry::metrics::{Kind, TABLE};
+use fanfold::wire::tool::{Effect, Outcome, OutcomeKind};
 use serde_json::Value;
 use support::demo::Demo;
 
@@ -109,8 +111,19 @@ fn lasting(text: &str) -> String {
 
 #[test]
 fn every_block_is_of_a_kind_that_a_test_runs() {
-    let kinds =
-        ["sh start", "sh demo", "sh commands", "python", "js", "yaml config", "yaml servers", "text drawing"];
+    let kinds = [
+        "sh start",
+        "sh demo",
+        "sh commands",
+        "python",
+        "js",
+        "yaml config",
+        "yaml servers",
+        "yaml replicas",
+        "text drawing",
+        "json record",
+        "sh audit",
+    ];
     for (i, block) in blocks().iter().enumerate() {
         let is_output = block.info.ends_with(" output");
         let before = i.checked_sub(1).map(|i| blocks()[i].info.clone()).unwrap_or_default();
@@ -229,6 +242,72 @@ fn every_setting_of_a_habit_is_one() {
         assert!(known[&setting]["description"].is_string(), "{setting}");
     }
     assert_eq!(rows.len(), 9);
+}
+
+#[test]
+fn every_setting_of_a_shared_store_is_shown_with_its_default() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = only("yaml replicas");
+    let upstream = "upstreams: { main: { base_url: http://127.0.0.1:1/v1 } }\n";
+    fs::write(folder.path().join("fanfold.yaml"), upstream.to_owned() + &text).unwrap();
+    fs::write(folder.path().join("redis-ca.pem"), "x").unwrap();
+    let out = shell("export REDIS_PASSWORD=secret; fanfold check; fanfold config print", folder.path());
+    assert!(!out.contains("secret") && !out.contains("redis.example"), "{out}");
+
+    let written: Value = serde_saphyr::from_str(&text).unwrap();
+    let written = written["store"].as_object().unwrap();
+    let schema = serde_json::to_value(schemars::schema_for!(File)).unwrap();
+    let there = schema["$defs"]["SharedStore"]["properties"].as_object().unwrap();
+    assert_eq!(written.keys().collect::<BTreeSet<_>>(), there.keys().collect::<BTreeSet<_>>());
+    for (name, setting) in there {
+        if let Some(default) = setting.get("default").filter(|default| !default.is_null()) {
+            assert_eq!(&written[name], default, "{name}");
+        }
+    }
+}
+
+#[test]
+fn the_records_of_the_audit_log_are_as_shown() {
+    let names = |line: &str| -> Vec<String> {
+        serde_json::from_str::<Value>(line).unwrap().as_object().unwrap().keys().cloned().collect()
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("audit.jsonl");
+    write_audit(&log);
+    let written = fs::read_to_string(&log).unwrap();
+    let shown = only("json record");
+    for event in ["intent", "outcome"] {
+        let of = |text: &str| text.lines().find(|line| line.contains(event)).map(names);
+        assert_eq!(of(&shown), of(&written), "{event}");
+    }
+    let out = shell(&only("sh audit"), folder.path());
+    assert!(out.contains("4 records are one chain, 2 intents and 1 outcomes"), "{out}");
+    let lines: Vec<&str> = out.lines().filter(|line| line.starts_with('{')).collect();
+    assert_eq!(lines.len(), 2, "{out}");
+    assert!(lines[0].contains("\"outcome\":\"error\"") && lines[1].contains("\"key\":\"k2\""), "{out}");
+}
+
+/// A log with a call that failed and one whose outcome is missing.
+fn write_audit(log: &Path) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let settings = serde_json::from_value(serde_json::json!({ "file": log })).unwrap();
+    let telemetry = fanfold::telemetry::Telemetry::new().unwrap();
+    let audit = Audit::open(&settings, None, &telemetry).unwrap();
+    let facts = |key: &str| audit::Facts {
+        team: "blue".into(),
+        request_id: "r".into(),
+        call_id: "c".into(),
+        key: key.into(),
+        tool: "save_note".into(),
+        effect: Effect::Write,
+        arguments: "{}".into(),
+    };
+    runtime.block_on(async {
+        let failed = Outcome::failed(OutcomeKind::Error, "no");
+        audit.intent(facts("k1")).await.unwrap().ended(&failed).await;
+        std::mem::forget(audit.intent(facts("k2")).await.unwrap());
+        audit.flush().await;
+    });
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 fine, 1 failure, 2 wrong usage, 64 a configuration with mistakes in it.
 
+mod audit;
 mod call;
 mod check;
 mod completions;
@@ -56,6 +57,9 @@ enum Command {
     /// Make keys for teams.
     #[command(subcommand)]
     Keys(keys::Command),
+    /// Look into an audit log.
+    #[command(subcommand)]
+    Audit(audit::Command),
     /// Ask a running fanfold whether it is ready; for container platforms.
     Healthcheck(healthcheck::Arguments),
     /// Print completions for a shell.
@@ -138,6 +142,7 @@ pub fn main() -> ExitCode {
         Command::Tools(arguments) => tools::run(path, &arguments),
         Command::Call(arguments) => call::run(path, &arguments),
         Command::Keys(command) => keys::run(&command),
+        Command::Audit(command) => audit::run(&command),
         Command::Healthcheck(arguments) => healthcheck::run(path, &arguments),
         Command::Completions(arguments) => completions::run(&arguments),
     };

@@ -128,12 +128,15 @@ impl Loaded {
     }
 }
 
-/// Paths of `{ file: … }` anywhere but in a tool's `parameters`.
+/// Paths of `{ file: … }` anywhere but in a tool's `parameters` and in `audit`, which is written.
 fn secret_files(value: &Value, paths: &mut Vec<PathBuf>) {
     match value {
         Value::Object(map) => match (map.len(), map.get("file").and_then(Value::as_str)) {
             (1, Some(path)) => paths.push(path.into()),
-            _ => map.iter().filter(|(key, _)| *key != "parameters").for_each(|(_, v)| secret_files(v, paths)),
+            _ => map
+                .iter()
+                .filter(|(key, _)| !matches!(key.as_str(), "parameters" | "audit"))
+                .for_each(|(_, v)| secret_files(v, paths)),
         },
         Value::Array(list) => list.iter().for_each(|v| secret_files(v, paths)),
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}

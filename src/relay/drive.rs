@@ -25,6 +25,7 @@ use super::render::{self, To};
 use super::sink::{Gone, Sink, Wait};
 use super::slots::Slots;
 use super::summary::{self, Summary};
+use crate::audit::{Audit, Facts};
 use crate::engine::{Action, Ask, Finish, Input, Parked, Run, RunId, Show, Turn, fingerprint, parcel};
 use crate::policy::plan::TurnPlan;
 use crate::store::Store;
@@ -52,6 +53,8 @@ pub struct Parts {
     pub slots: Arc<Slots>,
     /// Parked results, and whatever else outlives a turn.
     pub store: Arc<Store>,
+    /// What calls with effects are written into before they leave.
+    pub audit: Option<Arc<Audit>>,
     /// Metrics.
     pub telemetry: Telemetry,
     /// Arguments and results may be logged.
@@ -384,6 +387,8 @@ fn start_call(
     let limit = started.plan.rules.limits.tool_result.0;
     let (request_id, traceparent) = (started.request_id.clone(), started.traceparent.clone());
     let starts = starts.clone();
+    let audit = started.parts.audit.clone().filter(|_| Audit::is_about(run.tool.effect));
+    let team = started.team.name.clone();
     let id = run.id;
     let task = calls.spawn(async move {
         let queued = Instant::now();
@@ -397,9 +402,38 @@ fn start_call(
         let (Some(_taken), Some(tool)) = (taken, tool) else {
             return (id, Outcome::failed(OutcomeKind::Stopped, "stopped before it started"));
         };
+        let facts = || Facts {
+            team,
+            request_id: request_id.clone(),
+            call_id: run.call_id,
+            key: idempotency_key.clone(),
+            tool: run.tool.name.clone(),
+            effect: run.tool.effect,
+            arguments: run.arguments.clone(),
+        };
+        let pending = match &audit {
+            None => None,
+            Some(audit) => match audit.intent(facts()).await {
+                Ok(pending) => Some(pending),
+                Err(refused) => {
+                    summary::call_ended(
+                        &telemetry,
+                        &run.tool.name,
+                        queued.elapsed(),
+                        Duration::ZERO,
+                        refused.kind,
+                    );
+                    return (id, refused);
+                }
+            },
+        };
         // The turn may be over already; then nobody listens, and the call is stopped.
-        if starts.send(id).await.is_err() {
-            return (id, Outcome::failed(OutcomeKind::Stopped, "stopped before it started"));
+        if stop.is_cancelled() || starts.send(id).await.is_err() {
+            let stopped = Outcome::failed(OutcomeKind::Stopped, "stopped before it started");
+            if let Some(pending) = pending {
+                pending.ended(&stopped).await;
+            }
+            return (id, stopped);
         }
         let waited = queued.elapsed();
         let call = Call {
@@ -418,6 +452,11 @@ fn start_call(
         let late = outcome.kind == OutcomeKind::Stopped && ran >= timeout;
         let kind = if late { OutcomeKind::Timeout } else { outcome.kind };
         summary::call_ended(&telemetry, &run.tool.name, waited, ran, kind);
+        if let Some(pending) = pending {
+            let timed_out = late && !outcome.is_unknown();
+            let told = if timed_out { Outcome::failed(kind, "") } else { outcome.clone() };
+            pending.ended(&told).await;
+        }
         (id, outcome)
     });
     ids.insert(task.id(), id);

@@ -68,7 +68,10 @@ table! {
     CONNECTIONS "fanfold_connections" Kind::Gauge, "", "Open client connections.";
     TURNS "fanfold_turns_total" Kind::Counter, "team outcome", "Turns that ended.";
     MIXED_REPLIES "fanfold_mixed_replies_total" Kind::Counter, "", "Replies with owned and foreign calls.";
-    PARKED "fanfold_parked_entries" Kind::Gauge, "", "Parked results of mixed replies.";
+    PARKED "fanfold_parked_entries" Kind::Gauge, "", "Parked results of mixed replies in this process's memory.";
+    STORE_UP "fanfold_store_up" Kind::Gauge, "", "Whether the store answers (1) or not (0); memory always does.";
+    STORE_SECONDS "fanfold_store_operation_duration_seconds" Kind::Histogram(SHORT), "operation", "Duration of an operation of a shared store.";
+    STORE_ERRORS "fanfold_store_errors_total" Kind::Counter, "operation", "Operations of a shared store that failed.";
     LIMIT_HITS "fanfold_limit_hits_total" Kind::Counter, "limit", "Limits that were reached.";
     DISCONNECTS "fanfold_client_disconnects_total" Kind::Counter, "", "Clients that left before their answer was complete.";
     CLIENT_RETRIES "fanfold_client_retries_total" Kind::Counter, "", "Requests that an SDK marked as its own repetition.";
@@ -80,6 +83,8 @@ table! {
     EFFORT_LEARNED "fanfold_effort_refused_total" Kind::Counter, "upstream", "Refusals of tools beside a reasoning_effort that fanfold learned from.";
     PARALLEL_LEARNED "fanfold_parallel_refused_total" Kind::Counter, "upstream", "Refusals of parallel_tool_calls that fanfold learned from.";
     CREDENTIALS_REFUSED "fanfold_upstream_credentials_refused_total" Kind::Counter, "upstream", "Refusals of fanfold's own credentials.";
+    AUDIT_UP "fanfold_audit_up" Kind::Gauge, "", "Whether the audit log can be written (1) or not (0); only there with `audit`.";
+    AUDIT_NOT_WRITTEN "fanfold_audit_not_written_total" Kind::Counter, "", "Audit records that could not be written.";
     TOOL_SERVERS_UP "fanfold_tool_servers_up" Kind::Gauge, "server", "Whether a tool server can be called (1) or not (0).";
     RELOAD_SUCCESS "fanfold_config_reload_success" Kind::Gauge, "", "Whether the last reading of the configuration succeeded (1) or not (0).";
     BUILD_INFO "fanfold_build_info" Kind::Gauge, "version", "Always 1; the label tells the version.";
@@ -142,6 +147,7 @@ impl Telemetry {
         };
         telemetry.gauge(BUILD_INFO, &[("version", env!("CARGO_PKG_VERSION").into())]).set(1.0);
         telemetry.gauge(RELOAD_SUCCESS, &[]).set(1.0);
+        telemetry.gauge(STORE_UP, &[]).set(1.0);
         for name in [MIXED_REPLIES, DISCONNECTS, CLIENT_RETRIES] {
             telemetry.counter(name, &[]).absolute(0);
         }

@@ -66,6 +66,9 @@ pub enum OutcomeKind {
     Stopped,
 }
 
+/// What the text of an outcome says when nobody knows whether the call had its effect.
+pub const UNKNOWN: &str = "outcome unknown: may have been executed";
+
 /// The result of one call: what the model reads, and what the operator counts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {
@@ -79,6 +82,12 @@ impl Outcome {
     /// The tool answered with this text.
     pub fn ok(content: impl Into<String>) -> Self {
         Self { kind: OutcomeKind::Ok, content: content.into() }
+    }
+
+    /// Whether nobody knows if the call had its effect.
+    #[must_use]
+    pub fn is_unknown(&self) -> bool {
+        self.kind != OutcomeKind::Ok && self.content.contains(UNKNOWN)
     }
 
     /// Anything but an answer: `what` becomes `error: {what}`.

@@ -133,6 +133,12 @@ impl Process {
         Pid::from_raw(pid).expect("a process id")
     }
 
+    /// Kills it at once; what is left is its folder.
+    pub async fn killed(mut self) -> TempDir {
+        soon(self.child.kill()).await.expect("it ran");
+        self.folder
+    }
+
     /// Waits for its end.
     pub async fn ended(mut self) -> Ended {
         let status = soon(self.child.wait()).await.expect("a status");

@@ -4,9 +4,11 @@
 //! Each file here looks at one part. They read the decoded file, take places from the tree, and
 //! add to two lists: problems, which stop the start, and warnings, which do not.
 
+mod audit;
 mod limits;
 mod listeners;
 mod secrets;
+mod store;
 mod teams;
 mod tools;
 mod upstreams;
@@ -41,7 +43,9 @@ impl Check<'_> {
         self.tools();
         self.teams();
         self.limits();
+        self.audit();
         self.secrets();
+        self.store();
         self.problems.retain(|problem| !problem.is_moot());
         self.warnings.retain(|problem| !problem.is_moot());
     }

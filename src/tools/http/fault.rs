@@ -12,12 +12,11 @@
 use http::StatusCode;
 
 use super::connect::ConnectError;
+pub(in crate::tools) use crate::wire::tool::UNKNOWN;
 use crate::wire::tool::{Effect, Outcome, OutcomeKind};
 
 /// How often a call is tried in all.
 const MAX_ATTEMPTS: u32 = 2;
-/// What is said of a call whose effect nobody knows.
-pub(in crate::tools) const UNKNOWN: &str = "outcome unknown: may have been executed";
 
 /// Why an attempt has no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
