@@ -258,6 +258,29 @@ fn a_document_becomes_the_tools_that_are_shown() {
 }
 
 #[test]
+fn the_routes_are_settings_without_a_mistake() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("fanfold.yaml"), only("yaml routes")).unwrap();
+    let out = shell(
+        "export KEY_1=a KEY_2=b AZURE_KEY=c BLUE_KEY=d; fanfold check 2>warnings; test ! -s warnings",
+        folder.path(),
+    );
+    assert!(out.contains("-> west (3), east (1)") && out.contains("-> main as gpt-4.1-mini"), "{out}");
+}
+
+#[test]
+fn every_setting_of_a_habit_is_one() {
+    let schema = fanfold::config::schema();
+    let known = &schema["$defs"]["Upstream"]["properties"];
+    let rows = table("| habit |");
+    for row in &rows {
+        let setting = code(&row[1])[0].split_once(':').unwrap().0.to_owned();
+        assert!(known[&setting]["description"].is_string(), "{setting}");
+    }
+    assert_eq!(rows.len(), 9);
+}
+
+#[test]
 fn every_setting_of_a_shared_store_is_shown_with_its_default() {
     let folder = tempfile::tempdir().unwrap();
     let text = only("yaml replicas");

@@ -45,11 +45,16 @@ impl Play {
         plan.rules.charged = chance.bool();
         plan.forcing = chance.bool();
         plan.stream = chance.bool();
-        plan.habits.honours_tool_choice = chance.bool();
-        plan.decision.send = chance.bool().then_some(true);
+        plan.targets[0].habits.honours_tool_choice = chance.bool();
+        plan.targets[0].decision.send = chance.bool().then_some(true);
         if chance.bool() {
             plan.rules.interim_text = InterimText::Hold;
         }
+        for _ in 0..chance.usize(..3) {
+            plan.targets.push(plan.targets[0].clone());
+        }
+        plan.formatted = chance.bool();
+        plan.targets[0].habits.takes_format_with_tools = chance.bool();
         if chance.u8(..8) == 0 {
             plan.owned.clear();
         }
@@ -126,6 +131,10 @@ impl Play {
                     FailureKind::Refused,
                     FailureKind::ParallelRefused,
                     FailureKind::Busy,
+                    FailureKind::EffortRefused,
+                    FailureKind::LeftAlone,
+                    FailureKind::Withheld,
+                    FailureKind::ServerError,
                 ];
                 let kind = kinds[self.chance.usize(..kinds.len())];
                 Input::Failed(self.some_ask(), Box::new(Failure::new(kind, "")))
@@ -184,7 +193,7 @@ impl Play {
                 Action::Charge(round, _) => {
                     assert!(self.charging.replace(*round).is_none(), "two rounds charged at once");
                 }
-                Action::Cancel | Action::Show(_) | Action::Park(_) | Action::LearnNoParallel => {}
+                Action::Cancel | Action::Show(_) | Action::Park(_) | Action::Learn(_) => {}
             }
         }
         assert_eq!(self.turn.is_done(), self.finished);

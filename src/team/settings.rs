@@ -1,12 +1,14 @@
 //! `teams:` of the file.
 
+use std::collections::BTreeMap;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::expiry::Expiry;
 use super::money::Money;
 use crate::policy::settings::{LowerLimits, Overrides};
-use crate::units::{Size, Span};
+use crate::units::{Secret, Size, Span};
 
 /// A key of a team, stored as a hash only.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
@@ -37,6 +39,9 @@ pub struct Settings {
     /// the team, when teams wait for the process.
     #[schemars(range(min = 1))]
     pub share: u32,
+    /// The team's own keys at upstreams, by the upstream's name. Default: the upstream's keys.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub upstream_keys: BTreeMap<String, Secret>,
     /// Rules for this team.
     pub policy: Overrides,
     /// Lower limits for this team.
@@ -51,6 +56,7 @@ impl Default for Settings {
             keys: Vec::new(),
             models: None,
             tools: None,
+            upstream_keys: BTreeMap::new(),
             share: 1,
             policy: Overrides::default(),
             limits: Limits::default(),

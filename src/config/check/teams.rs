@@ -36,6 +36,13 @@ impl Check<'_> {
             }
             self.quotas(name, team);
             self.may_use(name, team);
+            for (upstream, key) in &team.upstream_keys {
+                let at = ["teams", name, "upstream_keys", upstream];
+                if !self.upstreams.contains(upstream) {
+                    self.unknown_upstream(&at, upstream);
+                }
+                self.upstream_key(&at, key);
+            }
         }
     }
 
