@@ -282,3 +282,75 @@ async fn without_the_store_each_replica_counts_for_itself_or_denies() {
         }
     }
 }
+
+/// What an SDK sends when it repeats a request.
+const AGAIN: [(&str, &str); 1] = [("x-stainless-retry-count", "1")];
+
+async fn ask_with(process: &Process, headers: &[(&str, &str)], body: &Value) -> Result<Got, String> {
+    let url = format!("{}/chat/completions", process.base_url());
+    client::send(Method::POST, &url, headers, Some(body)).await
+}
+
+/// A script that calls the tool with effects and then says this in its last round.
+fn writing(lab: &Lab, name: &str, last: Value) -> Value {
+    let call = json!([{ "name": "write", "arguments": { "city": name } }]);
+    lab.script(name, json!({ "rounds": [{ "reply": { "calls": call } }, last], "lenient": true }));
+    chat(name)
+}
+
+/// How often the tool with effects was started.
+fn written(lab: &Lab) -> u64 {
+    lab.journal().tools.get("write").map_or(0, |runs| runs.started)
+}
+
+/// A last round that waits until it is released.
+fn stalled() -> Value {
+    let chunk = json!({ "id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m",
+        "choices": [{ "index": 0, "delta": { "role": "assistant", "content": "Done." }, "finish_reason": "stop" }] });
+    json!({ "steps": ["stall", { "events": [chunk, "[DONE]"] }] })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_sdk_retry_at_the_other_replica_gets_the_answer_there_is() {
+    let redis = Redis::start().await;
+    let bed = Bed::start(&redis.setting(json!({})), json!({})).await;
+    let request = writing(&bed.lab, "ended", json!({ "reply": { "text": "Done." } }));
+    let first = ask(&bed.one, &request).await;
+    let again = soon(ask_with(&bed.two, &AGAIN, &request)).await.expect("an answer");
+    assert_eq!((again.status, &again.body), (first.status, &first.body));
+    assert_eq!(again.header("x-fanfold-replay-of"), first.header("x-request-id"));
+    assert_eq!(written(&bed.lab), 1);
+
+    // And one that is still running is waited for.
+    let request = writing(&bed.lab, "running", stalled());
+    let release = async {
+        bed.lab.wait_until(|seen| seen.of_script("running").count() == 2).await;
+        let mut again = Box::pin(ask_with(&bed.two, &AGAIN, &request));
+        let early = timeout(Duration::from_millis(700), &mut again).await;
+        assert!(early.is_err(), "it waits: {early:?}");
+        bed.lab.release("running");
+        again.await
+    };
+    let (first, again) = soon(async { tokio::join!(ask_with(&bed.one, &[], &request), release) }).await;
+    let (first, again) = (first.expect("an answer"), again.expect("an answer"));
+    assert_eq!((again.status, &again.body), (first.status, &first.body));
+    assert_eq!(written(&bed.lab), 2, "once for each request");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_retry_after_its_replica_was_killed_does_not_run_the_tool_again() {
+    let redis = Redis::start().await;
+    let bed = Bed::start(&redis.setting(json!({})), json!({ "limits": { "ledger_lease": "2s" } })).await;
+    let request = writing(&bed.lab, "killed", stalled());
+    let killing = async {
+        bed.lab.wait_until(|seen| seen.of_script("killed").count() == 2).await;
+        bed.one.signal(Signal::KILL);
+    };
+    let (cut, ()) = soon(async { tokio::join!(ask_with(&bed.one, &[], &request), killing) }).await;
+    assert!(cut.is_err(), "{cut:?}");
+    let patience = Duration::from_secs(90);
+    let again =
+        timeout(patience, ask_with(&bed.two, &AGAIN, &request)).await.expect("in time").expect("an answer");
+    assert_eq!((again.status.as_u16(), again.header("x-should-retry")), (424, "false"), "{again:?}");
+    assert_eq!(written(&bed.lab), 1);
+}
