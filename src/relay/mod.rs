@@ -66,7 +66,7 @@ pub async fn begin<H: Send + 'static>(
     let sink = sink::Sink::new(options, answer, run.as_deref().cloned());
     let driver = drive::Driver::new(started, run, sink);
     tasks.spawn(async move {
-        let rests = driver.run().await;
+        let rests = Box::pin(driver.run()).await;
         drop(held);
         rests.join_all().await;
     });

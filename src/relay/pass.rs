@@ -132,8 +132,11 @@ pub struct Chat<'a> {
     pub model: &'a str,
     /// Makes the body for one of the upstreams, by its place among them, when these turned out to be
     /// refused there; and gives the decision that is in it.
-    pub body: &'a (dyn Fn(usize, &[Fact]) -> (Bytes, Decision) + Sync),
+    pub body: &'a BodyFor<'a>,
 }
+
+/// Makes a body for one of the upstreams, and gives the decision that is in it.
+type BodyFor<'a> = dyn Fn(usize, &[Fact]) -> (Bytes, Decision) + Sync + 'a;
 
 impl Passing {
     /// Sends the request on and hands the answer back.

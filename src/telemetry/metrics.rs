@@ -109,7 +109,7 @@ pub struct Telemetry {
     /// Milliseconds that are not yet whole seconds, by team.
     saved: Arc<DashMap<Arc<str>, u64>>,
     /// Cost that is not yet a whole millionth, in millionths of it, by team and model.
-    cost: Arc<DashMap<(Arc<str>, Arc<str>), u128>>,
+    cost: Arc<DashMap<TeamAndModel, u128>>,
     /// `fanfold_turns_in_flight`.
     pub turns_in_flight: Gauge,
     /// `fanfold_tool_calls_in_flight`.
@@ -119,6 +119,8 @@ pub struct Telemetry {
     /// `fanfold_parked_entries`.
     pub parked: Gauge,
 }
+
+type TeamAndModel = (Arc<str>, Arc<str>);
 
 /// The handles that were asked for so far.
 struct Series {

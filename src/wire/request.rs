@@ -173,7 +173,7 @@ impl ChatRequest {
             } else if member.is("reasoning_effort") && out.no_effort {
                 effort = true;
                 writer.text("reasoning_effort", "none");
-            } else if !member.is(OWN_MEMBER) && !(out.drop_format && member.is("response_format")) {
+            } else if !(member.is(OWN_MEMBER) || out.drop_format && member.is("response_format")) {
                 writer.member(member);
             }
         }
