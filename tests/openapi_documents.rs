@@ -9,10 +9,11 @@
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use fanfold::config::{Flags, read_text};
-use fanfold::tools::{Call, Catalog};
+use fanfold::tools::{Call, Catalog, Progress};
 use fanfold::wire::tool::{Effect, Outcome, OutcomeKind};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, timeout};
@@ -67,6 +68,7 @@ fn load(openapi: &str, more: &str) -> Catalog {
 }
 
 async fn run(catalog: &Catalog, name: &str, arguments: &Value) -> Outcome {
+    let tool = catalog.tool(&format!("figma__{name}")).unwrap_or_else(|| panic!("no tool {name}"));
     let call = Call {
         arguments: arguments.to_string(),
         idempotency_key: "key".into(),
@@ -74,8 +76,8 @@ async fn run(catalog: &Catalog, name: &str, arguments: &Value) -> Outcome {
         traceparent: None,
         result_limit: 64 * 1024,
         deadline: Instant::now() + Duration::from_secs(60),
+        progress: Progress::new(tool.spec().patience(None), Arc::default()),
     };
-    let tool = catalog.tool(&format!("figma__{name}")).unwrap_or_else(|| panic!("no tool {name}"));
     tool.run(&call, &CancellationToken::new()).await
 }
 

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use fanfold::config::{Flags, read_text};
-use fanfold::tools::{Call, Catalog};
+use fanfold::tools::{Call, Catalog, Progress};
 use fanfold::wire::tool::OutcomeKind;
 use tokio::net::TcpListener;
 use tokio::time::Instant;
@@ -64,6 +64,7 @@ tools: {{ t: {{ http: {{ url: 'http://rebind.example:{port}/'{more} }}, effect: 
 }
 
 async fn run(catalog: &Catalog) -> OutcomeKind {
+    let tool = catalog.tool("t").unwrap();
     let call = Call {
         arguments: "{}".into(),
         idempotency_key: "key".into(),
@@ -71,8 +72,9 @@ async fn run(catalog: &Catalog) -> OutcomeKind {
         traceparent: None,
         result_limit: 1024,
         deadline: Instant::now() + Duration::from_millis(700),
+        progress: Progress::new(tool.spec().patience(None), Arc::default()),
     };
-    catalog.tool("t").unwrap().run(&call, &CancellationToken::new()).await.kind
+    tool.run(&call, &CancellationToken::new()).await.kind
 }
 
 async fn inside() {

@@ -194,7 +194,7 @@ async fn a_thousand_calls(kinds: &[&str]) {
         "/tool/echo/{n}": { "get": { "operationId": "op", "parameters": [{ "name": "n", "in": "path", "required": true, "schema": { "type": "integer" } }] } } } });
     fs::write(folder.path().join("api.json"), document.to_string()).unwrap();
     let arguments = "parameters: { type: object, properties: { n: { type: integer } } }";
-    let command = |sandbox: &str| {
+    let fenced = |sandbox: &str| {
         format!(
             "  {sandbox}: {{ {arguments}, command: {{ argv: [/bin/echo, '{{n}}'], sandbox: {sandbox} }} }}\n"
         )

@@ -173,6 +173,7 @@ impl Entry<'_> {
         })?;
         let told = Settings { description: own.description.or(tool.description), ..Settings::default() };
         let span = own.timeout.or(self.settings.timeout);
+        let timeout = span.map_or(self.defaults.call_timeout, |span| span.0);
         let size = own.result.or(self.settings.result);
         Ok(Tool {
             spec: Arc::new(OwnedTool {
@@ -184,7 +185,8 @@ impl Entry<'_> {
                     .on_disconnect
                     .or(self.settings.on_disconnect)
                     .unwrap_or_else(|| on_disconnect(effect)),
-                timeout: span.map_or(self.defaults.call_timeout, |span| span.0),
+                timeout,
+                max_timeout: timeout,
             }),
             schema: Arc::new(schema),
             at_once: own.at_once.or(self.settings.at_once),
@@ -245,10 +247,12 @@ fn only_what_a_document_has(settings: &Settings, mistakes: &mut Mistakes) {
     for (key, _) in said_by_it.into_iter().filter(|(_, given)| *given) {
         mistakes.add(&[key], format!("a document says the `{key}` of its tools itself"));
     }
-    for (key, _) in [("required", settings.required), ("trust_annotations", settings.trust_annotations)]
-        .into_iter()
-        .filter(|(_, given)| *given)
-    {
+    let of_servers = [
+        ("max_timeout", settings.max_timeout.is_some()),
+        ("required", settings.required),
+        ("trust_annotations", settings.trust_annotations),
+    ];
+    for (key, _) in of_servers.into_iter().filter(|(_, given)| *given) {
         mistakes.add(&[key], format!("`{key}` belongs to a server: a tool with `mcp`"));
     }
     let never = |at_once: Option<u32>| at_once == Some(0);

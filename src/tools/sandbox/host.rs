@@ -4,14 +4,16 @@ use std::cell::OnceCell;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::launch;
 
 /// Where bubblewrap is looked for.
 const BWRAP: [&str; 3] = ["/usr/bin/bwrap", "/usr/local/bin/bwrap", "/bin/bwrap"];
-/// How long a trial may take.
+/// About how long a trial may take.
 const TRIAL: Duration = Duration::from_secs(5);
+/// How often it is looked after.
+const LOOK: Duration = Duration::from_millis(2);
 /// The most bytes of a reason.
 const REASON: u64 = 300;
 
@@ -59,17 +61,18 @@ fn run(mut trial: Command) -> Result<(), String> {
     let failed = |what: &dyn std::fmt::Display| format!("bubblewrap fails: {what}");
     trial.env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = trial.spawn().map_err(|why| failed(&why))?;
-    let deadline = Instant::now() + TRIAL;
+    let mut looks = TRIAL.as_millis() / LOOK.as_millis();
     let status = loop {
         match child.try_wait() {
             Ok(Some(status)) => break status,
-            Ok(None) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(2)),
+            Ok(None) if looks > 0 => std::thread::sleep(LOOK),
             Ok(None) | Err(_) => {
                 let _ = child.kill();
                 let _ = child.wait();
                 return Err(failed(&"it does not end"));
             }
         }
+        looks -= 1;
     };
     if status.success() {
         return Ok(());
