@@ -26,6 +26,7 @@ use crate::admin::Admin;
 use crate::audit::Audit;
 use crate::config::watch::{Cause, Watcher};
 use crate::config::{self, Flags, Loaded, process_env};
+use crate::ledger::{self, Ledger};
 use crate::policy::settings::Limits;
 use crate::relay::{Parts, Slots};
 use crate::server::body::InFlightBudget;
@@ -168,6 +169,7 @@ pub struct App {
 struct Keeper {
     telemetry: Telemetry,
     store: Arc<Store>,
+    ledger: Arc<Ledger>,
 }
 
 impl App {
@@ -181,7 +183,9 @@ impl App {
         let store = Store::new(&file.store, open, capacity(limits), telemetry.clone())
             .map_err(|why| StartError::Store { setting: why.setting, message: why.message })?;
         store.connect().await;
-        let keeper = Keeper { telemetry: telemetry.clone(), store: Arc::new(store) };
+        let store = Arc::new(store);
+        let ledger = Ledger::new(store.clone(), ledger_settings(limits));
+        let keeper = Keeper { telemetry: telemetry.clone(), store, ledger };
         let catalog = Arc::new(catalog);
         let first = snapshot(loaded, &catalog, &keeper, None)?;
         let snapshot = Arc::new(ArcSwap::from_pointee(first));
@@ -401,6 +405,14 @@ impl App {
     }
 }
 
+fn ledger_settings(limits: &Limits) -> ledger::Settings {
+    ledger::Settings {
+        age: limits.ledger_for.0,
+        answer: limits.ledger_answer.0,
+        lease: limits.ledger_lease.0,
+    }
+}
+
 /// What the store may keep.
 fn capacity(limits: &Limits) -> Capacity {
     let parked = Bounds {
@@ -408,7 +420,12 @@ fn capacity(limits: &Limits) -> Capacity {
         bytes: limits.parked_bytes.0,
         age: limits.parked_for.0,
     };
-    Capacity { parked, records: Bounds::RECORDS }
+    let records = Bounds {
+        entries: limits.ledger_entries as usize,
+        bytes: limits.ledger_bytes.0,
+        age: limits.ledger_for.0,
+    };
+    Capacity { parked, records }
 }
 
 /// What a configuration amounts to. `before`: the audit log in use until now, whose chain goes on.
@@ -445,6 +462,7 @@ fn snapshot(
         parts: Parts {
             tools: catalog.clone(),
             slots: Arc::new(slots),
+            ledger: keeper.ledger.clone(),
             audit,
             store: keeper.store.clone(),
             telemetry: keeper.telemetry.clone(),

@@ -31,6 +31,7 @@
 //! | 2 service | [`tools`] | Knows which tools exist and runs one call within its limits. |
 //! | 2 service | [`audit`] | Writes what calls with effects are about to do, before they do it. |
 //! | 2 service | [`store`] | Keeps small expiring things. |
+//! | 2 service | [`ledger`] | Knows what became of requests, so that a repetition gets their answer. |
 //! | 2 service | [`team`] | Turns a key into a team. |
 //! | 3 shell | [`relay`] | Performs the engine's actions until the turn ends, or hands bytes through. |
 //! | 4 shell | [`server`], [`admin`] | Accept, read, answer, drain; health and metrics. |
@@ -56,6 +57,7 @@ pub mod cli;
 pub mod config;
 pub mod demo;
 pub mod engine;
+pub mod ledger;
 pub mod policy;
 pub mod relay;
 pub mod server;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 /// Every module with its layer. Those of one layer do not import each other, but where `SIDEWAYS`
 /// says so.
-const LAYERS: [(&str, u8); 18] = [
+const LAYERS: [(&str, u8); 19] = [
     ("units", 0),
     ("wire", 0),
     ("sse", 0),
@@ -18,6 +18,7 @@ const LAYERS: [(&str, u8); 18] = [
     ("tools", 2),
     ("audit", 2),
     ("store", 2),
+    ("ledger", 2),
     ("team", 2),
     ("relay", 3),
     ("server", 4),
@@ -29,7 +30,7 @@ const LAYERS: [(&str, u8); 18] = [
 ];
 
 /// Imports within a layer that are meant: who, and whom.
-const SIDEWAYS: [(&str, &str); 17] = [
+const SIDEWAYS: [(&str, &str); 18] = [
     ("wire", "units"),
     ("engine", "policy"),
     ("upstream", "telemetry"),
@@ -47,6 +48,7 @@ const SIDEWAYS: [(&str, &str); 17] = [
     ("demo", "config"),
     ("policy", "units"),
     ("team", "store"),
+    ("ledger", "store"),
 ];
 
 /// Layers up to this one are pure.

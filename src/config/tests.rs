@@ -128,6 +128,8 @@ fn every_default_is_as_documented() {
                 "calls_at_once_in_process": 512, "call_timeout": "30s", "turn_timeout": "300s",
                 "identical_errors": 3, "tool_result": "64KiB", "body": "16MiB", "reply": "64MiB", "event": "4MiB",
                 "tools_per_request": 128, "parked_entries": 10000, "parked_bytes": "64MiB", "parked_for": "1h",
+                "ledger_entries": 10000, "ledger_bytes": "64MiB", "ledger_answer": "1MiB", "ledger_for": "600s",
+                "ledger_lease": "10s",
                 "turns_at_once": 4096, "connections": 16384, "bodies_in_flight": "512MiB"
             },
             "teams": {},

@@ -78,6 +78,8 @@ pub enum Input {
     Tick,
     /// The client left.
     ClientGone,
+    /// Another attempt of the same request runs its tools: this turn must not, and ends.
+    Superseded,
     /// The process ends.
     Shutdown,
 }

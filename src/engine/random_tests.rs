@@ -136,9 +136,10 @@ impl Play {
                 };
                 Input::Outcome(self.some_run(), outcome)
             }
-            36..=37 => Input::Tick,
+            36 => Input::Tick,
             38 if self.chance.u8(..6) == 0 => Input::ClientGone,
             39 if self.chance.u8(..12) == 0 => Input::Shutdown,
+            37 if self.chance.u8(..12) == 0 => Input::Superseded,
             _ => Input::Tick,
         }
     }

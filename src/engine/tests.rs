@@ -625,6 +625,34 @@ fn the_head_goes_out_after_ten_silent_seconds() {
 }
 
 #[test]
+fn a_turn_whose_calls_must_not_run_ends_and_invites_to_repeat() {
+    let mut s = Scene::begun(plan());
+    s.call(0, "write", "{}");
+    assert_eq!(s.end("tool_calls"), ["run 1 write {}"]);
+    assert_eq!(s.step(Input::Superseded), ["stop 1", "failed 409 attempt_superseded"]);
+    assert!(!s.turn.had_effects() && s.turn.unheard().is_none());
+    assert_eq!(s.step(Input::Superseded), Vec::<String>::new());
+    // With the client gone there is nobody to invite.
+    let mut s = Scene::begun(plan());
+    s.call(0, "write", "{}");
+    s.end("tool_calls");
+    s.step(Input::ClientGone);
+    assert_eq!(s.step(Input::Superseded), ["stop 1", "gone"]);
+}
+
+#[test]
+fn a_client_that_left_is_told_later_which_tools_wrote() {
+    let mut s = Scene::begun(plan());
+    s.call(0, "write", "{}");
+    s.end("tool_calls");
+    s.step(Input::Started(1));
+    s.step(Input::ClientGone);
+    assert_eq!(s.step(Input::Outcome(1, Outcome::ok("x"))), ["gone"]);
+    let error = s.turn.unheard().unwrap();
+    assert!(error.status == 424 && error.never_retry && error.message.contains("write"), "{error:?}");
+}
+
+#[test]
 fn a_shutdown_ends_the_turn_with_an_error() {
     let mut s = Scene::begun(plan());
     assert_eq!(s.step(Input::Shutdown), ["cancel", "failed 503 shutting_down"]);

@@ -109,6 +109,16 @@ pub struct Limits {
     pub parked_bytes: Size,
     /// Parked results of mixed replies: for how long.
     pub parked_for: Span,
+    /// Answers of requests with effects or with a key, for their repetitions: how many.
+    pub ledger_entries: u32,
+    /// Answers of requests: how many bytes in all.
+    pub ledger_bytes: Size,
+    /// Answers of requests: how many bytes of one.
+    pub ledger_answer: Size,
+    /// Answers of requests: for how long.
+    pub ledger_for: Span,
+    /// A request whose replica is not heard of for so long was cut off with it.
+    pub ledger_lease: Span,
     /// Turns in flight in the process.
     #[schemars(range(min = 1))]
     pub turns_at_once: u32,
@@ -138,6 +148,11 @@ impl Default for Limits {
             parked_entries: 10_000,
             parked_bytes: Size::mib(64),
             parked_for: Span::seconds(3600),
+            ledger_entries: 10_000,
+            ledger_bytes: Size::mib(64),
+            ledger_answer: Size::mib(1),
+            ledger_for: Span::seconds(600),
+            ledger_lease: Span::seconds(10),
             turns_at_once: 4096,
             connections: 16_384,
             bodies_in_flight: Size::mib(512),

@@ -17,27 +17,31 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, HeaderValue, StatusCode};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::sink::{Gone, Sink, Wait};
+use super::sink::{Gone, Sink, Wait, error_headers};
 use super::slots::Slots;
 use super::summary::{self, Summary};
 use crate::audit::{Audit, Facts};
 use crate::engine::{Action, Ask, Finish, Input, Parked, Run, RunId, Show, Turn, fingerprint, parcel};
+use crate::ledger::{Answer, End, Ledger, Owner, Run as LedgerRun, Superseded};
 use crate::policy::plan::TurnPlan;
 use crate::store::Store;
 use crate::team::Team;
 use crate::telemetry::Telemetry;
 use crate::tools::{Call, Catalog, Progress};
 use crate::upstream::{AskHead, Expect, Heard, Reply, Route};
+use crate::wire::error::ErrorReply;
 use crate::wire::failure::FailureKind;
 use crate::wire::raw::Raw;
 use crate::wire::reply::Piece;
 use crate::wire::request::{ChatRequest, Outgoing};
-use crate::wire::tool::{Outcome, OutcomeKind, Patience};
+use crate::wire::tool::{Effect, Outcome, OutcomeKind, Patience};
 
 /// How much longer than the engine's own deadline a tool may think it has.
 const GRACE: Duration = Duration::from_secs(1);
@@ -53,6 +57,8 @@ pub struct Parts {
     pub slots: Arc<Slots>,
     /// Parked results, and whatever else outlives a turn.
     pub store: Arc<Store>,
+    /// What became of requests.
+    pub ledger: Arc<Ledger>,
     /// What calls with effects are written into before they leave.
     pub audit: Option<Arc<Audit>>,
     /// Metrics.
@@ -78,6 +84,8 @@ pub struct Started {
     pub messages: Raw,
     /// Headers for the upstream.
     pub head: AskHead,
+    /// Headers of every response.
+    pub headers: HeaderMap,
     /// The request's id.
     pub request_id: String,
     /// The trace the request belongs to.
@@ -90,15 +98,28 @@ pub struct Started {
     pub since: Instant,
 }
 
+/// For whom the answer is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Audience {
+    /// The client that asked.
+    Client,
+    /// The client is gone, but repetitions of its request have joined.
+    Joined,
+    /// Nobody, and the engine knows.
+    Nobody,
+}
+
 pub(super) struct Driver {
     started: Started,
+    /// What the ledger knows the turn as.
+    run: Option<Owner>,
     /// Names the turn towards tools: unlike the request's id, no client can choose it.
     turn_id: uuid::Uuid,
     owned: Vec<Arc<str>>,
     turn: Turn,
     sink: Sink,
     reply: Option<(u32, Reply)>,
-    calls: JoinSet<(RunId, Outcome)>,
+    calls: JoinSet<(RunId, Ran)>,
     /// Ends of replies that are complete.
     rests: JoinSet<()>,
     stops: HashMap<RunId, CancellationToken>,
@@ -106,7 +127,7 @@ pub(super) struct Driver {
     /// Inputs that calls give while they run.
     news: (mpsc::Sender<Input>, mpsc::Receiver<Input>),
     first_shown: Option<Duration>,
-    client_gone: bool,
+    audience: Audience,
     /// How the last ask failed.
     failed: Option<FailureKind>,
     /// What is to be kept before the client hears of the finish: its next request may come at once,
@@ -115,13 +136,14 @@ pub(super) struct Driver {
 }
 
 impl Driver {
-    pub(super) fn new(started: Started, sink: Sink) -> Self {
+    pub(super) fn new(started: Started, run: Option<Owner>, sink: Sink) -> Self {
         let owned = started.plan.owned.values().map(|tool| tool.definition.clone()).collect();
         Self {
             turn_id: uuid::Uuid::now_v7(),
             turn: Turn::new(started.plan.clone(), fastrand::u64(..)),
             owned,
             started,
+            run,
             sink,
             reply: None,
             calls: JoinSet::new(),
@@ -130,7 +152,7 @@ impl Driver {
             ids: HashMap::new(),
             news: mpsc::channel(NEWS),
             first_shown: None,
-            client_gone: false,
+            audience: Audience::Client,
             failed: None,
             parked: None,
         }
@@ -147,7 +169,7 @@ impl Driver {
                 break finish;
             }
             if self.sink.flush() == Err(Gone) {
-                self.tell_gone(&mut actions);
+                self.client_left(&mut actions);
                 if actions.is_empty() {
                     self.hear(&mut pieces, &mut actions).await;
                 }
@@ -167,24 +189,34 @@ impl Driver {
         self.turn.step(input, now, actions);
     }
 
-    fn tell_gone(&mut self, actions: &mut Vec<Action>) {
-        if !std::mem::replace(&mut self.client_gone, true) {
-            self.step(Input::ClientGone, actions);
+    /// The client left, or all who had joined: unless somebody listens, the engine has to know.
+    fn client_left(&mut self, actions: &mut Vec<Action>) {
+        if self.audience == Audience::Nobody {
+            return;
         }
+        if self.run.as_ref().is_some_and(|run| !run.leave()) {
+            self.audience = Audience::Joined;
+            self.sink.go_on_alone();
+            return;
+        }
+        self.audience = Audience::Nobody;
+        self.step(Input::ClientGone, actions);
     }
 
     /// Waits for one thing to happen and tells the engine.
     async fn hear(&mut self, pieces: &mut Vec<Piece>, actions: &mut Vec<Action>) {
         let deadline = self.turn.deadline().map(|at| self.started.since + at);
-        let there = !self.client_gone;
-        let comment = self.sink.comment_at().filter(|_| there);
+        let there = self.audience == Audience::Client;
+        let comment = self.sink.comment_at().filter(|_| self.audience != Audience::Nobody);
         let may_read = !self.sink.is_full() || !there;
+        let joined = self.run.as_deref().filter(|_| self.audience == Audience::Joined);
         let event = tokio::select! {
             (ask, heard) = heard(&mut self.reply, pieces), if may_read => Event::Heard(ask, heard),
             Some(ended) = self.calls.join_next_with_id() => Event::Ended(ended),
             Some(news) = self.news.1.recv() => Event::Input(news),
             () = self.started.gone.cancelled(), if there => Event::Gone,
             wait = self.sink.wait(), if there => if wait == Wait::Gone { Event::Gone } else { Event::Room },
+            () = deserted(joined) => Event::Gone,
             () = until(deadline) => Event::Input(Input::Tick),
             () = until(comment) => Event::Comment,
             () = self.started.shutdown.cancelled() => Event::Input(Input::Shutdown),
@@ -193,7 +225,7 @@ impl Driver {
             Event::Heard(ask, heard) => self.heard(ask, heard, pieces, actions),
             Event::Ended(ended) => self.call_ended(ended, actions),
             Event::Input(input) => self.step(input, actions),
-            Event::Gone => self.tell_gone(actions),
+            Event::Gone => self.client_left(actions),
             Event::Comment => self.sink.comment(),
             Event::Room => {}
         }
@@ -225,9 +257,13 @@ impl Driver {
 
     fn call_ended(&mut self, ended: Ended, actions: &mut Vec<Action>) {
         let (run, outcome) = match ended {
-            Ok((id, (run, outcome))) => {
+            Ok((id, (run, Ran::Ended(outcome)))) => {
                 self.ids.remove(&id);
                 (run, outcome)
+            }
+            Ok((_, (_, Ran::Superseded))) => {
+                summary::repetition(&self.started.parts.telemetry, "superseded");
+                return self.step(Input::Superseded, actions);
             }
             Err(error) => {
                 let Some(run) = self.ids.remove(&error.id()) else { return };
@@ -254,15 +290,7 @@ impl Driver {
                     self.reply = Some((ask.id, ask_upstream(&self.started, &self.owned, &self.turn, &ask)));
                 }
                 Action::Cancel => self.reply = None,
-                Action::Run(run) => start_call(
-                    &self.started,
-                    format!("{}-{}", self.turn_id, run.id),
-                    run,
-                    &self.news.0,
-                    &mut self.calls,
-                    &mut self.stops,
-                    &mut self.ids,
-                ),
+                Action::Run(run) => self.start_call(run),
                 Action::Stop(run) => {
                     if let Some(stop) = self.stops.remove(&run) {
                         stop.cancel();
@@ -286,6 +314,116 @@ impl Driver {
         None
     }
 
+    /// Starts a call as a task of its own: it waits for its slots and its permissions, then runs.
+    fn start_call(&mut self, run: Run) {
+        let started = &self.started;
+        let idempotency_key = format!("{}-{}", self.turn_id, run.id);
+        let stop = CancellationToken::new();
+        self.stops.insert(run.id, stop.clone());
+        let tool = started.parts.tools.tool(&run.tool.name).cloned();
+        let wanted = started.parts.slots.of(&run.tool.name, &started.team.calls);
+        let telemetry = started.parts.telemetry.clone();
+        let patience = run.tool.patience(started.plan.rules.call_timeout_cap);
+        let limit = started.plan.rules.limits.tool_result.0;
+        let (request_id, traceparent) = (started.request_id.clone(), started.traceparent.clone());
+        let news = self.news.0.clone();
+        let audit = started.parts.audit.clone().filter(|_| Audit::is_about(run.tool.effect));
+        let team = started.team.name.clone();
+        let ledger = self.run.as_deref().cloned().filter(|_| run.tool.effect == Effect::Write);
+        let id = run.id;
+        let task = self.calls.spawn(async move {
+            let queued = Instant::now();
+            let taken = match wanted.try_take() {
+                Some(taken) => Some(taken),
+                None => tokio::select! {
+                    taken = wanted.take() => taken.ok(),
+                    () = stop.cancelled() => None,
+                },
+            };
+            let (Some(_taken), Some(tool)) = (taken, tool) else {
+                return (id, Ran::Ended(Outcome::failed(OutcomeKind::Stopped, "stopped before it started")));
+            };
+            if let Some(ledger) = ledger
+                && ledger.permit(&run.tool.name).await == Err(Superseded)
+            {
+                return (id, Ran::Superseded);
+            }
+            let facts = || Facts {
+                team,
+                request_id: request_id.clone(),
+                call_id: run.call_id,
+                key: idempotency_key.clone(),
+                tool: run.tool.name.clone(),
+                effect: run.tool.effect,
+                arguments: run.arguments.clone(),
+            };
+            let pending = match &audit {
+                None => None,
+                Some(audit) => match audit.intent(facts()).await {
+                    Ok(pending) => Some(pending),
+                    Err(refused) => {
+                        summary::call_ended(
+                            &telemetry,
+                            &run.tool.name,
+                            queued.elapsed(),
+                            Duration::ZERO,
+                            refused.kind,
+                        );
+                        return (id, Ran::Ended(refused));
+                    }
+                },
+            };
+            // The turn may be over already; then nobody listens, and the call is stopped.
+            if stop.is_cancelled() || news.send(Input::Started(id)).await.is_err() {
+                let stopped = Outcome::failed(OutcomeKind::Stopped, "stopped before it started");
+                if let Some(pending) = pending {
+                    pending.ended(&stopped).await;
+                }
+                return (id, Ran::Ended(stopped));
+            }
+            let waited = queued.elapsed();
+            let heard = Arc::new(Notify::new());
+            let generous = Patience { silent: patience.silent + GRACE, most: patience.most + GRACE };
+            let call = Call {
+                arguments: run.arguments,
+                idempotency_key,
+                request_id,
+                traceparent,
+                result_limit: limit.min(tool.result_limit()),
+                deadline: Instant::now() + generous.silent,
+                progress: Progress::new(generous, heard.clone()),
+            };
+            let _in_flight = InFlight::new(&telemetry);
+            let began = Instant::now();
+            let mut allowed = patience.silent;
+            let tell = async {
+                loop {
+                    heard.notified().await;
+                    allowed = allowed.max(patience.after(began.elapsed()));
+                    // The turn may be over; then the call is stopped.
+                    let _ = news.send(Input::Progress(id)).await;
+                }
+            };
+            let outcome = tokio::select! {
+                biased;
+                outcome = tool.run(&call, &stop) => outcome,
+                () = tell => unreachable!("it goes on for ever"),
+            };
+            let ran = began.elapsed();
+            // The turn stops a call whose time is over, before the tool would end it by itself.
+            let late = outcome.kind == OutcomeKind::Stopped && ran >= allowed;
+            let kind = if late { OutcomeKind::Timeout } else { outcome.kind };
+            summary::call_ended(&telemetry, &run.tool.name, waited, ran, kind);
+            if let Some(pending) = pending {
+                let timed_out = late && !outcome.is_unknown();
+                let told = if timed_out { Outcome::failed(kind, "") } else { outcome.clone() };
+                pending.ended(&told).await;
+            }
+            (id, Ran::Ended(outcome))
+        });
+        self.ids.insert(task.id(), id);
+    }
+
     async fn end(mut self, finish: Finish) -> JoinSet<()> {
         if let Some(parked) = self.parked.take() {
             park(&self.started, parked).await;
@@ -296,16 +434,33 @@ impl Driver {
             finish: &finish,
             total: self.started.since.elapsed(),
             first: self.first_shown,
-            client_gone: self.client_gone,
+            client_gone: self.audience != Audience::Client,
         };
         let totals = summary.totals();
         summary.record();
-        // The client's own pace must not keep a slot of the team: what is measured is measured.
-        let told = tokio::select! {
-            told = self.sink.finish(&finish, totals) => told,
-            () = self.started.gone.cancelled() => Err(Gone),
+        let end = match &finish {
+            Finish::Gone => {
+                End::Unheard(self.turn.unheard().as_ref().map(|error| unheard(&self.started, error)))
+            }
+            Finish::Answer(_) | Finish::Failed(_) => End::Told { effects: self.turn.had_effects() },
         };
-        if told.is_err() && !self.client_gone {
+        // The client's own pace must not keep a slot of the team: what is measured is measured. What is written
+        // is on the tape as soon as the sink was asked once.
+        let there = self.audience == Audience::Client;
+        let telling = async {
+            tokio::select! {
+                biased;
+                told = self.sink.finish(&finish, totals) => told,
+                () = self.started.gone.cancelled() => Err(Gone),
+            }
+        };
+        let keeping = async {
+            if let Some(run) = self.run {
+                run.end(end).await;
+            }
+        };
+        let (told, ()) = tokio::join!(telling, keeping);
+        if told.is_err() && there {
             tracing::debug!(request_id = %self.started.request_id, "the client left before it took the whole answer");
         }
         // Calls that were stopped say goodbye in their own time, bounded by their own grace.
@@ -315,7 +470,15 @@ impl Driver {
     }
 }
 
-type Ended = Result<(tokio::task::Id, (RunId, Outcome)), tokio::task::JoinError>;
+type Ended = Result<(tokio::task::Id, (RunId, Ran)), tokio::task::JoinError>;
+
+/// What became of a call.
+enum Ran {
+    /// It ended, or was not run.
+    Ended(Outcome),
+    /// It must not run: another attempt of the same request runs its tools.
+    Superseded,
+}
 
 /// What a turn waits for.
 enum Event {
@@ -325,6 +488,22 @@ enum Event {
     Gone,
     Comment,
     Room,
+}
+
+async fn deserted(run: Option<&Arc<LedgerRun>>) {
+    match run {
+        Some(run) => run.deserted().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The answer for a repetition of a request whose turn ended with nobody to tell.
+fn unheard(started: &Started, error: &ErrorReply) -> Answer {
+    let mut headers = error_headers(error);
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.extend(started.headers.clone());
+    let status = StatusCode::from_u16(error.status).unwrap_or(StatusCode::FAILED_DEPENDENCY);
+    Answer { status, headers, body: error.to_body() }
 }
 
 async fn until(at: Option<Instant>) {
@@ -371,115 +550,6 @@ fn ask_upstream(started: &Started, owned: &[Arc<str>], turn: &Turn, ask: &Ask) -
         event: limits.event.0,
     };
     started.route.upstream.ask(body, &started.head, expect)
-}
-
-fn start_call(
-    started: &Started,
-    idempotency_key: String,
-    run: Run,
-    news: &mpsc::Sender<Input>,
-    calls: &mut JoinSet<(RunId, Outcome)>,
-    stops: &mut HashMap<RunId, CancellationToken>,
-    ids: &mut HashMap<tokio::task::Id, RunId>,
-) {
-    let stop = CancellationToken::new();
-    stops.insert(run.id, stop.clone());
-    let tool = started.parts.tools.tool(&run.tool.name).cloned();
-    let wanted = started.parts.slots.of(&run.tool.name, &started.team.calls);
-    let telemetry = started.parts.telemetry.clone();
-    let patience = run.tool.patience(started.plan.rules.call_timeout_cap);
-    let limit = started.plan.rules.limits.tool_result.0;
-    let (request_id, traceparent) = (started.request_id.clone(), started.traceparent.clone());
-    let news = news.clone();
-    let audit = started.parts.audit.clone().filter(|_| Audit::is_about(run.tool.effect));
-    let team = started.team.name.clone();
-    let id = run.id;
-    let task = calls.spawn(async move {
-        let queued = Instant::now();
-        let taken = match wanted.try_take() {
-            Some(taken) => Some(taken),
-            None => tokio::select! {
-                taken = wanted.take() => taken.ok(),
-                () = stop.cancelled() => None,
-            },
-        };
-        let (Some(_taken), Some(tool)) = (taken, tool) else {
-            return (id, Outcome::failed(OutcomeKind::Stopped, "stopped before it started"));
-        };
-        let facts = || Facts {
-            team,
-            request_id: request_id.clone(),
-            call_id: run.call_id,
-            key: idempotency_key.clone(),
-            tool: run.tool.name.clone(),
-            effect: run.tool.effect,
-            arguments: run.arguments.clone(),
-        };
-        let pending = match &audit {
-            None => None,
-            Some(audit) => match audit.intent(facts()).await {
-                Ok(pending) => Some(pending),
-                Err(refused) => {
-                    summary::call_ended(
-                        &telemetry,
-                        &run.tool.name,
-                        queued.elapsed(),
-                        Duration::ZERO,
-                        refused.kind,
-                    );
-                    return (id, refused);
-                }
-            },
-        };
-        // The turn may be over already; then nobody listens, and the call is stopped.
-        if stop.is_cancelled() || news.send(Input::Started(id)).await.is_err() {
-            let stopped = Outcome::failed(OutcomeKind::Stopped, "stopped before it started");
-            if let Some(pending) = pending {
-                pending.ended(&stopped).await;
-            }
-            return (id, stopped);
-        }
-        let waited = queued.elapsed();
-        let heard = Arc::new(Notify::new());
-        let generous = Patience { silent: patience.silent + GRACE, most: patience.most + GRACE };
-        let call = Call {
-            arguments: run.arguments,
-            idempotency_key,
-            request_id,
-            traceparent,
-            result_limit: limit.min(tool.result_limit()),
-            deadline: Instant::now() + generous.silent,
-            progress: Progress::new(generous, heard.clone()),
-        };
-        let _in_flight = InFlight::new(&telemetry);
-        let began = Instant::now();
-        let mut allowed = patience.silent;
-        let tell = async {
-            loop {
-                heard.notified().await;
-                allowed = allowed.max(patience.after(began.elapsed()));
-                // The turn may be over; then the call is stopped.
-                let _ = news.send(Input::Progress(id)).await;
-            }
-        };
-        let outcome = tokio::select! {
-            biased;
-            outcome = tool.run(&call, &stop) => outcome,
-            () = tell => unreachable!("it goes on for ever"),
-        };
-        let ran = began.elapsed();
-        // The turn stops a call whose time is over, before the tool would end it by itself.
-        let late = outcome.kind == OutcomeKind::Stopped && ran >= allowed;
-        let kind = if late { OutcomeKind::Timeout } else { outcome.kind };
-        summary::call_ended(&telemetry, &run.tool.name, waited, ran, kind);
-        if let Some(pending) = pending {
-            let timed_out = late && !outcome.is_unknown();
-            let told = if timed_out { Outcome::failed(kind, "") } else { outcome.clone() };
-            pending.ended(&told).await;
-        }
-        (id, outcome)
-    });
-    ids.insert(task.id(), id);
 }
 
 /// Counts a running call as long as it lives, a panic included.

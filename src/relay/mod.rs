@@ -7,6 +7,7 @@ mod chat;
 mod drive;
 mod ending;
 pub mod headers;
+mod listen;
 mod metered;
 pub mod pass;
 mod sink;
@@ -21,10 +22,13 @@ use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 
 pub use drive::{Parts, Started};
+pub use listen::{listen, replay};
 pub use sink::{error_headers, error_response};
 pub use slots::Slots;
+pub(crate) use summary::repetition;
 
 use crate::engine::Ask;
+use crate::ledger::Owner;
 use crate::policy::plan::TurnPlan;
 use crate::wire::request::{ChatRequest, Choice};
 
@@ -39,11 +43,12 @@ pub struct Client {
     pub keep_alive: Duration,
 }
 
-/// Begins a turn as a task of its own. `held` is dropped when the turn is over: the places it takes
+/// Begins a turn as a task of its own. `run`: what the ledger knows it as, if it is in the ledger. `held` is dropped when the turn is over: the places it takes
 /// among its team's and the process's turns. `None`: the turn ended without an answer, because the
 /// client is gone.
 pub async fn begin<H: Send + 'static>(
     started: Started,
+    run: Option<Owner>,
     client: Client,
     tasks: &TaskTracker,
     held: H,
@@ -61,8 +66,8 @@ pub async fn begin<H: Send + 'static>(
         buffer: client.buffer,
         keep_alive: client.keep_alive,
     };
-    let sink = sink::Sink::new(options, answer);
-    let driver = drive::Driver::new(started, sink);
+    let sink = sink::Sink::new(options, answer, run.as_deref().cloned());
+    let driver = drive::Driver::new(started, run, sink);
     tasks.spawn(async move {
         let rests = driver.run().await;
         drop(held);

@@ -3,6 +3,7 @@
 //! Both take the same parts, so both say the same. The head of the response is decided as late as
 //! the client allows: a stream's when its first content is there, an object's when it is complete.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,6 +16,7 @@ use super::body::{Body, SendError, Sender, channel};
 use super::chat::{Envelope, Fallback, Folding};
 use super::headers;
 use crate::engine::{Finish, Part, Show};
+use crate::ledger::Run;
 use crate::policy::parallel::Decision;
 use crate::wire::error::ErrorReply;
 use crate::wire::raw::Raw;
@@ -75,10 +77,14 @@ pub(super) struct Sink {
     envelope: Option<Envelope>,
     folding: Folding,
     silent_since: Instant,
+    /// Where everything is recorded for those who join.
+    run: Option<Arc<Run>>,
+    /// The client is gone, and what is written is for the recording only.
+    alone: bool,
 }
 
 impl Sink {
-    pub(super) fn new(options: Options, answer: Answer) -> Self {
+    pub(super) fn new(options: Options, answer: Answer, run: Option<Arc<Run>>) -> Self {
         Self {
             options,
             answer: Some(answer),
@@ -88,12 +94,21 @@ impl Sink {
             envelope: None,
             folding: Folding::default(),
             silent_since: Instant::now(),
+            run,
+            alone: false,
         }
     }
 
     /// The decision about parallel calls changed before anything left.
     pub(super) fn decided(&mut self, decision: Decision) {
         headers::tell(&mut self.options.headers, decision);
+    }
+
+    /// The client is gone, but others listen to the recording.
+    pub(super) fn go_on_alone(&mut self) {
+        self.alone = true;
+        self.waiting = None;
+        self.sender = None;
     }
 
     /// Takes what the engine shows. Nothing leaves before [`flush`](Self::flush).
@@ -127,7 +142,14 @@ impl Sink {
         if !self.out.is_empty() {
             let out = Bytes::from(std::mem::take(&mut self.out));
             self.silent_since = Instant::now();
-            self.open()?;
+            let opened = self.open();
+            if let Some(run) = &self.run {
+                run.tape.push(&out);
+            }
+            if self.alone {
+                return Ok(true);
+            }
+            opened?;
             let joined = match self.waiting.take() {
                 None => out,
                 Some(first) => [first, out].concat().into(),
@@ -149,7 +171,10 @@ impl Sink {
             .insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
         response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
         response.headers_mut().insert("x-accel-buffering", HeaderValue::from_static("no"));
-        self.sender = Some(sender);
+        if let Some(run) = &self.run {
+            run.tape.begin(response.status(), response.headers());
+        }
+        self.sender = Some(sender).filter(|_| !self.alone);
         answer.send(response).map_err(|_| Gone)
     }
 
@@ -171,6 +196,9 @@ impl Sink {
 
     /// Waits until there is room for what is waiting, or the client is gone.
     pub(super) async fn wait(&mut self) -> Wait {
+        if self.alone {
+            return std::future::pending().await;
+        }
         match (&mut self.answer, &self.sender, &self.waiting) {
             (Some(answer), _, _) => {
                 answer.closed().await;
@@ -190,7 +218,8 @@ impl Sink {
 
     /// When a comment is due; `None` while there is no stream.
     pub(super) fn comment_at(&self) -> Option<Instant> {
-        (self.sender.is_some() && self.waiting.is_none()).then(|| self.silent_since + self.options.keep_alive)
+        let open = self.options.stream && self.answer.is_none();
+        (open && self.waiting.is_none()).then(|| self.silent_since + self.options.keep_alive)
     }
 
     /// Writes a comment.
@@ -230,10 +259,15 @@ impl Sink {
     }
 
     async fn drain(mut self) -> Result<(), Gone> {
-        while !self.flush()? {
+        let mut flushed = self.flush();
+        if let Some(run) = &self.run {
+            run.tape.end();
+        }
+        while !flushed? {
             if self.wait().await == Wait::Gone {
                 return Err(Gone);
             }
+            flushed = self.flush();
         }
         if let Some(sender) = self.sender.take() {
             sender.finish();
@@ -250,11 +284,16 @@ impl Sink {
 
     fn whole(&mut self, status: StatusCode, body: Bytes, headers: HeaderMap) -> Result<(), Gone> {
         let Some(answer) = self.answer.take() else { return Ok(()) };
-        let mut response = Response::new(Body::Full(body));
+        let mut response = Response::new(Body::Full(body.clone()));
         *response.status_mut() = status;
         *response.headers_mut() = self.options.headers.clone();
         response.headers_mut().extend(headers);
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if let Some(run) = &self.run {
+            run.tape.begin(response.status(), response.headers());
+            run.tape.push(&body);
+            run.tape.end();
+        }
         answer.send(response).map_err(|_| Gone)
     }
 }

@@ -292,6 +292,11 @@ pub(super) fn learned(telemetry: &Telemetry, upstream: &Upstream, model: &str) {
     tracing::warn!(upstream = %upstream.name, %model, "the upstream does not take parallel_tool_calls for this model; it is left out from now on (set `parallel_tool_calls: false` on the route to say so yourself)");
 }
 
+/// A request repeats another, and got this.
+pub(crate) fn repetition(telemetry: &Telemetry, result: &'static str) {
+    telemetry.counter(metrics::REPETITIONS, &[("result", result.into())]).increment(1);
+}
+
 /// A call ended.
 pub(super) fn call_ended(
     telemetry: &Telemetry,

@@ -56,12 +56,6 @@ pub struct Bounds {
     pub age: Duration,
 }
 
-impl Bounds {
-    /// Of records, as long as nobody says otherwise.
-    pub const RECORDS: Self =
-        Self { entries: 10_000, bytes: 64 * 1024 * 1024, age: Duration::from_secs(24 * 3600) };
-}
-
 /// How much a store keeps: in memory in all, in a shared store for each team.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Capacity {

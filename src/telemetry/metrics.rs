@@ -75,6 +75,7 @@ table! {
     LIMIT_HITS "fanfold_limit_hits_total" Kind::Counter, "limit", "Limits that were reached.";
     DISCONNECTS "fanfold_client_disconnects_total" Kind::Counter, "", "Clients that left before their answer was complete.";
     CLIENT_RETRIES "fanfold_client_retries_total" Kind::Counter, "", "Requests that an SDK marked as its own repetition.";
+    REPETITIONS "fanfold_repeated_requests_total" Kind::Counter, "result", "Requests that repeat another by key or by an SDK's mark, by what they got: begun, joined, replayed, refused, superseded.";
     UPSTREAM_RETRIES "fanfold_upstream_retries_total" Kind::Counter, "reason", "Questions that were asked again.";
     PARALLEL_LEARNED "fanfold_parallel_refused_total" Kind::Counter, "upstream", "Refusals of parallel_tool_calls that fanfold learned from.";
     CREDENTIALS_REFUSED "fanfold_upstream_credentials_refused_total" Kind::Counter, "upstream", "Refusals of fanfold's own credentials.";

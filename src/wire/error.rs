@@ -49,6 +49,17 @@ impl ErrorReply {
         Self::new(503, "shutting_down", "This gateway is being restarted. Try again.").retry_after(1)
     }
 
+    /// 409 `attempt_superseded`: another attempt of the same request runs its tools.
+    #[must_use]
+    pub fn superseded() -> Self {
+        Self::new(
+            409,
+            "attempt_superseded",
+            "Another attempt of this request is already running its tools. Repeat the request to get its answer.",
+        )
+        .retry_after(1)
+    }
+
     /// Names the member of the request that is at fault.
     #[must_use]
     pub fn about(mut self, param: &str) -> Self {

@@ -133,6 +133,24 @@ impl Turn {
         &self.record
     }
 
+    /// Whether tools with effects ran, or may have.
+    #[must_use]
+    pub fn had_effects(&self) -> bool {
+        !self.effects.is_empty()
+    }
+
+    /// What a repetition of the request is told if this turn ended with nobody to tell. `None`: nothing speaks
+    /// against running it anew.
+    #[must_use]
+    pub fn unheard(&self) -> Option<ErrorReply> {
+        let left = ErrorReply::new(
+            424,
+            "turn_failed_after_tools",
+            "the client left before the answer was complete.",
+        );
+        self.had_effects().then(|| self.after_effects(&left))
+    }
+
     /// Whether it is over.
     #[must_use]
     pub const fn is_done(&self) -> bool {
@@ -199,6 +217,7 @@ impl Turn {
             Input::Outcome(run, outcome) => self.call_ended(run, outcome, actions),
             Input::Tick => self.tick(actions),
             Input::ClientGone => self.leave(actions),
+            Input::Superseded => self.superseded(actions),
             Input::Shutdown => {
                 self.fail(ErrorReply::shutting_down(), actions);
             }
@@ -478,6 +497,18 @@ impl Turn {
         let finish =
             if matches!(self.stage, Stage::Leaving(_)) { Finish::Gone } else { Finish::Failed(error) };
         self.finish(finish, actions);
+    }
+
+    /// Another attempt has the permission to have effects, so none of this turn's calls that waited for it ran.
+    fn superseded(&mut self, actions: &mut Vec<Action>) {
+        if !self.effects.is_empty() {
+            return self.fail(ErrorReply::superseded(), actions);
+        }
+        let leaving = matches!(self.stage, Stage::Leaving(_));
+        let finish = if leaving { Finish::Gone } else { Finish::Failed(ErrorReply::superseded()) };
+        if !self.is_done() {
+            self.finish(finish, actions);
+        }
     }
 
     fn after_effects(&self, error: &ErrorReply) -> ErrorReply {

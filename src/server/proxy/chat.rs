@@ -7,6 +7,7 @@ use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use hyper::body::Incoming;
 
+use super::repeat::{Course, course};
 use super::{Asked, Proxy, Refusal, holding, is_json, route};
 use crate::engine::{parcel, parked_names, restore};
 use crate::policy::parallel::Decision;
@@ -98,9 +99,15 @@ impl Proxy {
                 // The key names the client's request, not the several a turn makes of it: an upstream
                 // that honours it would answer every round like the first.
                 headers.remove("idempotency-key");
+                let run = match course(&asked, &parts.headers, &body, &plan).await? {
+                    Course::Run(run) => run,
+                    Course::Answered(response) => {
+                        return Ok(holding(response, (place, reservation, asked.in_flight)));
+                    }
+                };
                 let server = &asked.snapshot.server;
                 let client = Client {
-                    headers: asked.headers,
+                    headers: asked.headers.clone(),
                     buffer: server.write_buffer.0 / 4,
                     keep_alive: server.keep_alive.0,
                 };
@@ -114,12 +121,13 @@ impl Proxy {
                     messages,
                     traceparent: text(&parts.headers, "traceparent").map(str::to_owned),
                     head: AskHead { headers },
+                    headers: asked.headers,
                     request_id: asked.request_id,
                     gone: asked.peer.gone,
                     shutdown: self.shutdown.clone(),
                     since: asked.since,
                 };
-                let response = begin(started, client, &self.tasks, (place, reservation, gauge)).await;
+                let response = begin(started, run, client, &self.tasks, (place, reservation, gauge)).await;
                 // Without an answer there is nobody to read one.
                 Ok(response.unwrap_or_default())
             }

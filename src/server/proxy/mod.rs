@@ -9,6 +9,7 @@
 
 mod chat;
 mod models;
+mod repeat;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

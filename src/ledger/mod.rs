@@ -1,0 +1,290 @@
+//! The run ledger: a repetition of a request gets the answer of the run that the request already had.
+//!
+//! OpenAI's SDKs repeat a request by themselves when its connection breaks, and a person's program may do so with an
+//! `Idempotency-Key`. A tool with `effect: write` must not run again by that. A *run* is one turn; an *attempt* is one
+//! request that asks for it.
+//!
+//! ```text
+//!                        ┌─ joined: a run in this process ─▶ its tape, from the beginning
+//!  attempt ─▶ find ──────┼─ replayed: the store has its end ─▶ the answer, or one 424
+//!  (keyed or a retry)    ├─ waits: another replica runs it ─┘
+//!                        └─ nothing ─▶ claims the record, runs
+//!  attempt ─▶ begin ──────────────────▶ runs; its first write call claims the record
+//!  (first, without key)
+//! ```
+//!
+//! # Why nothing runs twice
+//!
+//! Attempts meet under a *name*: the client's key, or the digest of who asked and what. The store has one record
+//! for a name, and each operation on it is atomic.
+//!
+//! 1. **No `write` call leaves before [`Run::permit`].** It says yes only after the record says that this run has effects.
+//!    So whoever comes later, here or at another replica, finds that out.
+//! 2. **A repetition never begins a run while there is such a record.** It joins, waits, or is told the end. If the owner
+//!    of the record died (it was not renewed for [`Settings::lease`]), that is one 424 that no SDK repeats.
+//! 3. **A repetition that found nothing claims the record before it runs.** If the attempt it repeats has not noticed yet
+//!    that its client left, and only then wants its first effect, it finds the claim of a repetition that began after
+//!    itself, and is refused ([`Superseded`]): exactly one of the two has the permission.
+//! 4. **Two first attempts at once are two requests.** Neither is a repetition, so the second takes the record over. A
+//!    repetition of either then gets the answer of the latest: the same request, and no third run.
+//! 5. **A run that its client left** goes on for whoever joined before the turn knew; [`Run::leave`] and joining
+//!    exclude each other. Without effects it ends and is forgotten, and its repetition simply runs; with effects
+//!    what is kept is an error that says which tools ran.
+//!
+//! What it costs: a turn whose tools cannot write, and that has no key, pays nothing. One whose tools can write pays a
+//! digest and an entry in a map of this process; the store is asked when the first `write` call is due, or when the
+//! request says that it repeats or has a key.
+//!
+//! What it cannot know: with a store in memory, what ran before the process was killed; anything, while a shared store
+//! is down, of other replicas; what was pushed out of the store by its bounds. Replicas compare when two
+//! attempts began by their clocks, which a repetition's pause (half a second) allows to differ a little.
+
+mod entry;
+mod run;
+mod tape;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::time::{Instant, sleep};
+
+pub use self::entry::Answer;
+use self::entry::Entry;
+pub use self::run::{End, Listener, Owner, Run, Superseded};
+pub use self::tape::{Heard, Tape};
+use crate::store::{Claim, Key, Space, Store, Version};
+use crate::wire::error::ErrorReply;
+
+/// How often another replica's run is looked at.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// The bounds of the ledger. How many runs and how many bytes there are is for the store to bound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settings {
+    /// How long the end of a run is known.
+    pub age: Duration,
+    /// The most bytes of one answer that are kept.
+    pub answer: usize,
+    /// How long a record may go unrenewed before its owner counts as dead.
+    pub lease: Duration,
+}
+
+/// What is known of runs.
+#[derive(Debug)]
+pub struct Ledger {
+    store: Arc<Store>,
+    settings: Settings,
+    /// Runs of this process that have not ended.
+    running: Mutex<HashMap<Name, Vec<Arc<Run>>>>,
+}
+
+/// What attempts of one request have in common.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Name {
+    keyed: bool,
+    team: Arc<str>,
+    name: String,
+}
+
+impl Name {
+    fn key(&self) -> Key<'_> {
+        let space = if self.keyed { Space::Keyed } else { Space::Alike };
+        Key { space, team: &self.team, name: &self.name }
+    }
+
+    const fn is_keyed(&self) -> bool {
+        self.keyed
+    }
+}
+
+/// One request that asks for a run.
+#[derive(Debug, Clone)]
+pub struct Attempt {
+    /// Whose it is.
+    pub team: Arc<str>,
+    /// The client's own key.
+    pub key: Option<String>,
+    /// The digest of who asked and what, in hexadecimal digits.
+    pub alike: String,
+    /// An SDK says that it repeats.
+    pub retry: bool,
+    /// The request's id.
+    pub request_id: String,
+}
+
+/// What an attempt gets.
+#[derive(Debug)]
+pub enum Found {
+    /// Nothing stands against a run; this is it.
+    Begin(Owner),
+    /// A run in this process, to listen to.
+    Join(Listener),
+    /// The answer of a run, and the id of its request.
+    Replay(Answer, String),
+    /// An error.
+    Refuse(ErrorReply),
+}
+
+/// What became of one look into the store.
+enum Looked {
+    Found(Found),
+    /// Another replica runs it; it may have had this effect.
+    Running(Option<String>),
+}
+
+impl Ledger {
+    /// A ledger in this store.
+    #[must_use]
+    pub fn new(store: Arc<Store>, settings: Settings) -> Arc<Self> {
+        Arc::new(Self { store, settings, running: Mutex::default() })
+    }
+
+    fn running(&self) -> MutexGuard<'_, HashMap<Name, Vec<Arc<Run>>>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What an attempt gets. Waits for a run of another replica, for as long as `patience`.
+    pub async fn find(self: &Arc<Self>, attempt: Attempt, patience: Duration) -> Found {
+        let name = Name {
+            keyed: attempt.key.is_some(),
+            team: attempt.team.clone(),
+            name: attempt.key.clone().unwrap_or_else(|| attempt.alike.clone()),
+        };
+        let entry = Entry {
+            run: uuid::Uuid::now_v7().to_string(),
+            request_id: attempt.request_id,
+            body: attempt.alike,
+            began: millis_since_1970(),
+            retry: attempt.retry,
+            effect: None,
+            ended: None,
+        };
+        if !name.keyed && !entry.retry {
+            return Found::Begin(self.begin(name, entry, None));
+        }
+        let end = Instant::now() + patience;
+        loop {
+            if let Some(found) = self.here(&name, &entry) {
+                return found;
+            }
+            let effect = match self.look(&name, &entry).await {
+                Looked::Found(found) => return found,
+                Looked::Running(effect) => effect,
+            };
+            if Instant::now() >= end {
+                return Found::Refuse(effect.map_or_else(too_slow, |tool| no_answer(&tool)));
+            }
+            sleep(LOOK).await;
+        }
+    }
+
+    /// A run of this process.
+    fn here(&self, name: &Name, entry: &Entry) -> Option<Found> {
+        let running = self.running();
+        let runs = running.get(name)?;
+        if name.keyed && runs.iter().any(|run| !run.is_of(&entry.body)) {
+            return Some(Found::Refuse(other_body()));
+        }
+        // The newest first: an older one may be about to notice that its client left.
+        runs.iter().rev().find_map(Run::join).map(Found::Join)
+    }
+
+    async fn look(self: &Arc<Self>, name: &Name, entry: &Entry) -> Looked {
+        let claimed = self.store.claim(name.key(), entry.write(None), self.settings.age).await;
+        let record = match claimed {
+            Ok(Claim::Yours(version)) => {
+                return Looked::Found(Found::Begin(self.begin(name.clone(), entry.clone(), Some(version))));
+            }
+            // The store has said so itself; what this process knows was looked at.
+            Err(_) => return Looked::Found(Found::Begin(self.begin(name.clone(), entry.clone(), None))),
+            Ok(Claim::Taken(record)) => record,
+        };
+        let dead = record.age > self.settings.lease;
+        let Some((other, body)) = Entry::read(&record.value) else {
+            return self.take_over(name, entry, record.version).await;
+        };
+        if name.keyed && other.body != entry.body {
+            return Looked::Found(Found::Refuse(other_body()));
+        }
+        match (other.ended, other.effect) {
+            (Some(ended), effect) => Looked::Found(match ended.answer(body) {
+                Some(answer) => Found::Replay(answer, other.request_id),
+                None => Found::Refuse(lost(&effect.unwrap_or_default())),
+            }),
+            (None, Some(effect)) if dead => Looked::Found(Found::Refuse(no_answer(&effect))),
+            (None, None) if dead => self.take_over(name, entry, record.version).await,
+            (None, effect) => Looked::Running(effect),
+        }
+    }
+
+    /// Makes a record that nobody cares for any more one's own.
+    async fn take_over(self: &Arc<Self>, name: &Name, entry: &Entry, of: Version) -> Looked {
+        match self.store.replace(name.key(), of, entry.write(None), self.settings.age).await {
+            Ok(Some(version)) => {
+                Looked::Found(Found::Begin(self.begin(name.clone(), entry.clone(), Some(version))))
+            }
+            // Somebody was faster; the next look says who.
+            Ok(None) => Looked::Running(None),
+            Err(_) => Looked::Found(Found::Begin(self.begin(name.clone(), entry.clone(), None))),
+        }
+    }
+
+    fn begin(self: &Arc<Self>, name: Name, entry: Entry, held: Option<Version>) -> Owner {
+        let run = Owner::new(self.clone(), name.clone(), entry, held);
+        self.running().entry(name).or_default().push(run.clone());
+        run
+    }
+
+    fn ended(&self, run: &Arc<Run>) {
+        let mut running = self.running();
+        if let Some(runs) = running.get_mut(run.name()) {
+            runs.retain(|other| !Arc::ptr_eq(other, run));
+            if runs.is_empty() {
+                running.remove(run.name());
+            }
+        }
+    }
+}
+
+fn millis_since_1970() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn other_body() -> ErrorReply {
+    ErrorReply::new(
+        422,
+        "idempotency_key_reused",
+        "This Idempotency-Key came with another body before. A key belongs to one request and its repetitions: make a new one for each request.",
+    )
+}
+
+fn after_tools(what: &str) -> ErrorReply {
+    ErrorReply::new(424, "turn_failed_after_tools", what).never_retry()
+}
+
+fn no_answer(tool: &str) -> ErrorReply {
+    after_tools(&format!(
+        "An earlier attempt of this request called a tool with effects, {tool}, and ended without an answer. Repeating it could repeat those effects, so check them first."
+    ))
+}
+
+fn lost(tool: &str) -> ErrorReply {
+    let after =
+        if tool.is_empty() { String::new() } else { format!(" It called a tool with effects, {tool}.") };
+    after_tools(&format!(
+        "An earlier attempt of this request was answered, and the answer was too large to be kept.{after} Check what it did before you repeat it."
+    ))
+}
+
+fn too_slow() -> ErrorReply {
+    ErrorReply::new(
+        504,
+        "turn_timeout",
+        "An earlier attempt of this request is still running elsewhere. Try again later.",
+    )
+}
