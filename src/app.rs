@@ -468,6 +468,8 @@ fn snapshot(
         policy: file.policy.clone(),
         limits,
         server: file.server.clone(),
+        prices: Arc::new(file.prices.clone()),
+        currency: file.currency.as_str().into(),
     })
 }
 

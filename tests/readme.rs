@@ -119,6 +119,7 @@ fn every_block_is_of_a_kind_that_a_test_runs() {
         "js",
         "yaml config",
         "yaml servers",
+        "yaml teams",
         "yaml replicas",
         "text drawing",
         "json record",
@@ -206,6 +207,15 @@ fn the_configuration_has_every_part_and_serves() {
         curl -s $admin/readyz; kill -KILL $pid; wait $pid || true; cat log";
     let out = shell(serve, folder.path());
     assert!(out.starts_with("ok\n") && out.contains("https://127.0.0.1:"), "{out}");
+}
+
+#[test]
+fn the_teams_are_settings_without_a_mistake() {
+    let folder = tempfile::tempdir().unwrap();
+    let upstream = "upstreams: { main: { base_url: http://127.0.0.1:1/v1 } }\n";
+    fs::write(folder.path().join("fanfold.yaml"), upstream.to_owned() + &only("yaml teams")).unwrap();
+    let out = shell("fanfold check 2>warnings; test ! -s warnings", folder.path());
+    assert!(out.contains("blue") && out.contains("batch"), "{out}");
 }
 
 #[test]

@@ -14,7 +14,7 @@ use support::gateway::{SOON, soon};
 use support::lab::Lab;
 use support::lab::script::ExpectedReply;
 use support::process::Process;
-use support::proxy::{chat, declared, reply, tool, with};
+use support::proxy::{chat, declared, key, reply, tool, with};
 use support::redis::Redis;
 use support::tls::Certificate;
 use tokio::time::timeout;
@@ -224,5 +224,61 @@ async fn with_tls_the_certificate_is_checked() {
         store_is(&bed.one, "down").await;
         let next = begin(&bed.lab, &bed.one, "untrusted").await;
         assert_eq!(finish(&bed.lab, &bed.two, "untrusted", &next).await, 1);
+    }
+}
+
+/// One team of so many requests a minute.
+fn with_quota(a_minute: u32) -> Value {
+    let team = json!({ "keys": [key("fk-blue")], "limits": { "requests_per_minute": a_minute } });
+    json!({ "teams": { "blue": team } })
+}
+
+/// Asks for nothing much with the team's key; the status and the error's code.
+async fn as_blue(process: &Process) -> (u16, String) {
+    let url = format!("{}/chat/completions", process.base_url());
+    let headers = [("authorization", "Bearer fk-blue")];
+    let got = soon(client::send(Method::POST, &url, &headers, Some(&chat("hi")))).await.expect("an answer");
+    let code = if got.status == 200 {
+        String::new()
+    } else {
+        got.json()["error"]["code"].as_str().unwrap_or_default().into()
+    };
+    (got.status.as_u16(), code)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_quota_of_a_hundred_a_minute_is_one_quota() {
+    let redis = Redis::start().await;
+    let bed = Bed::start(&redis.setting(json!({})), with_quota(100)).await;
+    bed.lab.script("hi", json!({ "rounds": [{ "reply": { "text": "hi" } }] }));
+    let since = tokio::time::Instant::now();
+    let mut admitted = 0;
+    for n in 0..180 {
+        let (status, code) = as_blue(if n % 2 == 0 { &bed.one } else { &bed.two }).await;
+        match status {
+            200 => admitted += 1,
+            _ => assert_eq!((status, code.as_str()), (429, "rate_limit_exceeded")),
+        }
+    }
+    // The hundred, and what came back meanwhile. Two quotas would have admitted every one.
+    let most = 100 + since.elapsed().as_millis() * 100 / 60_000 + 1;
+    assert!((100..=most).contains(&admitted), "{admitted} of at most {most}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_the_store_each_replica_counts_for_itself_or_denies() {
+    for (on_error, without) in [("local", (200, "")), ("deny", (503, "quota_unavailable"))] {
+        let mut redis = Redis::start().await;
+        let bed = Bed::start(&redis.setting(json!({ "on_error": on_error })), with_quota(1)).await;
+        bed.lab.script("hi", json!({ "rounds": [{ "reply": { "text": "hi" } }] }));
+        assert_eq!(as_blue(&bed.one).await.0, 200);
+        assert_eq!(as_blue(&bed.two).await.0, 429, "it is one quota");
+        redis.kill();
+        let (status, code) = as_blue(&bed.two).await;
+        assert_eq!((status, code.as_str()), without);
+        redis.run().await;
+        for process in [&bed.one, &bed.two] {
+            store_is(process, "store: up").await;
+        }
     }
 }

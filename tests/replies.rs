@@ -299,6 +299,7 @@ fn turn_plan(script: &Script, owned: bool) -> Arc<TurnPlan> {
         limits: Arc::new(Limits::default()),
         call_timeout_cap: None,
         keep_content: true,
+        charged: false,
     };
     let offered: Vec<_> = names.iter().map(|name| owned_tool(name)).collect();
     let with = Circumstances {

@@ -41,6 +41,12 @@ pub struct File {
     /// Who may ask. None: no keys, loopback only.
     #[serde(default)]
     pub teams: BTreeMap<String, team::settings::Settings>,
+    /// What a million tokens cost, by model (`*` stands for anything). None: nothing is said about cost.
+    #[serde(default)]
+    pub prices: BTreeMap<String, team::money::Price>,
+    /// What amounts of money are called.
+    #[serde(default = "currency")]
+    pub currency: String,
     /// Where small expiring things are kept.
     #[serde(default)]
     pub store: store::settings::Settings,
@@ -54,6 +60,10 @@ pub struct File {
 
 fn listen() -> String {
     "127.0.0.1:4100".into()
+}
+
+fn currency() -> String {
+    "USD".into()
 }
 
 /// `log:`.

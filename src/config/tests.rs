@@ -131,6 +131,8 @@ fn every_default_is_as_documented() {
                 "turns_at_once": 4096, "turns_waiting_per_team": 256, "turn_wait": "5s", "connections": 16384, "bodies_in_flight": "512MiB"
             },
             "teams": {},
+            "prices": {},
+            "currency": "USD",
             "store": "memory",
             "log": { "level": "info", "content": false }
         })
@@ -458,7 +460,22 @@ fn each_rule_has_its_sentence() {
             with(&format!("teams: {{ a: {{ keys: [{}], limits: {{ turns_at_once: 5000 }} }} }}", key(1))),
             "`turns_at_once` may only be lowered here: 5000 is more than the global 4096",
         ),
-        (with("teams: { a: { limits: { requests_per_minute: 5 } } }"), "unknown key `requests_per_minute`"),
+        (with("teams: { a: { limits: { requests_per_minuet: 5 } } }"), "unknown key `requests_per_minuet`"),
+        (
+            with("teams: { a: { limits: { tokens_per_minute: 0 } } }"),
+            "`tokens_per_minute` must be at least 1, not 0",
+        ),
+        (
+            with("teams: { a: { limits: { tokens_per_minute: 40000000000 } } }"),
+            "`tokens_per_minute` must be at most 37529996894, which is the most that can be counted",
+        ),
+        (with("teams: { a: { budget: { cost_per_day: 0 } } }"), "`cost_per_day` cannot be zero"),
+        (with("prices: { x: { input: cheap, output: 1 } }"), "`input` must be a number, not `cheap`"),
+        (
+            with("prices: { x: { input: -1, output: 1 } }"),
+            "`-1` is no amount of money: write a number such as 2.50",
+        ),
+        (with("prices: { x: { input: 0.0000001, output: 1 } }"), "`0.0000001` has more than 6 decimals"),
         (with("teams: { a: { share: 0 } }"), "`share` must be at least 1, not 0"),
         (with("teams: { a: { models: [\"\"] } }"), "an empty pattern matches no model"),
         (
@@ -554,6 +571,13 @@ fn what_is_probably_not_meant_is_warned_about() {
         (with("admin: { listen: 0.0.0.0:4101 }"), "the admin listener at 0.0.0.0:4101 asks for no key: whoever reaches it sees metrics and runs"),
         (with("routes: [{ model: \"*\", upstreams: [main] }, { model: x, upstreams: [main] }]"), "no model reaches this route: an earlier one takes every `x`"),
         (with("teams: { a: {} }"), "the team `a` has no keys: nobody can use it"),
+        (
+            with(&format!(
+                "teams: {{ a: {{ keys: [{{ sha256: {} }}], budget: {{ cost_per_day: 5 }} }} }}",
+                "b".repeat(64)
+            )),
+            "no model has a price, so nothing is charged to this budget",
+        ),
         (
             with(&format!("teams: {{ a: {{ keys: [{{ sha256: {}, expires: 2020-01-31 }}] }} }}", "a".repeat(64))),
             "this key of `a` expired on 2020-01-31: nobody can use it",

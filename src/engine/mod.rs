@@ -68,6 +68,8 @@ pub enum Input {
     },
     /// The ask failed.
     Failed(AskId, Box<Failure>),
+    /// What this round used was charged; a limit that is reached with it, if one is.
+    Charged(u32, Option<Limit>),
     /// A run got its shared slot and starts now.
     Started(RunId),
     /// A run ended.
@@ -87,6 +89,8 @@ pub enum Action {
     Ask(Ask),
     /// Give up the ask that is out.
     Cancel,
+    /// Charge what this round used; the next one waits until it is [charged](Input::Charged). Calls do not.
+    Charge(u32, Raw),
     /// Run a call.
     Run(Run),
     /// Stop a run; its outcome is not waited for.
@@ -206,6 +210,8 @@ pub enum Limit {
     CallTimeout,
     TurnTimeout,
     CallsInReply,
+    TokensPerMinute,
+    Budget,
 }
 
 impl Limit {
@@ -219,6 +225,8 @@ impl Limit {
             Self::CallTimeout => "call_timeout",
             Self::TurnTimeout => "turn_timeout",
             Self::CallsInReply => "calls_in_reply",
+            Self::TokensPerMinute => "tokens_per_minute",
+            Self::Budget => "budget",
         }
     }
 }

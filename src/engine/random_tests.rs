@@ -22,6 +22,8 @@ struct Play {
     /// The runs that are out, with the round and the id of their calls.
     open: BTreeMap<RunId, (u32, String)>,
     finished: bool,
+    /// The round that is being charged.
+    charging: Option<u32>,
     asks: u32,
     runs: u32,
     limits: Arc<Limits>,
@@ -40,6 +42,7 @@ impl Play {
             ..Limits::default()
         });
         plan.rules.limits = limits.clone();
+        plan.rules.charged = chance.bool();
         plan.forcing = chance.bool();
         plan.stream = chance.bool();
         plan.habits.honours_tool_choice = chance.bool();
@@ -58,6 +61,7 @@ impl Play {
             last_ask: 0,
             open: BTreeMap::new(),
             finished: false,
+            charging: None,
             asks: 0,
             runs: 0,
             limits,
@@ -89,6 +93,9 @@ impl Play {
                     piece.calls.push(self.call());
                 }
             }
+        }
+        if self.chance.u8(..3) == 0 {
+            piece.usage = Raw::parse("{\"prompt_tokens\":1}").ok();
         }
         Box::new(piece)
     }
@@ -132,7 +139,12 @@ impl Play {
                 };
                 Input::Outcome(self.some_run(), outcome)
             }
-            36..=37 => Input::Tick,
+            36..=37 => {
+                let round =
+                    self.charging.filter(|_| self.chance.u8(..5) > 0).unwrap_or(self.chance.u32(0..4));
+                let limits = [None, None, Some(Limit::Budget), Some(Limit::TokensPerMinute)];
+                Input::Charged(round, limits[self.chance.usize(..4)])
+            }
             38 if self.chance.u8(..6) == 0 => Input::ClientGone,
             39 if self.chance.u8(..12) == 0 => Input::Shutdown,
             _ => Input::Tick,
@@ -144,6 +156,9 @@ impl Play {
         if let Input::Outcome(run, _) = &input {
             self.open.remove(run);
         }
+        if matches!(&input, Input::Charged(round, _) if Some(*round) == self.charging) {
+            self.charging = None;
+        }
         let mut actions = Vec::new();
         self.turn.step(input, self.now, &mut actions);
         for action in &actions {
@@ -153,6 +168,7 @@ impl Play {
                 Action::Ask(ask) => {
                     self.asks += 1;
                     self.last_ask = ask.id;
+                    assert_eq!(self.charging, None, "asked before the round was charged");
                     assert!(ask.round <= self.limits.rounds + 1, "rounds");
                 }
                 Action::Run(run) => {
@@ -164,6 +180,9 @@ impl Play {
                 }
                 Action::Stop(run) => assert!(self.open.remove(run).is_some(), "stopped what does not run"),
                 Action::Finish(_) => self.finished = true,
+                Action::Charge(round, _) => {
+                    assert!(self.charging.replace(*round).is_none(), "two rounds charged at once");
+                }
                 Action::Cancel | Action::Show(_) | Action::Park(_) | Action::LearnNoParallel => {}
             }
         }

@@ -75,6 +75,8 @@ pub(super) struct Round {
     pub(super) text_shown: bool,
     /// When the head of the answer goes out even if no content has come.
     pub(super) begin_at: Option<Duration>,
+    /// What it used is being charged.
+    pub(super) charging: bool,
     pub(super) standings: Vec<Standing>,
     pub(super) finish: Option<FinishReason>,
     pub(super) usage: Option<Raw>,
@@ -100,6 +102,7 @@ impl Round {
             shown: false,
             text_shown: false,
             begin_at: None,
+            charging: false,
             standings: Vec::new(),
             finish: None,
             usage: None,

@@ -48,6 +48,7 @@ pub(super) fn plan() -> TurnPlan {
             limits: Arc::new(Limits::default()),
             call_timeout_cap: None,
             keep_content: true,
+            charged: false,
         },
     }
 }
@@ -148,6 +149,7 @@ fn told(action: &Action) -> Option<String> {
             told
         }
         Action::Cancel => "cancel".into(),
+        Action::Charge(round, usage) => format!("charge {round} {}", usage.text()),
         Action::Run(run) => format!("run {} {} {}", run.id, run.tool.name, run.arguments),
         Action::Stop(run) => format!("stop {run}"),
         Action::Show(Show::Begin(_)) => return None,
@@ -357,6 +359,60 @@ fn time_spent_waiting_for_a_shared_slot_is_not_the_calls_own() {
     s.end("tool_calls");
     assert_eq!(s.wait(), ["stop 1", "ask 2.0"]);
     assert!(s.history()[1].contains("waiting for a free slot; nothing was run"));
+}
+
+fn charged() -> TurnPlan {
+    let mut plan = plan();
+    plan.rules.charged = true;
+    plan
+}
+
+#[test]
+fn a_round_is_charged_while_its_calls_run_and_before_the_next_is_asked() {
+    let mut s = Scene::begun(charged());
+    s.call(0, "write", "{}");
+    assert_eq!(s.end("tool_calls"), [r#"charge 1 {"total_tokens":5}"#, "run 1 write {}"]);
+    assert_eq!(s.ok(1), Vec::<String>::new(), "it waits for the charge");
+    assert_eq!(s.step(Input::Charged(2, None)), Vec::<String>::new(), "of no round there is");
+    assert_eq!(s.step(Input::Charged(1, None)), ["ask 2.0"]);
+    s.call(0, "write", "{}");
+    s.end("tool_calls");
+    assert_eq!(s.step(Input::Charged(1, Some(Limit::Budget))), Vec::<String>::new(), "late news");
+    assert_eq!(s.step(Input::Charged(2, None)), Vec::<String>::new());
+    assert_eq!(s.ok(2), ["ask 3.0"]);
+    s.text("so");
+    assert_eq!(s.end("stop"), [r#"charge 3 {"total_tokens":5}"#, "finish stop"]);
+    assert_eq!(s.step(Input::Charged(3, Some(Limit::Budget))), Vec::<String>::new());
+    assert!(s.turn.record().limits.is_empty(), "what is used up after the last round ends nothing");
+}
+
+#[test]
+fn a_quota_that_is_used_up_leaves_one_round_for_an_answer() {
+    for (limit, said) in [
+        (Limit::Budget, "the budget is used up"),
+        (Limit::TokensPerMinute, "the quota of tokens a minute is used up"),
+    ] {
+        let mut s = Scene::begun(charged());
+        s.call(0, "write", "{}");
+        s.end("tool_calls");
+        assert_eq!(s.step(Input::Charged(1, Some(limit))), Vec::<String>::new());
+        assert_eq!(s.ok(1), ["ask 2.0 none"]);
+        assert!(s.history()[1].contains(&format!("{said}. Answer from the results you have.]")));
+        s.call(0, "write", "{}");
+        let told = s.end("tool_calls");
+        assert_eq!(told.last().map(String::as_str), Some("finish length"));
+        assert!(told.iter().any(|action| action.contains(said)), "{told:?}");
+        assert_eq!(s.turn.record().limits, [limit]);
+    }
+}
+
+#[test]
+fn a_charge_that_never_comes_back_holds_a_turn_no_longer_than_its_own_time() {
+    let mut s = Scene::begun(charged());
+    s.call(0, "write", "{}");
+    s.end("tool_calls");
+    s.ok(1);
+    assert_eq!(s.wait(), ["failed 424 turn_failed_after_tools"]);
 }
 
 #[test]

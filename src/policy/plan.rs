@@ -50,6 +50,8 @@ pub struct Rules {
     pub call_timeout_cap: Option<Duration>,
     /// Arguments and results are kept until the turn is over: somebody wants to read them.
     pub keep_content: bool,
+    /// What a round used is charged before the next one is asked.
+    pub charged: bool,
 }
 
 /// What becomes of a request that is not refused.

@@ -23,6 +23,7 @@ fn rules() -> Rules {
         limits: Arc::new(Limits::default()),
         call_timeout_cap: None,
         keep_content: false,
+        charged: false,
     }
 }
 

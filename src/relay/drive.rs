@@ -13,6 +13,7 @@
 //! read. The calls go on.
 
 use std::collections::HashMap;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,10 +27,13 @@ use super::sink::{Gone, Sink, Wait};
 use super::slots::Slots;
 use super::summary::{self, Summary};
 use crate::audit::{Audit, Facts};
-use crate::engine::{Action, Ask, Finish, Input, Parked, Run, RunId, Show, Turn, fingerprint, parcel};
+use crate::engine::{Action, Ask, Finish, Input, Limit, Parked, Run, RunId, Show, Turn, fingerprint, parcel};
 use crate::policy::plan::TurnPlan;
 use crate::store::Store;
 use crate::team::Team;
+use crate::team::account::{Account, Charged};
+use crate::team::money::{Money, Price};
+use crate::team::quota::Quota;
 use crate::telemetry::Telemetry;
 use crate::tools::{Call, Catalog};
 use crate::upstream::{AskHead, Expect, Heard, Reply, Route};
@@ -38,6 +42,7 @@ use crate::wire::raw::Raw;
 use crate::wire::reply::Piece;
 use crate::wire::request::{ChatRequest, Outgoing};
 use crate::wire::tool::{Outcome, OutcomeKind};
+use crate::wire::usage::Tokens;
 
 /// How much longer than the engine's own deadline a tool may think it has.
 const GRACE: Duration = Duration::from_secs(1);
@@ -71,6 +76,10 @@ pub struct Started {
     pub parts: Parts,
     /// Who asks.
     pub team: Arc<Team>,
+    /// Whom it is charged to.
+    pub account: Account,
+    /// What tokens cost.
+    pub price: Option<Price>,
     /// Where it goes.
     pub route: Arc<Route>,
     /// What was decided.
@@ -114,7 +123,15 @@ pub(super) struct Driver {
     /// What is to be kept before the client hears of the finish: its next request may come at once,
     /// and to another replica.
     parked: Option<Parked>,
+    /// A round that is being charged.
+    charging: Option<Charging>,
+    cost: Option<Money>,
+    /// A quota that has nothing left.
+    used_up: Option<Quota>,
 }
+
+/// The charging of a round, by its number.
+struct Charging(u32, Pin<Box<dyn Future<Output = Charged> + Send>>);
 
 impl Driver {
     pub(super) fn new(started: Started, sink: Sink) -> Self {
@@ -135,6 +152,9 @@ impl Driver {
             client_gone: false,
             failed: None,
             parked: None,
+            charging: None,
+            cost: None,
+            used_up: None,
         }
     }
 
@@ -184,6 +204,7 @@ impl Driver {
         let event = tokio::select! {
             (ask, heard) = heard(&mut self.reply, pieces), if may_read => Event::Heard(ask, heard),
             Some(ended) = self.calls.join_next_with_id() => Event::Ended(ended),
+            (round, charged) = charged(&mut self.charging) => Event::Charged(round, charged),
             Some(run) = self.starts.1.recv() => Event::Input(Input::Started(run)),
             () = self.started.gone.cancelled(), if there => Event::Gone,
             wait = self.sink.wait(), if there => if wait == Wait::Gone { Event::Gone } else { Event::Room },
@@ -195,6 +216,10 @@ impl Driver {
             Event::Heard(ask, heard) => self.heard(ask, heard, pieces, actions),
             Event::Ended(ended) => self.call_ended(ended, actions),
             Event::Input(input) => self.step(input, actions),
+            Event::Charged(round, charged) => {
+                self.charged(charged);
+                self.step(Input::Charged(round, self.used_up.map(limit)), actions);
+            }
             Event::Gone => self.tell_gone(actions),
             Event::Comment => self.sink.comment(),
             Event::Room => {}
@@ -223,6 +248,14 @@ impl Driver {
                 self.step(Input::Failed(ask, failure), actions);
             }
         }
+    }
+
+    fn charged(&mut self, charged: Charged) {
+        self.charging = None;
+        if let Some(cost) = charged.cost {
+            *self.cost.get_or_insert_default() += cost;
+        }
+        self.used_up = charged.used_up.or(self.used_up);
     }
 
     fn call_ended(&mut self, ended: Ended, actions: &mut Vec<Action>) {
@@ -256,6 +289,12 @@ impl Driver {
                     self.reply = Some((ask.id, ask_upstream(&self.started, &self.owned, &self.turn, &ask)));
                 }
                 Action::Cancel => self.reply = None,
+                Action::Charge(round, usage) => {
+                    let Started { account, price, route, .. } = &self.started;
+                    let (account, price, model) = (account.clone(), *price, route.model.clone());
+                    let charge = async move { account.charge(Tokens::of(&usage), price, &model).await };
+                    self.charging = Some(Charging(round, Box::pin(charge)));
+                }
                 Action::Run(run) => start_call(
                     &self.started,
                     format!("{}-{}", self.turn_id, run.id),
@@ -289,6 +328,10 @@ impl Driver {
     }
 
     async fn end(mut self, finish: Finish) -> JoinSet<()> {
+        if let Some(Charging(_, charging)) = self.charging.take() {
+            let charged = charging.await;
+            self.charged(charged);
+        }
         if let Some(parked) = self.parked.take() {
             park(&self.started, parked).await;
         }
@@ -299,9 +342,14 @@ impl Driver {
             total: self.started.since.elapsed(),
             first: self.first_shown,
             client_gone: self.client_gone,
+            cost: self.cost,
         };
         let totals = summary.totals();
         summary.record();
+        let limits = &self.turn.record().limits;
+        if let Some(quota) = self.used_up.filter(|quota| limits.contains(&limit(*quota))) {
+            self.started.account.ended_turn(quota);
+        }
         // The client's own pace must not keep a slot of the team: what is measured is measured.
         let told = tokio::select! {
             told = self.sink.finish(&finish, totals) => told,
@@ -324,6 +372,7 @@ enum Event {
     Heard(u32, Heard),
     Ended(Ended),
     Input(Input),
+    Charged(u32, Charged),
     Gone,
     Comment,
     Room,
@@ -341,6 +390,18 @@ async fn heard(reply: &mut Option<(u32, Reply)>, pieces: &mut Vec<Piece>) -> (u3
         Some((ask, reply)) => (*ask, reply.next(pieces).await),
         None => std::future::pending().await,
     }
+}
+
+async fn charged(charging: &mut Option<Charging>) -> (u32, Charged) {
+    match charging {
+        Some(Charging(round, charged)) => (*round, charged.await),
+        None => std::future::pending().await,
+    }
+}
+
+/// The limit of a turn that a quota without anything left is.
+const fn limit(quota: Quota) -> Limit {
+    if quota.is_budget() { Limit::Budget } else { Limit::TokensPerMinute }
 }
 
 /// The body of an ask.
@@ -388,6 +449,7 @@ fn start_call(
     stops.insert(run.id, stop.clone());
     let tool = started.parts.tools.tool(&run.tool.name).cloned();
     let (slots, team) = (started.parts.slots.clone(), started.team.clone());
+    let account = started.account.clone();
     let telemetry = started.parts.telemetry.clone();
     let cap = started.plan.rules.call_timeout_cap;
     let timeout = cap.map_or(run.tool.timeout, |cap| run.tool.timeout.min(cap));
@@ -407,8 +469,7 @@ fn start_call(
             return (id, Outcome::failed(OutcomeKind::Stopped, "stopped before it started"));
         };
         // What the team may use is asked again: the operator may have taken it away since it was offered.
-        if !team.may_call(&run.tool.name) {
-            let denied = Outcome::failed(OutcomeKind::Denied, TAKEN_AWAY);
+        if let Err(denied) = may_run(&account, &run.tool.name).await {
             summary::call_ended(&telemetry, &run.tool.name, queued.elapsed(), Duration::ZERO, denied.kind);
             return (id, denied);
         }
@@ -470,6 +531,15 @@ fn start_call(
         (id, outcome)
     });
     ids.insert(task.id(), id);
+}
+
+/// Whether a call may run: its tool was not taken away, and the team's quota has one left.
+async fn may_run(account: &Account, tool: &str) -> Result<(), Outcome> {
+    let denied = |why: &str| Outcome::failed(OutcomeKind::Denied, why);
+    if !account.team.may_call(tool) {
+        return Err(denied(TAKEN_AWAY));
+    }
+    account.take_call().await.map_err(|why| denied(&why))
 }
 
 /// Counts a running call as long as it lives, a panic included.

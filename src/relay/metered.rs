@@ -21,7 +21,8 @@ use super::ending;
 use super::pass::Open;
 use crate::wire::error::ErrorReply;
 use crate::wire::failure::{Failure, FailureKind};
-use crate::wire::raw::{Members, Raw};
+use crate::wire::raw::Raw;
+use crate::wire::usage::Tokens;
 
 /// The largest reply, or end of one, that is looked through, in bytes.
 const LOOKED_THROUGH: usize = 64 * 1024;
@@ -178,22 +179,15 @@ impl Drop for Metered {
     }
 }
 
-/// Prompt and completion tokens of the last `usage` object in the text.
-fn usage_in(text: &[u8]) -> Option<(u64, u64)> {
+/// The tokens of the last `usage` object in the text.
+fn usage_in(text: &[u8]) -> Option<Tokens> {
     let at = memchr::memmem::rfind(text, b"\"usage\"")?;
     let rest = &text[at + b"\"usage\"".len()..];
     let open = rest.iter().position(|b| !b.is_ascii_whitespace() && *b != b':')?;
     let rest = rest.get(open..).filter(|rest| rest.first() == Some(&b'{'))?;
     let mut values = serde_json::Deserializer::from_slice(rest).into_iter::<&serde_json::value::RawValue>();
     let usage = Bytes::copy_from_slice(values.next()?.ok()?.get().as_bytes());
-    let members = Members::read(&usage).ok()?;
-    let count = |names: [&str; 2]| {
-        names
-            .iter()
-            .find_map(|name| members.find(name).and_then(|raw: &Raw| raw.text().parse().ok()))
-            .unwrap_or(0)
-    };
-    Some((count(["prompt_tokens", "input_tokens"]), count(["completion_tokens", "output_tokens"])))
+    Some(Tokens::of(&Raw::parse(usage).ok()?))
 }
 
 #[cfg(test)]
@@ -204,9 +198,12 @@ mod tests {
     fn usage_is_found_at_the_end_of_a_body_or_stream() {
         assert_eq!(
             usage_in(br#"{"usage":{"prompt_tokens":3,"completion_tokens":4,"x":{"y":1}}}"#),
-            Some((3, 4))
+            Some(Tokens { input: 3, cached: 0, output: 4 })
         );
-        assert_eq!(usage_in(b"data: {\"usage\" : {\"input_tokens\":3}}\n\ndata: [DONE]\n\n"), Some((3, 0)));
+        assert_eq!(
+            usage_in(b"data: {\"usage\" : {\"input_tokens\":3}}\n\ndata: [DONE]\n\n"),
+            Some(Tokens { input: 3, cached: 0, output: 0 })
+        );
         for without in [&b""[..], b"{\"usage\":null}", b"{\"usage\":{\"prompt_tokens\":", b"\"usage\""] {
             assert_eq!(usage_in(without), None);
         }

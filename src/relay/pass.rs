@@ -7,12 +7,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use http_body_util::{BodyExt, Collected, Limited};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::body::Body;
 use super::headers::{end_to_end, tell};
@@ -20,10 +22,13 @@ use super::metered::{Metered, Streams};
 use super::sink::error_response;
 use super::summary;
 use crate::policy::parallel::Decision;
+use crate::team::account::Account;
+use crate::team::money::Price;
 use crate::telemetry::{Telemetry, metrics};
 use crate::upstream::{Sent, Upstream, retry_after};
 use crate::wire::error::ErrorReply;
 use crate::wire::failure::{Failure, FailureKind};
+use crate::wire::usage::Tokens;
 
 /// Where chats are, below an upstream's base URL.
 const CHAT: &str = "/chat/completions";
@@ -39,8 +44,12 @@ pub struct Passing {
     pub upstream: Arc<Upstream>,
     /// Metrics.
     pub telemetry: Telemetry,
-    /// The team, as a label.
-    pub team: Arc<str>,
+    /// Whom it is charged to.
+    pub account: Account,
+    /// What tokens cost.
+    pub price: Option<Price>,
+    /// Finishes what has to be done when the answer has gone through.
+    pub tasks: TaskTracker,
     /// The route's pattern, as a label.
     pub model: Arc<str>,
     /// When the request came.
@@ -176,24 +185,43 @@ impl Passing {
         }
     }
 
-    fn ended(&self, outcome: &'static str, usage: Option<(u64, u64)>) {
+    fn ended(&self, outcome: &'static str, usage: Option<Tokens>) {
+        let team = &self.account.team.name;
         let labels = [
-            ("team", self.team.clone().into()),
+            ("team", team.clone().into()),
             ("model", self.model.clone().into()),
             ("outcome", outcome.into()),
         ];
         self.telemetry.seconds(metrics::REQUEST_SECONDS, &labels, self.since.elapsed());
-        for (kind, count) in usage.iter().flat_map(|(input, output)| [("input", *input), ("output", *output)])
+        for (kind, count) in
+            usage.iter().flat_map(|tokens| [("input", tokens.input), ("output", tokens.output)])
         {
             let labels = [
-                ("team", self.team.clone().into()),
+                ("team", team.clone().into()),
                 ("model", self.model.clone().into()),
                 ("token_type", kind.into()),
             ];
             self.telemetry.counter(metrics::TOKENS, &labels).increment(count);
         }
+        if let Some(tokens) = usage {
+            self.charge(tokens);
+        }
         if let Some(turn) = &self.turn {
             summary::relayed(self, turn, outcome, usage.unwrap_or_default());
+        }
+    }
+}
+
+impl Passing {
+    /// Charges what the answer used: at once, or without keeping the answer waiting for a shared store.
+    fn charge(&self, tokens: Tokens) {
+        if !self.account.charges_usage(self.price) {
+            return;
+        }
+        let (account, price, model) = (self.account.clone(), self.price, self.model.clone());
+        let mut charged = Box::pin(async move { account.charge(tokens, price, &model).await });
+        if charged.as_mut().now_or_never().is_none() {
+            self.tasks.spawn(charged);
         }
     }
 }
@@ -224,7 +252,7 @@ impl Open {
         answer
     }
 
-    pub(super) fn end(&mut self, outcome: &'static str, usage: Option<(u64, u64)>) {
+    pub(super) fn end(&mut self, outcome: &'static str, usage: Option<Tokens>) {
         if let Some(passing) = self.0.take() {
             passing.ended(outcome, usage);
         }

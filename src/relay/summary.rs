@@ -10,11 +10,14 @@ use super::drive::Started;
 use super::pass::{self, Passing};
 use super::sink::Totals;
 use crate::engine::{CallRecord, Finish, Record, RoundRecord, Turn};
+use crate::team::account::Account;
+use crate::team::money::Money;
 use crate::telemetry::{Telemetry, metrics};
 use crate::upstream::Upstream;
 use crate::wire::failure::{Failure, FailureKind};
 use crate::wire::raw::Raw;
 use crate::wire::tool::OutcomeKind;
+use crate::wire::usage::Tokens;
 
 /// A finished turn.
 pub(super) struct Summary<'a> {
@@ -24,6 +27,8 @@ pub(super) struct Summary<'a> {
     pub(super) total: Duration,
     pub(super) first: Option<Duration>,
     pub(super) client_gone: bool,
+    /// What the rounds cost, if the model has a price.
+    pub(super) cost: Option<Money>,
 }
 
 impl Summary<'_> {
@@ -38,6 +43,9 @@ impl Summary<'_> {
         });
         if self.turn.usage().is_partial() {
             own["usage_partial"] = Value::Bool(true);
+        }
+        if let Some(cost) = self.cost() {
+            own["cost"] = Value::String(cost);
         }
         if plan.transcript {
             own["transcript"] = transcript(record);
@@ -70,10 +78,18 @@ impl Summary<'_> {
         if self.turn.usage().is_partial() {
             put("x-fanfold-usage", "partial".into());
         }
+        if let Some(cost) = self.cost() {
+            put("x-fanfold-cost", cost);
+        }
         put("x-fanfold-rounds", record.rounds.len().to_string());
         put("x-fanfold-tool-calls", record.calls.len().to_string());
         put("server-timing", timing.join(", "));
         headers
+    }
+
+    /// What the turn cost, if its model has a price.
+    fn cost(&self) -> Option<String> {
+        self.cost.map(|cost| money(cost, &self.started.account))
     }
 
     /// The turn's outcome, as a label.
@@ -184,6 +200,7 @@ impl Summary<'_> {
             saved_ms = millis(record.saved()),
             input_tokens = input,
             output_tokens = output,
+            cost = self.cost().as_deref(),
             "turn"
         );
         if started.parts.log_content {
@@ -195,14 +212,15 @@ impl Summary<'_> {
 }
 
 /// A chat that went through: a turn of one round, in which nothing had to be done.
-pub(super) fn relayed(passing: &Passing, turn: &pass::Turn, outcome: &'static str, tokens: (u64, u64)) {
+pub(super) fn relayed(passing: &Passing, turn: &pass::Turn, outcome: &'static str, tokens: Tokens) {
     let telemetry = &passing.telemetry;
-    let team = ("team", passing.team.clone().into());
+    let cost = passing.price.map(|price| money(price.of(tokens), &passing.account));
+    let team = ("team", passing.account.team.name.clone().into());
     telemetry.histogram(metrics::INFERENCE_CALLS, std::slice::from_ref(&team)).record(1.0);
     telemetry.counter(metrics::TURNS, &[team, ("outcome", outcome.into())]).increment(1);
     tracing::info!(
         request_id = %turn.request_id,
-        team = %passing.team,
+        team = %passing.account.team.name,
         model = %turn.model,
         upstream = %passing.upstream.name,
         parallel = %turn.decision,
@@ -210,10 +228,16 @@ pub(super) fn relayed(passing: &Passing, turn: &pass::Turn, outcome: &'static st
         tool_calls = 0,
         outcome,
         ms = millis(passing.since.elapsed()),
-        input_tokens = tokens.0,
-        output_tokens = tokens.1,
+        input_tokens = tokens.input,
+        output_tokens = tokens.output,
+        cost = cost.as_deref(),
         "turn"
     );
+}
+
+/// An amount with its currency.
+fn money(cost: Money, account: &Account) -> String {
+    format!("{cost} {}", account.currency)
 }
 
 /// `server-timing` of a whole chat that goes through. Its body is not waited for, so the round is the time

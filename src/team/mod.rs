@@ -1,12 +1,15 @@
-//! Turns a key into a team, says what the team may use, and lets teams take turns.
+//! Turns a key into a team, says what the team may use, holds it to its quotas, and lets teams take turns.
 //!
 //! A request takes the team as it is when it comes. What a team may use is also asked again when a tool is
 //! called: a permission that is taken away is gone at once, also for turns that are running, while limits and
 //! rules of a running turn stay as they were. So there is one state of a team, [`Rights`], that all its
 //! generations share; everything else of it is fixed.
 
+pub mod account;
 pub mod expiry;
 pub mod fair;
+pub mod money;
+pub mod quota;
 pub mod settings;
 
 use std::collections::{BTreeMap, HashMap};
@@ -19,6 +22,7 @@ use subtle::ConstantTimeEq;
 
 use self::expiry::Expiry;
 use self::fair::{Kind, Wanted};
+use self::quota::Quotas;
 use crate::policy::pattern::fits_any;
 use crate::policy::settings::{LowerLimits, Overrides};
 use crate::wire::tool::OwnedTool;
@@ -45,6 +49,7 @@ pub struct Team {
     models: Option<Vec<String>>,
     may_use: Option<Vec<String>>,
     rights: Arc<Rights>,
+    quotas: Quotas,
 }
 
 /// What a team may use now, whatever it was when a request came. Shared by all generations of a team.
@@ -236,6 +241,7 @@ fn team(
         share: settings.share,
         models: settings.models.clone(),
         may_use: settings.tools.clone(),
+        quotas: Quotas::new(&settings.limits, &settings.budget),
         rights: rights
             .unwrap_or_else(|| Arc::new(Rights(ArcSwap::from_pointee(may_use(settings.tools.as_deref()))))),
     }

@@ -4,6 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::expiry::Expiry;
+use super::money::Money;
 use crate::policy::settings::{LowerLimits, Overrides};
 use crate::units::{Size, Span};
 
@@ -40,6 +41,8 @@ pub struct Settings {
     pub policy: Overrides,
     /// Lower limits for this team.
     pub limits: Limits,
+    /// What it may use in a day or a month.
+    pub budget: Budget,
 }
 
 impl Default for Settings {
@@ -51,6 +54,7 @@ impl Default for Settings {
             share: 1,
             policy: Overrides::default(),
             limits: Limits::default(),
+            budget: Budget::default(),
         }
     }
 }
@@ -89,6 +93,38 @@ pub struct Limits {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub calls_at_once_per_team: Option<u32>,
+    /// Requests a minute.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub requests_per_minute: Option<u64>,
+    /// Tokens a minute, of input and output.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub tokens_per_minute: Option<u64>,
+    /// Calls of owned tools a minute.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub tool_calls_per_minute: Option<u64>,
+}
+
+/// `budget:` of a team: what it may use in a day or a month, in UTC.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Budget {
+    /// Tokens, of input and output, a day.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub tokens_per_day: Option<u64>,
+    /// Tokens, of input and output, a month.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub tokens_per_month: Option<u64>,
+    /// Money a day, by `prices`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cost_per_day: Option<Money>,
+    /// Money a month, by `prices`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cost_per_month: Option<Money>,
 }
 
 impl Limits {

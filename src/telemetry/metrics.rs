@@ -63,6 +63,8 @@ table! {
     TURN_WAIT_SECONDS "fanfold_turn_wait_seconds" Kind::Histogram(WAITS), "team", "Time a request waited for a place among the turns, if it had to.";
     TURNS_WAITING "fanfold_turns_waiting" Kind::Gauge, "team", "Requests that wait for a place among the turns.";
     DECISIONS "fanfold_parallel_decisions_total" Kind::Counter, "decision reason", "Decisions of the strict-versus-parallel rule.";
+    COST "fanfold_cost_millionths_total" Kind::Counter, "team model currency", "Cost by the configured prices, in millionths of the currency.";
+    QUOTA_DENIALS "fanfold_quota_denials_total" Kind::Counter, "team quota", "Requests, tool calls and further rounds that a quota did not admit.";
     SECONDS_SAVED "fanfold_tool_seconds_saved_total" Kind::Counter, "team", "Sum of tool call times minus the wall time of their batches.";
     OVERHEAD_SECONDS "fanfold_overhead_seconds" Kind::Histogram(SHORT), "", "Time of a turn in which neither the upstream nor a tool was at work.";
     TURNS_IN_FLIGHT "fanfold_turns_in_flight" Kind::Gauge, "", "Turns that are running.";
@@ -90,6 +92,8 @@ table! {
 /// The label value of everything that is not configured.
 pub const OTHER: &str = "other";
 
+type TeamAndModel = (Arc<str>, Arc<str>);
+
 /// Writes metrics, and gives them as text.
 #[derive(Clone)]
 pub struct Telemetry {
@@ -97,6 +101,8 @@ pub struct Telemetry {
     handle: PrometheusHandle,
     /// Milliseconds that are not yet whole seconds, by team.
     saved: Arc<DashMap<Arc<str>, u64>>,
+    /// Cost that is not yet a whole millionth, in millionths of it, by team and model.
+    cost: Arc<DashMap<TeamAndModel, u128>>,
     /// `fanfold_turns_in_flight`.
     pub turns_in_flight: Gauge,
     /// `fanfold_tool_calls_in_flight`.
@@ -139,6 +145,7 @@ impl Telemetry {
             connections: gauge(CONNECTIONS),
             parked: gauge(PARKED),
             saved: Arc::default(),
+            cost: Arc::default(),
             recorder: Arc::new(recorder),
             handle,
         };
@@ -189,6 +196,22 @@ impl Telemetry {
         *carried %= 1000;
         drop(carried);
         self.counter(SECONDS_SAVED, &[("team", team.clone().into())]).increment(seconds);
+    }
+
+    /// Adds to `fanfold_cost_millionths_total`, in millionths of a millionth of the currency. What is no whole
+    /// millionth is carried over to the next time.
+    pub fn cost(&self, team: &Arc<str>, model: &Arc<str>, currency: &Arc<str>, cost: u128) {
+        let mut carried = self.cost.entry((team.clone(), model.clone())).or_default();
+        *carried = carried.saturating_add(cost);
+        let millionths = u64::try_from(*carried / 1_000_000).unwrap_or(u64::MAX);
+        *carried %= 1_000_000;
+        drop(carried);
+        let labels = [
+            ("team", team.clone().into()),
+            ("model", model.clone().into()),
+            ("currency", currency.clone().into()),
+        ];
+        self.counter(COST, &labels).increment(millionths);
     }
 
     /// All metrics in Prometheus's text format.

@@ -2,6 +2,41 @@
 
 use super::raw::{Kind, Member, Members, Raw};
 
+/// The tokens of one question to a model.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tokens {
+    /// Of input, those from the cache included.
+    pub input: u64,
+    /// Of the input, those that the model server had in its cache.
+    pub cached: u64,
+    /// Of output.
+    pub output: u64,
+}
+
+impl Tokens {
+    /// Those of a usage object, in the words of chat completions or of responses.
+    #[must_use]
+    pub fn of(usage: &Raw) -> Self {
+        let Ok(members) = usage.members() else { return Self::default() };
+        let count =
+            |members: &Members, name: &str| members.find(name).and_then(|raw| raw.text().parse().ok());
+        let first = |names: [&str; 2]| names.iter().find_map(|name| count(&members, name)).unwrap_or(0);
+        let details = members.find("prompt_tokens_details").or_else(|| members.find("input_tokens_details"));
+        let details = details.and_then(|details| details.members().ok());
+        Self {
+            input: first(["prompt_tokens", "input_tokens"]),
+            cached: details.and_then(|details| count(&details, "cached_tokens")).unwrap_or(0),
+            output: first(["completion_tokens", "output_tokens"]),
+        }
+    }
+
+    /// All of them.
+    #[must_use]
+    pub const fn total(self) -> u64 {
+        self.input.saturating_add(self.output)
+    }
+}
+
 /// The sum of what the rounds reported.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Sum {
@@ -91,6 +126,26 @@ mod tests {
             r#"{"prompt_tokens":7,"details":{"a":3,"x":null,"b":7},"cost":0.75,"tier":"b","new":1}"#
         );
         assert_eq!((sum.count("prompt_tokens"), sum.is_partial()), (7, false));
+    }
+
+    #[test]
+    fn tokens_are_read_in_either_dialect() {
+        for (usage, input, cached, output) in [
+            (
+                r#"{"prompt_tokens":3,"completion_tokens":4,"prompt_tokens_details":{"cached_tokens":2}}"#,
+                3,
+                2,
+                4,
+            ),
+            (r#"{"input_tokens":3,"output_tokens":4,"input_tokens_details":{"cached_tokens":1}}"#, 3, 1, 4),
+            (r#"{"prompt_tokens":3,"prompt_tokens_details":null}"#, 3, 0, 0),
+            (r#"{"prompt_tokens":-3,"completion_tokens":"x"}"#, 0, 0, 0),
+            ("null", 0, 0, 0),
+        ] {
+            let tokens = Tokens::of(&Raw::parse(usage.to_owned()).unwrap());
+            assert_eq!(tokens, Tokens { input, cached, output }, "{usage}");
+            assert_eq!(tokens.total(), input + output);
+        }
     }
 
     #[test]

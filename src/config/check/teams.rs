@@ -1,12 +1,15 @@
 //! Teams: their keys, and what they may use.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use jiff::Timestamp;
 
 use super::{Check, matches};
 use crate::config::suggest::did_you_mean;
+use crate::store::meter::{CEILING, Rate};
 use crate::team::expiry::Expiry;
+use crate::team::money::Money;
 use crate::team::settings::Settings;
 
 /// The SHA-256 of nothing: what a hash tool prints when its input did not arrive.
@@ -30,6 +33,7 @@ impl Check<'_> {
                 self.key(name, i, &key.sha256, &mut owners);
                 self.expiry(name, i, key.expires);
             }
+            self.quotas(name, team);
             self.may_use(name, team);
         }
     }
@@ -73,6 +77,35 @@ impl Check<'_> {
             message,
             "make another with `fanfold keys new`, beside this one until all clients have it",
         );
+    }
+
+    /// Quotas that are too large to be counted, or count nothing.
+    fn quotas(&mut self, name: &str, team: &Settings) {
+        let (limits, budget) = (&team.limits, &team.budget);
+        let a_minute = Rate::most(Duration::from_secs(60));
+        for (part, key, amount, most) in [
+            ("limits", "requests_per_minute", limits.requests_per_minute, a_minute),
+            ("limits", "tokens_per_minute", limits.tokens_per_minute, a_minute),
+            ("limits", "tool_calls_per_minute", limits.tool_calls_per_minute, a_minute),
+            ("budget", "tokens_per_day", budget.tokens_per_day, CEILING),
+            ("budget", "tokens_per_month", budget.tokens_per_month, CEILING),
+        ] {
+            if amount.is_some_and(|amount| amount > most) {
+                let message =
+                    format!("`{key}` must be at most {most}, which is the most that can be counted");
+                self.wrong(&["teams", name, part, key], message, "lower it, or leave it out");
+            }
+        }
+        let costs = [("cost_per_day", budget.cost_per_day), ("cost_per_month", budget.cost_per_month)];
+        for (key, amount) in costs {
+            let at = ["teams", name, "budget", key];
+            if amount.is_some_and(|amount| amount == Money::default()) {
+                self.wrong(&at, format!("`{key}` cannot be zero"), "leave out the team's `models` instead");
+            } else if amount.is_some() && self.file.prices.is_empty() {
+                let message = "no model has a price, so nothing is charged to this budget";
+                self.warn(&at, message, "say what models cost under `prices:`");
+            }
+        }
     }
 
     fn may_use(&mut self, name: &str, team: &Settings) {

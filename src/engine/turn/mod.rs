@@ -194,6 +194,7 @@ impl Turn {
                     self.ask_failed(&failure, actions);
                 }
             }
+            Input::Charged(round, limit) => self.charged(round, limit, actions),
             Input::Started(run) => self.call_started(run),
             Input::Outcome(run, outcome) => self.call_ended(run, outcome, actions),
             Input::Tick => self.tick(actions),
@@ -390,6 +391,10 @@ impl Turn {
             record.ended = Some(self.now);
             record.usage.clone_from(&round.usage);
             record.finish = round.finish.map(FinishReason::word);
+        }
+        if let Some(usage) = round.usage.clone().filter(|_| self.plan.rules.charged) {
+            round.charging = true;
+            actions.push(Action::Charge(self.round, usage));
         }
         let final_text = !round.any_of_ours() || round.foreign() > 0 || self.is_last;
         if final_text || self.plan.rules.interim_text == InterimText::Stream {

@@ -30,8 +30,24 @@ impl Turn {
             }
             (true, true) => self.park(actions),
             (true, false) if self.is_last => self.end_at_limit(actions),
+            // What the round used decides about the next one.
+            (true, false) if round.charging => {}
             (true, false) => self.go_on(actions),
         }
+    }
+
+    /// What a round used was charged; with nothing left the next round is the last one.
+    pub(super) fn charged(&mut self, of: u32, reached: Option<Limit>, actions: &mut Vec<Action>) {
+        let Stage::Round(round) = &mut self.stage else { return };
+        if of != self.round || !std::mem::replace(&mut round.charging, false) {
+            return;
+        }
+        let goes_on = round.any_of_ours() && round.foreign() == 0 && !self.is_last;
+        if let Some(limit) = reached.filter(|_| goes_on && self.last_because.is_none()) {
+            self.last_because = Some(limit);
+            self.record.limits.push(limit);
+        }
+        self.settle(actions);
     }
 
     /// Gives the results back to the model.

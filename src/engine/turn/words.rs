@@ -37,6 +37,8 @@ fn reached(limit: Limit, plan: &TurnPlan) -> String {
         Limit::IdenticalErrors => {
             format!("the same call failed {} times in the same way", limits.identical_errors)
         }
+        Limit::TokensPerMinute => "the quota of tokens a minute is used up".into(),
+        Limit::Budget => "the budget is used up".into(),
         Limit::CallTimeout | Limit::TurnTimeout | Limit::CallsInReply => "a limit is reached".into(),
     }
 }

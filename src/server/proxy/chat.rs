@@ -16,6 +16,7 @@ use crate::relay::body::Body;
 use crate::relay::headers::{self, to_upstream};
 use crate::relay::pass::{self, Passing};
 use crate::relay::{Client, Started, begin, first_question};
+use crate::team::money::price_of;
 use crate::telemetry::metrics;
 use crate::upstream::{AskHead, Route};
 use crate::wire::error::ErrorReply;
@@ -33,7 +34,7 @@ impl Proxy {
     ) -> Result<Response<Body>, Refusal> {
         let (parts, incoming) = request.into_parts();
         content_type(&parts.headers)?;
-        let place = self.place(&asked).await?;
+        let (account, place) = self.enter(&mut asked).await?;
         let held = self.read(&asked, &parts.headers, incoming).await?;
         let (body, reservation) = held.into_parts();
         let mut request = ChatRequest::read(&body)?;
@@ -41,7 +42,8 @@ impl Proxy {
         let messages = request.messages();
         let changed = restore_parked(&asked, &mut request).await;
         let narrowed = named_tools(&parts.headers)?;
-        let rules = rules(&asked, &route);
+        let price = price_of(&asked.snapshot.prices, &request.model);
+        let rules = Rules { charged: account.charges_usage(price), ..rules(&asked, &route) };
         let stream = request.stream;
         let needs_rule = fits_any(&asked.snapshot.policy.strict_parallel_models, &request.model);
         let habits = route.upstream.habits(&request.model, needs_rule, route.takes_parallel, stream);
@@ -74,7 +76,9 @@ impl Proxy {
                 let passing = Passing {
                     upstream: route.upstream.clone(),
                     telemetry: asked.snapshot.parts.telemetry.clone(),
-                    team: asked.team.name.clone(),
+                    account,
+                    price,
+                    tasks: self.tasks.clone(),
                     model: route.model.clone(),
                     since: asked.since,
                     headers: asked.headers,
@@ -108,6 +112,8 @@ impl Proxy {
                 let started = Started {
                     parts: asked.snapshot.parts.clone(),
                     team: asked.team.clone(),
+                    account,
+                    price,
                     route,
                     plan,
                     request,
@@ -183,6 +189,7 @@ fn rules(asked: &Asked, route: &Route) -> Rules {
         interim_text: route.policy.interim_text.or(team.policy.interim_text).unwrap_or(global.interim_text),
         call_timeout_cap: cap,
         keep_content: asked.snapshot.parts.log_content,
+        charged: false,
         limits: if lowered == **limits { limits.clone() } else { lowered.into() },
     }
 }

@@ -10,6 +10,7 @@
 mod chat;
 mod models;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -34,7 +35,9 @@ use crate::relay::body::Body;
 use crate::relay::headers::to_upstream;
 use crate::relay::pass::{self, Passing};
 use crate::relay::{Parts, error_response};
+use crate::team::account::{self, Account};
 use crate::team::fair::{Entry, NoPlace, Place, Queue};
+use crate::team::money::{Price, price_of};
 use crate::team::{Team, Teams};
 use crate::telemetry::metrics;
 use crate::tools::Catalog;
@@ -61,6 +64,10 @@ pub struct Snapshot {
     pub limits: Arc<policy::Limits>,
     /// What a client connection may take.
     pub server: Settings,
+    /// What tokens cost.
+    pub prices: Arc<BTreeMap<String, Price>>,
+    /// What amounts of money are called.
+    pub currency: Arc<str>,
 }
 
 impl Snapshot {
@@ -77,6 +84,8 @@ impl Snapshot {
             policy: self.policy.clone(),
             limits: self.limits.clone(),
             server: self.server.clone(),
+            prices: self.prices.clone(),
+            currency: self.currency.clone(),
         }
     }
 }
@@ -151,11 +160,13 @@ fn of_every_response(request_id: &str) -> HeaderMap {
 struct Refusal {
     error: ErrorReply,
     allow: Option<&'static str>,
+    /// How the team's quotas stand.
+    quotas: account::Headers,
 }
 
 impl From<ErrorReply> for Refusal {
     fn from(error: ErrorReply) -> Self {
-        Self { error, allow: None }
+        Self { error, allow: None, quotas: account::Headers::new() }
     }
 }
 
@@ -163,6 +174,7 @@ impl Refusal {
     fn into_response(self, headers: HeaderMap) -> Response<Body> {
         let mut response = error_response(&self.error);
         response.headers_mut().extend(headers);
+        put(response.headers_mut(), self.quotas);
         if let Some(allow) = self.allow {
             response.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
         }
@@ -234,6 +246,27 @@ impl Proxy {
         }
     }
 
+    /// Lets a request in: the team's quotas have something left, and there is a place for it.
+    async fn enter(&self, asked: &mut Asked) -> Result<(Account, Place), Refusal> {
+        let account = Account {
+            team: asked.team.clone(),
+            store: asked.snapshot.parts.store.clone(),
+            telemetry: asked.snapshot.parts.telemetry.clone(),
+            currency: asked.snapshot.currency.clone(),
+        };
+        match account.admit().await {
+            Ok(quotas) => put(&mut asked.headers, quotas),
+            Err((error, quotas)) => return Err(Refusal { quotas, ..error.into() }),
+        }
+        match self.place(asked).await {
+            Ok(place) => Ok((account, place)),
+            Err(refusal) => {
+                account.not_served().await;
+                Err(refusal)
+            }
+        }
+    }
+
     /// Takes a place among the turns of the team and of the process, and waits for it in the team's turn,
     /// but not long: nothing of the body has been read yet. Whoever leaves gives up waiting.
     async fn place(&self, asked: &Asked) -> Result<Place, Refusal> {
@@ -265,17 +298,23 @@ impl Proxy {
     }
 
     /// Hands a request through, bytes untouched.
-    async fn relay(&self, request: Request<Incoming>, asked: Asked) -> Result<Response<Body>, Refusal> {
-        let place = self.place(&asked).await?;
+    async fn relay(&self, request: Request<Incoming>, mut asked: Asked) -> Result<Response<Body>, Refusal> {
+        let (account, place) = self.enter(&mut asked).await?;
         let (parts, incoming) = request.into_parts();
         let rest = parts.uri.path_and_query().map_or("", |p| p.as_str()).trim_start_matches("/v1").to_owned();
         let headers = to_upstream(&parts.headers, &asked.request_id, false);
-        let (upstream, model, body, reservation) =
+        let (upstream, price, model, body, reservation) =
             if self.routed_by_model(&parts.headers, &parts.method, &asked) {
                 let held = self.read(&asked, &parts.headers, incoming).await?;
                 let (body, reservation) = held.into_parts();
-                let route = route_of_body(&asked, &body)?;
-                (route.upstream.clone(), route.model.clone(), pass::Request::Whole(body), Some(reservation))
+                let named = model_of_body(&body);
+                let route = match &named {
+                    Some(model) => route(&asked, model)?,
+                    None => asked.snapshot.routes.first().cloned().ok_or_else(|| no_model("-"))?,
+                };
+                let price = named.and_then(|model| price_of(&asked.snapshot.prices, &model));
+                let (upstream, model) = (route.upstream.clone(), route.model.clone());
+                (upstream, price, model, pass::Request::Whole(body), Some(reservation))
             } else {
                 let upstream = asked
                     .snapshot
@@ -287,12 +326,14 @@ impl Proxy {
                     incoming,
                     Into::into,
                 ));
-                (upstream, metrics::OTHER.into(), pass::Request::Streamed(sent), None)
+                (upstream, None, metrics::OTHER.into(), pass::Request::Streamed(sent), None)
             };
         let passing = Passing {
             upstream,
             telemetry: asked.snapshot.parts.telemetry.clone(),
-            team: asked.team.name.clone(),
+            account,
+            price,
+            tasks: self.tasks.clone(),
             model,
             since: asked.since,
             headers: asked.headers,
@@ -303,14 +344,16 @@ impl Proxy {
         Ok(holding(response, (place, reservation, asked.in_flight)))
     }
 
-    /// Whether the body has to be looked at: the model decides where it goes, or whether it may.
+    /// Whether the body has to be looked at: the model decides where it goes, whether it may, or what it costs.
     fn routed_by_model(&self, headers: &HeaderMap, method: &Method, asked: &Asked) -> bool {
         let kind = headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
         // Forms and files hold no JSON; anything else may, whatever it is called.
         let kind = kind.to_ascii_lowercase();
         let opaque = ["multipart/", "application/octet-stream"].iter().any(|of| kind.starts_with(of));
         let has_body = !matches!(*method, Method::GET | Method::HEAD | Method::DELETE);
-        let matters = asked.snapshot.routes.upstreams().count() > 1 || asked.team.restricts_models();
+        let matters = asked.snapshot.routes.upstreams().count() > 1
+            || asked.team.restricts_models()
+            || !asked.snapshot.prices.is_empty();
         has_body && !opaque && matters
     }
 
@@ -333,6 +376,15 @@ impl Proxy {
             }
             .into()
         })
+    }
+}
+
+/// Lays headers over others.
+fn put(headers: &mut HeaderMap, more: account::Headers) {
+    for (name, value) in more {
+        if let Ok(value) = HeaderValue::try_from(value) {
+            headers.insert(name, value);
+        }
     }
 }
 
@@ -362,16 +414,10 @@ fn holding<H: Send + 'static>(response: Response<Body>, held: H) -> Response<Bod
     Response::from_parts(parts, Body::boxed(body))
 }
 
-fn route_of_body(asked: &Asked, body: &Bytes) -> Result<Arc<crate::upstream::Route>, Refusal> {
-    let Ok(members) = Members::read(body) else {
-        // What is no JSON names no model.
-        return asked.snapshot.routes.first().cloned().ok_or_else(|| no_model("-"));
-    };
-    let Some(model) = members.find("model") else {
-        return asked.snapshot.routes.first().cloned().ok_or_else(|| no_model("-"));
-    };
-    let model = model.as_string().unwrap_or_default();
-    route(asked, &model)
+/// The model a body names. What is no JSON names none.
+fn model_of_body(body: &Bytes) -> Option<String> {
+    let members = Members::read(body).ok()?;
+    Some(members.find("model")?.as_string().unwrap_or_default().into_owned())
 }
 
 /// The route of a model the team may use.
@@ -416,7 +462,7 @@ fn overloaded() -> ErrorReply {
 
 fn wrong_method(allow: &'static str) -> Refusal {
     let error = ErrorReply::new(405, "method_not_allowed", format!("This path takes {allow} only."));
-    Refusal { error, allow: Some(allow) }
+    Refusal { allow: Some(allow), ..error.into() }
 }
 
 fn wrong_path(path: &str) -> ErrorReply {
