@@ -72,6 +72,8 @@ pub enum Input {
     Charged(u32, Option<Limit>),
     /// A run got its shared slot and starts now.
     Started(RunId),
+    /// A run tells that it goes on.
+    Progress(RunId),
     /// A run ended.
     Outcome(RunId, Outcome),
     /// Time has passed.

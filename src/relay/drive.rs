@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -35,19 +35,19 @@ use crate::team::account::{Account, Charged};
 use crate::team::money::{Money, Price};
 use crate::team::quota::Quota;
 use crate::telemetry::Telemetry;
-use crate::tools::{Call, Catalog};
+use crate::tools::{Call, Catalog, Progress};
 use crate::upstream::{AskHead, Expect, Heard, Reply, Route};
 use crate::wire::failure::FailureKind;
 use crate::wire::raw::Raw;
 use crate::wire::reply::Piece;
 use crate::wire::request::{ChatRequest, Outgoing};
-use crate::wire::tool::{Outcome, OutcomeKind};
+use crate::wire::tool::{Outcome, OutcomeKind, Patience};
 use crate::wire::usage::Tokens;
 
 /// How much longer than the engine's own deadline a tool may think it has.
 const GRACE: Duration = Duration::from_secs(1);
-/// News of calls that got their slots; a call waits with its start while the turn is behind.
-const STARTS: usize = 64;
+/// News of calls that got their slots or go on; a call waits with its start while the turn is behind.
+const NEWS: usize = 64;
 
 /// The result of a call of a tool that the team may not use any more.
 const TAKEN_AWAY: &str = "not run: this tool may not be used any more. Go on without it";
@@ -115,7 +115,8 @@ pub(super) struct Driver {
     rests: JoinSet<()>,
     stops: HashMap<RunId, CancellationToken>,
     ids: HashMap<tokio::task::Id, RunId>,
-    starts: (mpsc::Sender<RunId>, mpsc::Receiver<RunId>),
+    /// Inputs that calls give while they run.
+    news: (mpsc::Sender<Input>, mpsc::Receiver<Input>),
     first_shown: Option<Duration>,
     client_gone: bool,
     /// How the last ask failed.
@@ -147,7 +148,7 @@ impl Driver {
             rests: JoinSet::new(),
             stops: HashMap::new(),
             ids: HashMap::new(),
-            starts: mpsc::channel(STARTS),
+            news: mpsc::channel(NEWS),
             first_shown: None,
             client_gone: false,
             failed: None,
@@ -205,7 +206,7 @@ impl Driver {
             (ask, heard) = heard(&mut self.reply, pieces), if may_read => Event::Heard(ask, heard),
             Some(ended) = self.calls.join_next_with_id() => Event::Ended(ended),
             (round, charged) = charged(&mut self.charging) => Event::Charged(round, charged),
-            Some(run) = self.starts.1.recv() => Event::Input(Input::Started(run)),
+            Some(news) = self.news.1.recv() => Event::Input(news),
             () = self.started.gone.cancelled(), if there => Event::Gone,
             wait = self.sink.wait(), if there => if wait == Wait::Gone { Event::Gone } else { Event::Room },
             () = until(deadline) => Event::Input(Input::Tick),
@@ -272,8 +273,8 @@ impl Driver {
         };
         self.stops.remove(&run);
         // A call says that it starts before it ends; the engine hears it in this order too.
-        while let Ok(started) = self.starts.1.try_recv() {
-            self.step(Input::Started(started), actions);
+        while let Ok(news) = self.news.1.try_recv() {
+            self.step(news, actions);
         }
         self.step(Input::Outcome(run, outcome), actions);
     }
@@ -299,7 +300,7 @@ impl Driver {
                     &self.started,
                     format!("{}-{}", self.turn_id, run.id),
                     run,
-                    &self.starts.0,
+                    &self.news.0,
                     &mut self.calls,
                     &mut self.stops,
                     &mut self.ids,
@@ -440,7 +441,7 @@ fn start_call(
     started: &Started,
     idempotency_key: String,
     run: Run,
-    starts: &mpsc::Sender<RunId>,
+    news: &mpsc::Sender<Input>,
     calls: &mut JoinSet<(RunId, Outcome)>,
     stops: &mut HashMap<RunId, CancellationToken>,
     ids: &mut HashMap<tokio::task::Id, RunId>,
@@ -451,11 +452,10 @@ fn start_call(
     let (slots, team) = (started.parts.slots.clone(), started.team.clone());
     let account = started.account.clone();
     let telemetry = started.parts.telemetry.clone();
-    let cap = started.plan.rules.call_timeout_cap;
-    let timeout = cap.map_or(run.tool.timeout, |cap| run.tool.timeout.min(cap));
+    let patience = run.tool.patience(started.plan.rules.call_timeout_cap);
     let limit = started.plan.rules.limits.tool_result.0;
     let (request_id, traceparent) = (started.request_id.clone(), started.traceparent.clone());
-    let starts = starts.clone();
+    let news = news.clone();
     let audit = started.parts.audit.clone().filter(|_| Audit::is_about(run.tool.effect));
     let id = run.id;
     let task = calls.spawn(async move {
@@ -499,7 +499,7 @@ fn start_call(
             },
         };
         // The turn may be over already; then nobody listens, and the call is stopped.
-        if stop.is_cancelled() || starts.send(id).await.is_err() {
+        if stop.is_cancelled() || news.send(Input::Started(id)).await.is_err() {
             let stopped = Outcome::failed(OutcomeKind::Stopped, "stopped before it started");
             if let Some(pending) = pending {
                 pending.ended(&stopped).await;
@@ -507,20 +507,36 @@ fn start_call(
             return (id, stopped);
         }
         let waited = queued.elapsed();
+        let heard = Arc::new(Notify::new());
+        let generous = Patience { silent: patience.silent + GRACE, most: patience.most + GRACE };
         let call = Call {
             arguments: run.arguments,
             idempotency_key,
             request_id,
             traceparent,
             result_limit: limit.min(tool.result_limit()),
-            deadline: Instant::now() + timeout + GRACE,
+            deadline: Instant::now() + generous.silent,
+            progress: Progress::new(generous, heard.clone()),
         };
         let _in_flight = InFlight::new(&telemetry);
         let began = Instant::now();
-        let outcome = tool.run(&call, &stop).await;
+        let mut allowed = patience.silent;
+        let tell = async {
+            loop {
+                heard.notified().await;
+                allowed = allowed.max(patience.after(began.elapsed()));
+                // The turn may be over; then the call is stopped.
+                let _ = news.send(Input::Progress(id)).await;
+            }
+        };
+        let outcome = tokio::select! {
+            biased;
+            outcome = tool.run(&call, &stop) => outcome,
+            () = tell => unreachable!("it goes on for ever"),
+        };
         let ran = began.elapsed();
         // The turn stops a call whose time is over, before the tool would end it by itself.
-        let late = outcome.kind == OutcomeKind::Stopped && ran >= timeout;
+        let late = outcome.kind == OutcomeKind::Stopped && ran >= allowed;
         let kind = if late { OutcomeKind::Timeout } else { outcome.kind };
         summary::call_ended(&telemetry, &run.tool.name, waited, ran, kind);
         if let Some(pending) = pending {
