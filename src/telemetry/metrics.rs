@@ -100,6 +100,8 @@ table! {
 /// The label value of everything that is not configured.
 pub const OTHER: &str = "other";
 
+type TeamAndModel = (Arc<str>, Arc<str>);
+
 /// Writes metrics, and gives them as text.
 #[derive(Clone)]
 pub struct Telemetry {
