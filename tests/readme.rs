@@ -121,6 +121,7 @@ fn every_block_is_of_a_kind_that_a_test_runs() {
         "yaml config",
         "yaml servers",
         "yaml openapi",
+        "yaml routes",
         "yaml sandbox",
         "yaml teams",
         "yaml replicas",

@@ -237,7 +237,7 @@ pub enum Target {
 /// An upstream of a route, with what is special about it.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-#[schemars(rename = "Target")]
+#[schemars(rename = "SharedTarget")]
 pub struct FullTarget {
     /// The name of an upstream.
     pub name: String,
