@@ -38,7 +38,7 @@ use crate::team::{Defaults, Teams};
 use crate::telemetry::{Telemetry, metrics};
 use crate::tools::Catalog;
 use crate::units::Secret;
-use crate::upstream::{Routes, Upstream};
+use crate::upstream::{Routes, Setup, State, Upstream};
 
 /// How often histograms and parked results are swept.
 const UPKEEP: Duration = Duration::from_secs(5);
@@ -235,6 +235,10 @@ impl App {
             drain.clone(),
             visitors,
         );
+        let upstreams = app.snapshot.clone();
+        app.tool_servers.readiness.remark_by("upstreams", move || {
+            upstreams.load().routes.upstreams().map(|upstream| in_words(upstream)).collect()
+        });
         app.listeners.spawn(listener.serve(Arc::new(proxy), drain));
         app.admin_listeners.spawn(admin.serve(Arc::new(admin_side), admin_drain));
         app.spawn_upkeep();
@@ -246,6 +250,7 @@ impl App {
 
     fn spawn_upkeep(&self) {
         let (keeper, stop) = (self.keeper.clone(), self.upkeep.clone());
+        let snapshot = self.snapshot.clone();
         self.admin_listeners.spawn(async move {
             let mut every = tokio::time::interval(UPKEEP);
             loop {
@@ -254,6 +259,8 @@ impl App {
                     () = stop.cancelled() => return,
                 }
                 keeper.telemetry.upkeep();
+                // Looking at an upstream tells the metric that its rest is over.
+                snapshot.load().routes.upstreams().for_each(|upstream| _ = upstream.standing());
                 keeper.store.sweep();
                 #[expect(clippy::cast_precision_loss, reason = "a gauge")]
                 keeper.telemetry.parked.set(keeper.store.parked() as f64);
@@ -296,8 +303,8 @@ impl App {
     /// Swaps in another configuration. Turns in flight finish on the old one. Listeners stay.
     pub fn reload(&self, loaded: &Loaded, catalog: Catalog) -> Result<(), StartError> {
         let catalog = Arc::new(catalog);
-        let before = self.snapshot.load().parts.audit.clone();
-        let new = snapshot(loaded, &catalog, &self.keeper, before.as_deref())?;
+        let before = self.snapshot.load_full();
+        let new = snapshot(loaded, &catalog, &self.keeper, Some(&before))?;
         self.tool_servers.replace(&new, catalog);
         Ok(())
     }
@@ -411,27 +418,39 @@ fn capacity(limits: &Limits) -> Capacity {
     Capacity { parked, records: Bounds::RECORDS }
 }
 
-/// What a configuration amounts to. `before`: the audit log in use until now, whose chain goes on.
+/// What a configuration amounts to. Of what was in use `before`, the audit log's chain goes on, and upstreams
+/// whose settings stay remember what they learned.
 fn snapshot(
     loaded: &Loaded,
     catalog: &Arc<Catalog>,
     keeper: &Keeper,
-    before: Option<&Audit>,
+    before: Option<&Snapshot>,
 ) -> Result<Snapshot, StartError> {
     let file = &loaded.file;
     let open = |secret: &Secret| {
         config::secret::open(secret, &process_env).map(|secret| secret.expose_secret().to_owned())
     };
+    let known = |name: &str| before.and_then(|before| before.routes.upstreams().find(|u| *u.name == *name));
     let mut upstreams = BTreeMap::new();
     for (name, settings) in &file.upstreams {
-        let upstream = Upstream::new(name, settings, open).map_err(|e| StartError::Upstream {
+        let of_team = |(team, of): (&String, &crate::team::settings::Settings)| {
+            Some((team.clone(), of.upstream_keys.get(name)?.clone()))
+        };
+        let team_keys = file.teams.iter().filter_map(of_team).collect();
+        let setup = Setup {
+            team_keys: &team_keys,
+            before: known(name).map(|upstream| &**upstream),
+            telemetry: &keeper.telemetry,
+        };
+        let upstream = Upstream::new(name, settings, setup, open).map_err(|e| StartError::Upstream {
             name: name.clone(),
             setting: e.setting,
             message: e.message,
         })?;
         upstreams.insert(name.clone(), Arc::new(upstream));
     }
-    let audit = file.audit.as_ref().map(|audit| Audit::open(audit, before, &keeper.telemetry));
+    let audited = before.and_then(|before| before.parts.audit.as_deref());
+    let audit = file.audit.as_ref().map(|audit| Audit::open(audit, audited, &keeper.telemetry));
     let audit = audit.transpose().map_err(StartError::Audit)?.map(Arc::new);
     let limits = Arc::new(file.limits.clone());
     let specs: Vec<_> = catalog.iter().map(|tool| tool.spec().clone()).collect();
@@ -454,6 +473,22 @@ fn snapshot(
         limits,
         server: file.server.clone(),
     })
+}
+
+/// How an upstream stands, for operators.
+fn in_words(upstream: &Upstream) -> String {
+    let standing = upstream.standing();
+    let mut text = match standing.state {
+        State::Closed => format!("{} is asked", upstream.name),
+        State::Probing => format!("{} failed; the next question shows whether it is back", upstream.name),
+        State::Open(rest) => {
+            format!("{} failed too often and is left alone for {}s", upstream.name, rest.as_secs() + 1)
+        }
+    };
+    if let (keys @ 2.., usable) = standing.keys {
+        text.push_str(&format!("; {usable} of its {keys} keys can be used"));
+    }
+    text
 }
 
 /// Raises the soft limit of open files to the hard one: thousands of connections need it.

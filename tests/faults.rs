@@ -15,12 +15,12 @@ use support::fold::{self, Folded};
 use support::gateway::{Gateway, closed_port, soon};
 use support::lab::Lab;
 
-/// The proxy of every case. Models that begin with `script:late` belong to an upstream that is
+/// The proxy of every case. So many failures would open its breaker. Models that begin with `script:late` belong to an upstream that is
 /// given up soon.
 const CONFIG: &str = "
 upstreams:
-  main: { base_url: LAB/v1 }
-  late: { base_url: LAB/v1, head_timeout: 1500ms, stall_timeout: 1500ms }
+  main: { base_url: LAB/v1, breaker: { requests: 1000000 }, retries: { per_second: 10000 } }
+  late: { base_url: LAB/v1, head_timeout: 1500ms, stall_timeout: 1500ms, breaker: { requests: 1000000 } }
 routes:
   - { model: 'script:late*', upstreams: [late] }
   - { model: '*', upstreams: [main] }
@@ -454,7 +454,9 @@ async fn what_heals_by_asking_again_is_not_seen_by_the_client() {
 
 /// A configuration whose only upstream is somewhere else.
 fn elsewhere(base_url: &str, more: &str) -> String {
-    format!("upstreams: {{ main: {{ base_url: '{base_url}', connect_timeout: 300ms{more} }} }}\n")
+    format!(
+        "upstreams: {{ main: {{ base_url: '{base_url}', connect_timeout: 300ms, breaker: {{ connects: 1000 }}{more} }} }}\n"
+    )
 }
 
 async fn without_an_upstream(config: &str) -> (Vec<Got>, f64, Gateway) {

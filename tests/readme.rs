@@ -119,6 +119,7 @@ fn every_block_is_of_a_kind_that_a_test_runs() {
         "js",
         "yaml config",
         "yaml servers",
+        "yaml routes",
         "yaml replicas",
         "text drawing",
         "json record",
@@ -219,6 +220,29 @@ fn the_tool_servers_are_settings_without_a_mistake() {
     fs::set_permissions(&uvx, fs::Permissions::from_mode(0o755)).unwrap();
     let out = shell("export TICKETS_TOKEN=t PATH=.:$PWD:$PATH; fanfold check", folder.path());
     assert!(out.contains("clock__*") && out.contains("https://mcp.example/mcp"), "{out}");
+}
+
+#[test]
+fn the_routes_are_settings_without_a_mistake() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("fanfold.yaml"), only("yaml routes")).unwrap();
+    let out = shell(
+        "export KEY_1=a KEY_2=b AZURE_KEY=c BLUE_KEY=d; fanfold check 2>warnings; test ! -s warnings",
+        folder.path(),
+    );
+    assert!(out.contains("-> west (3), east (1)") && out.contains("-> main as gpt-4.1-mini"), "{out}");
+}
+
+#[test]
+fn every_setting_of_a_habit_is_one() {
+    let schema = fanfold::config::schema();
+    let known = &schema["$defs"]["Upstream"]["properties"];
+    let rows = table("| habit |");
+    for row in &rows {
+        let setting = code(&row[1])[0].split_once(':').unwrap().0.to_owned();
+        assert!(known[&setting]["description"].is_string(), "{setting}");
+    }
+    assert_eq!(rows.len(), 9);
 }
 
 #[test]

@@ -306,7 +306,7 @@ fn turn_plan(script: &Script, owned: bool) -> Arc<TurnPlan> {
         narrowed: None,
         transcript: false,
         changed: false,
-        habits: &Habits::default(),
+        targets: &[Habits::default()],
         rules: &rules,
     };
     match plan(&request, &with) {

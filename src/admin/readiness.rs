@@ -1,15 +1,27 @@
 //! Whether this process should get traffic, as its parts report it.
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
+use std::fmt::{self, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// A check's result; the error is a reason for the operator.
 pub type Check = Result<(), String>;
 
+/// Looks at something when somebody asks: lines for the operator.
+type Look = Arc<dyn Fn() -> Vec<String> + Send + Sync>;
+
 /// The checks, by name. Clones are the same readiness; without a check it is ready.
-#[derive(Debug, Clone, Default)]
-pub struct Readiness(Arc<Mutex<Report>>);
+#[derive(Clone, Default)]
+pub struct Readiness {
+    report: Arc<Mutex<Report>>,
+    looks: Arc<Mutex<BTreeMap<&'static str, Look>>>,
+}
+
+impl fmt::Debug for Readiness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Readiness").field("report", &self.report).finish_non_exhaustive()
+    }
+}
 
 impl Readiness {
     /// Without a check.
@@ -20,19 +32,27 @@ impl Readiness {
 
     /// Reports a check. Names are fixed in the code, so there are only so many.
     pub fn set(&self, name: &'static str, check: Check) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).add(name, check);
+        self.report.lock().unwrap_or_else(PoisonError::into_inner).add(name, check);
     }
 
     /// Says how something is without which it is ready all the same, in lines for the operator; none takes back what
     /// was said before.
     pub fn remark(&self, name: &'static str, lines: Vec<String>) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remarks.insert(name, lines);
+        self.report.lock().unwrap_or_else(PoisonError::into_inner).remarks.insert(name, lines);
+    }
+
+    /// The same of something that is looked at when somebody asks.
+    pub fn remark_by(&self, name: &'static str, look: impl Fn() -> Vec<String> + Send + Sync + 'static) {
+        self.looks.lock().unwrap_or_else(PoisonError::into_inner).insert(name, Arc::new(look));
     }
 
     /// All checks at this moment.
     #[must_use]
     pub fn report(&self) -> Report {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let looks = self.looks.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut report = self.report.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        report.remarks.extend(looks.into_iter().map(|(name, look)| (name, look())));
+        report
     }
 }
 

@@ -9,6 +9,7 @@ use super::{Exit, Overrides, loaded, online, out};
 use crate::config::Loaded;
 use crate::tools::Catalog;
 use crate::units::Secret;
+use crate::upstream::settings::{Route, Target};
 
 /// What `check` takes.
 #[derive(Debug, Args)]
@@ -50,24 +51,42 @@ fn summary(loaded: &Loaded, catalog: &Catalog) -> String {
         ],
     );
     part("upstreams", upstreams(loaded));
-    let route =
-        |model: &str, upstreams: &[String]| vec![model.to_owned(), format!("-> {}", upstreams.join(", "))];
-    part("routes", file.routes.iter().map(|r| route(&r.model, &r.upstreams)).collect());
+    part("routes", file.routes.iter().map(route).collect());
     part("teams", teams(loaded));
     part("tool servers", servers(loaded));
     part("tools", catalog.iter().map(|tool| row(tool)).collect());
     text
 }
 
+/// A route: the model, then its upstreams, with their shares and the model's name there.
+fn route(route: &Route) -> Vec<String> {
+    let target = |target: &Target| {
+        let mut text = target.name().to_owned();
+        if let Some(weight) = target.weight() {
+            text.push_str(&format!(" ({weight})"));
+        }
+        if let Some(model) = target.model().or(route.upstream_model.as_deref()) {
+            text.push_str(&format!(" as {model}"));
+        }
+        text
+    };
+    let targets: Vec<String> = route.upstreams.iter().map(target).collect();
+    vec![route.model.clone(), format!("-> {}", targets.join(", "))]
+}
+
 fn upstreams(loaded: &Loaded) -> Vec<Vec<String>> {
-    let key = |secret: &Option<Secret>| match secret {
-        None => "no key".to_owned(),
-        Some(Secret::Text(_)) => "key from the configuration".into(),
-        Some(Secret::Env { env }) => format!("key from ${env}"),
-        Some(Secret::File { file }) => format!("key from {file}"),
+    let key = |upstream: &crate::upstream::settings::Settings| {
+        let mut keys = upstream.keys();
+        match (keys.next(), keys.count()) {
+            (None, _) => "no key".to_owned(),
+            (Some(Secret::Text(_)), 0) => "key from the configuration".into(),
+            (Some(Secret::Env { env }), 0) => format!("key from ${env}"),
+            (Some(Secret::File { file }), 0) => format!("key from {file}"),
+            (Some(_), more) => format!("{} keys", more + 1),
+        }
     };
     let row = |(name, upstream): (&String, &crate::upstream::settings::Settings)| {
-        vec![name.clone(), upstream.base_url.clone(), word(&upstream.kind), key(&upstream.api_key)]
+        vec![name.clone(), upstream.base_url.clone(), word(&upstream.kind), key(upstream)]
     };
     loaded.file.upstreams.iter().map(row).collect()
 }

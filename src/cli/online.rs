@@ -1,28 +1,24 @@
 //! `fanfold check --online`: is every upstream there, and does it take the key? Asks for the list
 //! of models, which costs nothing. Does every tool server start, and what does it have?
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::header::{AUTHORIZATION, HeaderName, HeaderValue};
-use hyper::{Request, StatusCode};
-use hyper_rustls::HttpsConnectorBuilder;
-use hyper_util::client::legacy::Client;
-use hyper_util::rt::TokioExecutor;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
-use rustls::{ClientConfig, RootCertStore};
+use http_body_util::{BodyExt, Limited};
+use hyper::header::{HeaderMap, HeaderValue, USER_AGENT};
+use hyper::{Method, StatusCode};
 use secrecy::ExposeSecret;
 use tokio::time::timeout;
 
 use super::servers::{Running, up};
 use super::{Exit, out, runtime};
 use crate::config::{Loaded, process_env, secret};
+use crate::telemetry::Telemetry;
 use crate::tools::{Catalog, Condition};
 use crate::units::Secret;
 use crate::upstream::settings::Settings;
+use crate::upstream::{Asking, Setup, Upstream};
 
 /// How long one upstream may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -38,7 +34,7 @@ pub(super) fn run(loaded: &Loaded, catalog: &Catalog) -> Exit {
     let mut rows = Vec::new();
     let mut exit = Exit::Fine;
     for (name, upstream) in &loaded.file.upstreams {
-        let asked = runtime.block_on(async { timeout(PATIENCE, ask(upstream)).await });
+        let asked = runtime.block_on(async { timeout(PATIENCE, ask(loaded, name, upstream)).await });
         let (row, fine) = match asked.unwrap_or_else(|_| Err(format!("no answer within {PATIENCE:?}"))) {
             Ok(said) => (said, true),
             Err(said) => (format!("FAILED: {said}"), false),
@@ -73,13 +69,42 @@ pub(super) fn run(loaded: &Loaded, catalog: &Catalog) -> Exit {
     exit
 }
 
-/// What an upstream says to a question for its models.
-async fn ask(upstream: &Settings) -> Result<String, String> {
-    let tls = tls(upstream)?;
-    let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().build();
-    let client: Client<_, Empty<Bytes>> = Client::builder(TokioExecutor::new()).build(connector);
-    let sent = client.request(request(upstream)?).await;
-    let answer = sent.map_err(|why| format!("{}: is `base_url` right, and does it run?", chain(&why)))?;
+/// What an upstream says to a question for its models, with each of its keys and those of teams.
+async fn ask(loaded: &Loaded, name: &str, settings: &Settings) -> Result<String, String> {
+    let mut said = String::new();
+    let teams = loaded.file.teams.iter();
+    let of_teams =
+        teams.filter_map(|(team, of)| Some((format!("the key of `{team}`"), of.upstream_keys.get(name)?)));
+    let own: Vec<&Secret> = settings.keys().collect();
+    let several = own.len() > 1;
+    let own = own.into_iter().enumerate().map(|(i, key)| (format!("key {}", i + 1), key));
+    let mut keys: Vec<(String, Option<&Secret>)> =
+        own.chain(of_teams).map(|(who, key)| (who, Some(key))).collect();
+    if keys.is_empty() {
+        keys.push((String::new(), None));
+    }
+    for (who, key) in keys {
+        let only = Settings { api_key: key.cloned(), api_keys: Vec::new(), ..settings.clone() };
+        let because =
+            |why: String| if several || who.starts_with("the") { format!("{who}: {why}") } else { why };
+        said = ask_with(name, &only).await.map_err(because)?;
+    }
+    Ok(said)
+}
+
+async fn ask_with(name: &str, settings: &Settings) -> Result<String, String> {
+    let open =
+        |secret: &Secret| secret::open(secret, &process_env).map(|text| text.expose_secret().to_owned());
+    let telemetry = Telemetry::new().map_err(|why| why.to_string())?;
+    let setup = Setup { team_keys: &BTreeMap::new(), before: None, telemetry: &telemetry };
+    let upstream = Upstream::new(name, settings, setup, open).map_err(|why| why.message)?;
+    let mut headers = HeaderMap::new();
+    headers.insert(USER_AGENT, HeaderValue::from_static(concat!("fanfold/", env!("CARGO_PKG_VERSION"))));
+    let asking = Asking { team: "", model: None, again: false };
+    let sent = upstream.forward_whole(Method::GET, "/models", headers, Bytes::new(), asking).await;
+    let answer =
+        sent.map_err(|failure| format!("{}: is `base_url` right, and does it run?", failure.detail))?;
+    let answer = answer.response;
     let status = answer.status();
     match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(format!("it refuses the key ({status})")),
@@ -98,62 +123,4 @@ async fn ask(upstream: &Settings) -> Result<String, String> {
         StatusCode::NOT_FOUND => Ok("answers, but knows no /models (404): is `base_url` right?".into()),
         other => Err(format!("it answers {other} to /models")),
     }
-}
-
-fn request(upstream: &Settings) -> Result<Request<Empty<Bytes>>, String> {
-    let url = format!("{}/models", upstream.base_url.trim_end_matches('/'));
-    let mut request = Request::get(url).body(Empty::new()).map_err(|why| why.to_string())?;
-    let headers = request.headers_mut();
-    headers.insert(
-        hyper::header::USER_AGENT,
-        HeaderValue::from_static(concat!("fanfold/", env!("CARGO_PKG_VERSION"))),
-    );
-    if let Some(key) = &upstream.api_key {
-        headers.insert(AUTHORIZATION, value(key, "Bearer ")?);
-    }
-    for (name, secret) in &upstream.headers {
-        let name = HeaderName::from_bytes(name.as_bytes()).map_err(|why| why.to_string())?;
-        headers.insert(name, value(secret, "")?);
-    }
-    Ok(request)
-}
-
-fn value(secret: &Secret, before: &str) -> Result<HeaderValue, String> {
-    let text = secret::open(secret, &process_env)?;
-    let mut value = HeaderValue::from_str(&format!("{before}{}", text.expose_secret()))
-        .map_err(|_| "a header has a character that cannot stand there".to_owned())?;
-    value.set_sensitive(true);
-    Ok(value)
-}
-
-/// The upstream's own authorities, or the system's, or those built in.
-fn tls(upstream: &Settings) -> Result<ClientConfig, String> {
-    let mut roots = RootCertStore::empty();
-    match &upstream.ca {
-        Some(path) => {
-            let all = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-            let all = all.map_err(|why| format!("`{path}` has no certificates: {why}"))?;
-            roots.add_parsable_certificates(all);
-        }
-        None => {
-            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-            if roots.is_empty() {
-                roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
-            }
-        }
-    }
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-    Ok(config.map_err(|why| why.to_string())?.with_root_certificates(roots).with_no_client_auth())
-}
-
-/// An error with everything it was caused by.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    text
 }

@@ -859,7 +859,7 @@ fn files_of_secrets_are_watched_too() {
 /// The walk over the schema is ours: it has to know every word the schema uses.
 #[test]
 fn the_schema_says_nothing_the_walk_does_not_know() {
-    const KNOWN: [&str; 20] = [
+    const KNOWN: [&str; 21] = [
         "$schema",
         "title",
         "description",
@@ -880,6 +880,7 @@ fn the_schema_says_nothing_the_walk_does_not_know() {
         "minProperties",
         "format",
         "minimum",
+        "maximum",
     ];
     fn look(schema: &Value, at: &str) {
         let Value::Object(map) = schema else { return };
@@ -958,4 +959,41 @@ fn a_flag_adds_a_server() {
     assert_eq!(file.tools.keys().collect::<Vec<_>>(), ["sh", "tickets"]);
     let flags = Flags { mcp: vec![" ".into()], ..Flags::default() };
     assert!(reading_with(&with(""), &flags).finish().expect_err("a mistake").to_string().contains("--mcp"));
+}
+
+#[test]
+fn routes_to_several_upstreams_are_checked_at_their_place() {
+    let file = |routes: &str, more: &str| {
+        format!(
+            "upstreams:\n  a: {{ base_url: https://a.example/v1{more} }}\n  b: {{ base_url: https://b.example/v1 }}\nroutes:\n  - {{ model: '*', upstreams: {routes} }}\n"
+        )
+    };
+    let sound = loaded(&file("[{ name: a, weight: 3 }, { name: b, weight: 1, model: m }]", ""));
+    assert_eq!(sound.file.routes[0].upstreams[1].model(), Some("m"));
+    assert_eq!(sound.warnings().count(), 0);
+    for (routes, more, wanted) in [
+        ("[a, { name: bb }]", "", "there is no upstream `bb`"),
+        ("[a, { name: a }]", "", "`a` stands twice in this route"),
+        ("[a, { name: b, model: '' }]", "", "`model` is empty"),
+        ("[a, b]", ", api_version: '2024-10-21'", "`api_version` belongs to Azure's paths"),
+        ("[a, b]", ", api_key: x, api_keys: [y]", "`api_key` and `api_keys` exclude each other"),
+        ("[a, b]", ", api_keys: [y, y]", "this key stands here twice"),
+        ("[a, b]", ", api_keys: [y, '']", "`api_keys` is empty"),
+    ] {
+        assert_eq!(messages(&file(routes, more)), [wanted], "{routes} {more}");
+    }
+    let lone = warnings(&file("[a, { name: b, weight: 2 }]", ""));
+    assert!(lone.iter().any(|w| w.contains("a weight without a neighbour")), "{lone:?}");
+    let doubted = report(&file("[a, { name: b, wieght: 2 }]", ""));
+    assert!(doubted.contains("did you mean `weight`?"), "{doubted}");
+    let zero = messages(&file("[a, { name: b, weight: 0 }]", ""));
+    assert_eq!(zero.len(), 1, "{zero:?}");
+}
+
+#[test]
+fn a_teams_key_belongs_to_an_upstream_that_is_there() {
+    let with_keys = |keys: &str| with(&format!("teams: {{ blue: {{ upstream_keys: {keys} }} }}"));
+    assert_eq!(messages(&with_keys("{ mian: x }")), ["there is no upstream `mian`"]);
+    assert_eq!(messages(&with_keys("{ main: '' }")), ["`main` is empty"]);
+    assert!(!report(&with_keys("{ mian: sk-very-secret }")).contains("sk-very-secret"));
 }

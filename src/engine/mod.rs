@@ -27,6 +27,8 @@ mod round;
 mod turn;
 
 #[cfg(test)]
+mod failover_tests;
+#[cfg(test)]
 mod random_tests;
 #[cfg(test)]
 mod tests;
@@ -35,7 +37,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::wire::error::ErrorReply;
-use crate::wire::failure::Failure;
+use crate::wire::failure::{Fact, Failure};
 use crate::wire::raw::{Member, Raw};
 use crate::wire::reply::{FinishReason, Head, Piece};
 use crate::wire::request::Choice;
@@ -95,8 +97,8 @@ pub enum Action {
     Show(Show),
     /// Keep the results of a mixed reply.
     Park(Parked),
-    /// The upstream does not take `parallel_tool_calls` for this model: remember it.
-    LearnNoParallel,
+    /// The upstream that was asked last refuses something for this model: remember it.
+    Learn(Fact),
     /// The turn is over.
     Finish(Finish),
 }
@@ -110,12 +112,18 @@ pub struct Ask {
     pub round: u32,
     /// How often this round was asked before.
     pub attempt: u8,
+    /// The upstream to ask, by its place in [`TurnPlan::targets`](crate::policy::plan::TurnPlan::targets).
+    pub target: usize,
     /// `parallel_tool_calls`.
     pub parallel: Option<bool>,
     /// What becomes of `tool_choice`.
     pub choice: Choice,
     /// No tools are sent.
     pub drop_tools: bool,
+    /// No `response_format` is sent: the tools are, and the upstream refuses both together.
+    pub drop_format: bool,
+    /// `reasoning_effort` is `none`: the upstream refuses tools otherwise.
+    pub no_effort: bool,
 }
 
 /// One run of a call.

@@ -42,11 +42,16 @@ impl Play {
         plan.rules.limits = limits.clone();
         plan.forcing = chance.bool();
         plan.stream = chance.bool();
-        plan.habits.honours_tool_choice = chance.bool();
-        plan.decision.send = chance.bool().then_some(true);
+        plan.targets[0].habits.honours_tool_choice = chance.bool();
+        plan.targets[0].decision.send = chance.bool().then_some(true);
         if chance.bool() {
             plan.rules.interim_text = InterimText::Hold;
         }
+        for _ in 0..chance.usize(..3) {
+            plan.targets.push(plan.targets[0].clone());
+        }
+        plan.formatted = chance.bool();
+        plan.targets[0].habits.takes_format_with_tools = chance.bool();
         if chance.u8(..8) == 0 {
             plan.owned.clear();
         }
@@ -119,6 +124,10 @@ impl Play {
                     FailureKind::Refused,
                     FailureKind::ParallelRefused,
                     FailureKind::Busy,
+                    FailureKind::EffortRefused,
+                    FailureKind::LeftAlone,
+                    FailureKind::Withheld,
+                    FailureKind::ServerError,
                 ];
                 let kind = kinds[self.chance.usize(..kinds.len())];
                 Input::Failed(self.some_ask(), Box::new(Failure::new(kind, "")))
@@ -164,7 +173,7 @@ impl Play {
                 }
                 Action::Stop(run) => assert!(self.open.remove(run).is_some(), "stopped what does not run"),
                 Action::Finish(_) => self.finished = true,
-                Action::Cancel | Action::Show(_) | Action::Park(_) | Action::LearnNoParallel => {}
+                Action::Cancel | Action::Show(_) | Action::Park(_) | Action::Learn(_) => {}
             }
         }
         assert_eq!(self.turn.is_done(), self.finished);

@@ -31,6 +31,8 @@ pub struct RoundRecord {
     pub ended: Option<Duration>,
     /// How often it was asked again.
     pub again: u8,
+    /// The upstream that was asked last, by its place in the plan.
+    pub target: usize,
     /// What the upstream reported.
     pub usage: Option<Raw>,
     /// The word of the upstream's finish reason.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::{AskId, CallPart, Opening, Part, RunId};
 use crate::policy::plan::TurnPlan;
+use crate::policy::retry::Tries;
 use crate::wire::call::{Assembler, Call, TooManyCalls, canonical};
 use crate::wire::fold::{FoldedMembers, Text};
 use crate::wire::message;
@@ -66,7 +67,9 @@ impl Standing {
 #[derive(Debug)]
 pub(super) struct Round {
     pub(super) ask: AskId,
-    pub(super) attempt: u8,
+    pub(super) tries: Tries,
+    /// What the reply says is not in the format the client wants: it was asked without it.
+    pub(super) unformatted: bool,
     /// The reply is complete.
     pub(super) complete: bool,
     /// Something of this reply was shown.
@@ -92,10 +95,11 @@ pub(super) struct Round {
 }
 
 impl Round {
-    pub(super) fn new(ask: AskId, attempt: u8) -> Self {
+    pub(super) fn new(ask: AskId, tries: Tries, unformatted: bool) -> Self {
         Self {
             ask,
-            attempt,
+            tries,
+            unformatted,
             complete: false,
             shown: false,
             text_shown: false,
@@ -158,8 +162,7 @@ impl Round {
     fn hear_call(&mut self, at: usize, piece: &CallPiece, plan: &TurnPlan) -> Option<CallPart> {
         let call = &self.assembler.calls()[at];
         if let Whose::Foreign(index) = self.standings[at].whose {
-            let token =
-                |sent: &Raw| if call.is_irregular() { call.arguments_token(false) } else { sent.clone() };
+            let token = |sent: &Raw| if call.is_irregular() { call.arguments_token() } else { sent.clone() };
             let arguments = piece.arguments.as_ref().map(token);
             let (members, function) = (piece.members.clone(), piece.function.clone());
             return Some(CallPart { index, opening: None, arguments, members, function });
@@ -299,14 +302,13 @@ impl Round {
     }
 
     /// The assistant message, as it goes back.
-    pub(super) fn assistant(&self, plan: &TurnPlan) -> Raw {
+    pub(super) fn assistant(&self) -> Raw {
         message::assistant(&message::Said {
             whole: self.whole.as_ref(),
             text: &self.text,
             members: &self.members,
             calls: &self.calls,
             changed: self.changed,
-            tame: plan.habits.tame_arguments,
         })
     }
 }
@@ -335,7 +337,7 @@ fn opened(call: &Call, index: usize) -> CallPart {
     CallPart {
         index,
         opening: Some(Opening { id: call.id.clone(), kind: call.kind().cloned(), name: call.name.clone() }),
-        arguments: (!call.is_custom()).then(|| call.arguments_token(false)),
+        arguments: (!call.is_custom()).then(|| call.arguments_token()),
         members: Vec::new(),
         function: Vec::new(),
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::policy::parallel::{Decision, Reason};
-use crate::policy::plan::{Habits, Rules, TurnPlan};
+use crate::policy::plan::{Habits, Rules, TargetPlan, TurnPlan};
 use crate::policy::settings::{InterimText, Limits, StrictParallel};
 use crate::wire::failure::FailureKind;
 use crate::wire::reply::{Decoded, decode};
@@ -28,7 +28,12 @@ pub(super) fn plan() -> TurnPlan {
         (tool.name.clone(), Arc::new(tool))
     };
     TurnPlan {
-        decision: Decision { send: None, reason: Reason::Default },
+        targets: vec![TargetPlan {
+            decision: Decision { send: None, reason: Reason::Default },
+            habits: Habits::default(),
+            rewrite: false,
+        }],
+        formatted: false,
         owned: [
             tool("read", Effect::Read, OnDisconnect::Stop),
             tool("look", Effect::Read, OnDisconnect::Stop),
@@ -41,7 +46,6 @@ pub(super) fn plan() -> TurnPlan {
         include_usage: true,
         transcript: true,
         legacy_functions: false,
-        habits: Habits::default(),
         rules: Rules {
             strict_parallel: StrictParallel::Serialize,
             interim_text: InterimText::Stream,
@@ -168,7 +172,7 @@ fn told(action: &Action) -> Option<String> {
             told
         }
         Action::Park(parked) => format!("park {:?}", parked.foreign().collect::<Vec<_>>()),
-        Action::LearnNoParallel => "learn".into(),
+        Action::Learn(fact) => format!("learn {fact:?}"),
         Action::Finish(Finish::Answer(reason)) => format!("finish {}", reason.word()),
         Action::Finish(Finish::Failed(error)) => format!("failed {} {}", error.status, error.code),
         Action::Finish(Finish::Gone) => "gone".into(),
@@ -402,8 +406,8 @@ fn the_last_round_is_never_an_empty_answer() {
 #[test]
 fn an_upstream_that_ignores_the_choice_gets_no_tools_in_the_last_round() {
     let mut plan = limited(|l| l.rounds = 1);
-    plan.habits.honours_tool_choice = false;
-    plan.decision.send = Some(false);
+    plan.targets[0].habits.honours_tool_choice = false;
+    plan.targets[0].decision.send = Some(false);
     let mut s = Scene::begun(plan);
     s.call(0, "write", "{}");
     s.end("tool_calls");
@@ -528,7 +532,7 @@ fn after_an_effect_no_failure_invites_a_repetition() {
 #[test]
 fn a_refused_parameter_is_left_out_and_learned() {
     let mut plan = plan();
-    plan.decision.send = Some(false);
+    plan.targets[0].decision.send = Some(false);
     let mut s = Scene::new(plan);
     let mut actions = Vec::new();
     s.turn.step(Input::Begin, ms(0), &mut actions);
@@ -537,7 +541,10 @@ fn a_refused_parameter_is_left_out_and_learned() {
     let failure = Box::new(Failure::new(FailureKind::ParallelRefused, ""));
     s.turn.step(Input::Failed(1, failure), ms(1), &mut actions);
     assert!(
-        matches!(actions[..], [Action::LearnNoParallel, Action::Ask(Ask { parallel: None, id: 2, .. })]),
+        matches!(
+            actions[..],
+            [Action::Learn(Fact::NoParallel), Action::Ask(Ask { parallel: None, id: 2, .. })]
+        ),
         "{actions:?}"
     );
     s.ask = 2;
@@ -634,4 +641,16 @@ fn a_client_that_waits_for_the_whole_answer_sees_nothing_of_a_reply_that_is_aske
     assert_eq!(s.wait(), ["ask 1.1"]);
     s.text("whole");
     assert_eq!(s.end("stop"), ["show \"whole\"", "finish stop"]);
+}
+
+#[test]
+fn an_answer_without_the_clients_format_is_not_shown_but_asked_for_again_in_it() {
+    let mut plan = plan();
+    plan.formatted = true;
+    plan.targets[0].habits.takes_format_with_tools = false;
+    let mut s = Scene::begun(plan);
+    assert_eq!(s.text("plain"), Vec::<String>::new());
+    assert_eq!(s.end("stop"), ["ask 2.0 drop without tools"]);
+    assert_eq!(s.text("formatted"), ["show \"formatted\""]);
+    assert_eq!(s.end("stop"), ["finish stop"]);
 }

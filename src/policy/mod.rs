@@ -6,4 +6,5 @@
 pub mod parallel;
 pub mod pattern;
 pub mod plan;
+pub mod retry;
 pub mod settings;

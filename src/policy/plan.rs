@@ -7,6 +7,8 @@ use std::time::Duration;
 use super::parallel::{Decision, Facts, decide};
 use super::settings::{InterimText, Limits, StrictParallel};
 use crate::wire::error::ErrorReply;
+use crate::wire::failure::Fact;
+use crate::wire::history::Shape;
 use crate::wire::request::{ChatRequest, ToolChoice};
 use crate::wire::tool::OwnedTool;
 
@@ -19,8 +21,12 @@ pub struct Habits {
     pub takes_parallel: bool,
     /// It honours `tool_choice: "none"`.
     pub honours_tool_choice: bool,
-    /// It refuses a history whose arguments are not JSON.
-    pub tame_arguments: bool,
+    /// It takes `response_format` together with tools.
+    pub takes_format_with_tools: bool,
+    /// It takes a `reasoning_effort` other than `none` together with tools.
+    pub takes_effort_with_tools: bool,
+    /// How it wants a history.
+    pub history: Shape,
     /// It is asked in streaming mode.
     pub streams: bool,
 }
@@ -31,7 +37,9 @@ impl Default for Habits {
             needs_serial_strict: false,
             takes_parallel: true,
             honours_tool_choice: true,
-            tame_arguments: false,
+            takes_format_with_tools: true,
+            takes_effort_with_tools: true,
+            history: Shape::default(),
             streams: true,
         }
     }
@@ -55,22 +63,41 @@ pub struct Rules {
 /// What becomes of a request that is not refused.
 #[derive(Debug, Clone)]
 pub enum Plan {
-    /// Bytes go through; nothing but `parallel_tool_calls` may differ, and that only if `rewrite`.
-    Relay {
-        /// The decision of the rule.
-        decision: Decision,
-        /// The body has to be written anew.
-        rewrite: bool,
-    },
+    /// Bytes go through; little may differ, and that only at upstreams whose plan says so.
+    Relay(Vec<TargetPlan>),
     /// The turn engine takes it.
     Turn(Arc<TurnPlan>),
+}
+
+/// What was decided for one of the upstreams a request may go to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TargetPlan {
+    /// The decision of the rule.
+    pub decision: Decision,
+    /// The upstream's habits.
+    pub habits: Habits,
+    /// The body has to be written anew.
+    pub rewrite: bool,
+}
+
+impl TargetPlan {
+    /// What it turned out to refuse is left out.
+    pub const fn refuse(&mut self, fact: Fact) {
+        match fact {
+            Fact::NoParallel => self.decision = Decision::UNSUPPORTED,
+            Fact::NoEffort => self.habits.takes_effort_with_tools = false,
+        }
+        self.rewrite = true;
+    }
 }
 
 /// What the engine has to know of a request.
 #[derive(Debug, Clone)]
 pub struct TurnPlan {
-    /// The decision of the rule.
-    pub decision: Decision,
+    /// The upstreams it may go to, in the order in which they are asked; there is at least one.
+    pub targets: Vec<TargetPlan>,
+    /// The client wants its answer in a format, by `response_format`.
+    pub formatted: bool,
     /// The tools fanfold runs in this turn, by name; a client's `allowed_tools` has narrowed them.
     pub owned: BTreeMap<Arc<str>, Arc<OwnedTool>>,
     /// The names of the tools the client declared; calls of them are the client's.
@@ -85,13 +112,23 @@ pub struct TurnPlan {
     pub transcript: bool,
     /// The client used `functions`.
     pub legacy_functions: bool,
-    /// The upstream's habits.
-    pub habits: Habits,
     /// The rules.
     pub rules: Rules,
 }
 
 impl TurnPlan {
+    /// No tools go out at all.
+    #[must_use]
+    pub fn has_no_tools(&self) -> bool {
+        self.owned.is_empty() && self.foreign.is_empty() && !self.legacy_functions
+    }
+
+    /// What was decided for the upstream that is asked first.
+    #[must_use]
+    pub fn decision(&self) -> Decision {
+        self.targets.first().map_or(Decision::UNSUPPORTED, |target| target.decision)
+    }
+
     /// Whether arguments and results are kept until the turn is over.
     #[must_use]
     pub const fn keeps_content(&self) -> bool {
@@ -108,10 +145,10 @@ pub struct Circumstances<'a> {
     pub narrowed: Option<&'a [String]>,
     /// The header asks for the transcript.
     pub transcript: bool,
-    /// The messages were changed by restoring parked results, or the model is rewritten.
+    /// The messages were changed by restoring parked results.
     pub changed: bool,
-    /// The habits of upstream and model.
-    pub habits: &'a Habits,
+    /// The habits of the upstreams, in the order in which they are asked; there is at least one.
+    pub targets: &'a [Habits],
     /// The rules.
     pub rules: &'a Rules,
 }
@@ -119,13 +156,22 @@ pub struct Circumstances<'a> {
 /// Plans a request.
 pub fn plan(request: &ChatRequest, with: &Circumstances<'_>) -> Result<Plan, ErrorReply> {
     let owned = owned(request, with)?;
-    let decision = decide(&facts(request, &owned, with))?;
     let transcript = with.transcript || request.own.as_ref().is_some_and(|own| own.transcript);
     let no_tools = request.tools.is_empty() && owned.is_empty();
     let illegal = no_tools && request.has_tool_parameters();
-    let rewrite = with.changed || request.own.is_some() || illegal || decision.send != request.parallel;
+    let rewrite = with.changed || request.own.is_some() || illegal;
+    let mut targets = Vec::with_capacity(with.targets.len());
+    for habits in with.targets {
+        let decision = decide(&facts(request, &owned, with.rules, habits))?;
+        // What the upstream refuses is only known to the engine.
+        let refused = !no_tools
+            && ((request.formatted && !habits.takes_format_with_tools) || !habits.takes_effort_with_tools);
+        let rewrite = rewrite || refused || decision.send != request.parallel;
+        targets.push(TargetPlan { decision, habits: habits.clone(), rewrite });
+    }
+    let rewrite = targets.iter().any(|target| target.rewrite);
     if owned.is_empty() && (request.n != 1 || !(rewrite || transcript)) {
-        return Ok(Plan::Relay { decision, rewrite });
+        return Ok(Plan::Relay(targets));
     }
     if request.n != 1 {
         return Err(ErrorReply::invalid_value(
@@ -135,7 +181,8 @@ pub fn plan(request: &ChatRequest, with: &Circumstances<'_>) -> Result<Plan, Err
         ));
     }
     Ok(Plan::Turn(Arc::new(TurnPlan {
-        decision,
+        targets,
+        formatted: request.formatted,
         foreign: request.tools.iter().map(|tool| tool.name.clone()).collect(),
         forcing: matches!(
             request.tool_choice,
@@ -145,7 +192,6 @@ pub fn plan(request: &ChatRequest, with: &Circumstances<'_>) -> Result<Plan, Err
         include_usage: request.include_usage,
         transcript,
         legacy_functions: request.legacy_functions,
-        habits: with.habits.clone(),
         rules: with.rules.clone(),
         owned,
     })))
@@ -222,17 +268,17 @@ fn choice_allows(request: &ChatRequest, tool: &OwnedTool, with: &Circumstances<'
     }
 }
 
-fn facts<'a>(request: &'a ChatRequest, owned: &'a OwnedTools, with: &Circumstances<'_>) -> Facts<'a> {
+fn facts<'a>(request: &'a ChatRequest, owned: &'a OwnedTools, rules: &Rules, habits: &Habits) -> Facts<'a> {
     let clients = request.tools.iter().find(|tool| tool.strict).map(|tool| tool.name.as_str());
     let ours = owned.values().find(|tool| tool.strict).map(|tool| &*tool.name);
     Facts {
-        rule: with.rules.strict_parallel,
+        rule: rules.strict_parallel,
         any_tools: !request.tools.is_empty() || !owned.is_empty(),
         strict_tool: clients.or(ours),
         strict_is_clients: clients.is_some(),
         client: request.parallel,
-        needs_rule: with.habits.needs_serial_strict,
-        supported: with.habits.takes_parallel,
+        needs_rule: habits.needs_serial_strict,
+        supported: habits.takes_parallel,
     }
 }
 

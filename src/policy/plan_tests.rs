@@ -53,7 +53,7 @@ impl Case {
                 narrowed: self.narrowed.as_deref(),
                 transcript: false,
                 changed: false,
-                habits: &self.habits,
+                targets: std::slice::from_ref(&self.habits),
                 rules: &self.rules,
             },
         )
@@ -63,12 +63,13 @@ impl Case {
     fn told(&self, more: &str) -> String {
         match self.plan(more) {
             Err(error) => error.code,
-            Ok(Plan::Relay { decision, rewrite }) => {
-                format!("{} {decision}", if rewrite { "rewrite" } else { "relay" })
+            Ok(Plan::Relay(targets)) => {
+                let TargetPlan { decision, rewrite, .. } = &targets[0];
+                format!("{} {decision}", if *rewrite { "rewrite" } else { "relay" })
             }
             Ok(Plan::Turn(turn)) => {
                 let names: Vec<_> = turn.owned.keys().map(|name| &**name).collect();
-                format!("turn {} {}", names.join("+"), turn.decision)
+                format!("turn {} {}", names.join("+"), turn.decision())
             }
         }
     }

@@ -16,12 +16,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::render::{self, To};
 use super::sink::{Gone, Sink, Wait};
 use super::slots::Slots;
 use super::summary::{self, Summary};
@@ -32,11 +32,11 @@ use crate::store::Store;
 use crate::team::Team;
 use crate::telemetry::Telemetry;
 use crate::tools::{Call, Catalog};
-use crate::upstream::{AskHead, Expect, Heard, Reply, Route};
+use crate::upstream::{AskHead, Asking, Expect, Heard, Reply, Route, Target};
 use crate::wire::failure::FailureKind;
 use crate::wire::raw::Raw;
 use crate::wire::reply::Piece;
-use crate::wire::request::{ChatRequest, Outgoing};
+use crate::wire::request::ChatRequest;
 use crate::wire::tool::{Outcome, OutcomeKind};
 
 /// How much longer than the engine's own deadline a tool may think it has.
@@ -68,8 +68,10 @@ pub struct Started {
     pub parts: Parts,
     /// Who asks.
     pub team: Arc<Team>,
-    /// Where it goes.
+    /// By which route it goes.
     pub route: Arc<Route>,
+    /// Where it goes, in the order of the plan's targets.
+    pub targets: Vec<Target>,
     /// What was decided.
     pub plan: Arc<TurnPlan>,
     /// The request, parked results restored.
@@ -108,6 +110,8 @@ pub(super) struct Driver {
     client_gone: bool,
     /// How the last ask failed.
     failed: Option<FailureKind>,
+    /// The upstream that was asked last, by its place.
+    target: usize,
     /// What is to be kept before the client hears of the finish: its next request may come at once,
     /// and to another replica.
     parked: Option<Parked>,
@@ -131,6 +135,7 @@ impl Driver {
             first_shown: None,
             client_gone: false,
             failed: None,
+            target: 0,
             parked: None,
         }
     }
@@ -214,8 +219,8 @@ impl Driver {
             }
             Heard::Failed(failure) => {
                 self.reply = None;
-                tracing::debug!(request_id = %self.started.request_id, upstream = %self.started.route.upstream.name, kind = failure.kind.label(), detail = %failure.detail, "ask failed");
-                summary::ask_failed(&self.started, &failure);
+                tracing::debug!(request_id = %self.started.request_id, upstream = %self.started.targets[self.target].upstream.name, kind = failure.kind.label(), detail = %failure.detail, "ask failed");
+                summary::ask_failed(&self.started, self.target, &failure);
                 self.failed = Some(failure.kind);
                 self.step(Input::Failed(ask, failure), actions);
             }
@@ -248,9 +253,15 @@ impl Driver {
             match action {
                 Action::Ask(ask) => {
                     if let Some(why) = self.failed.take() {
-                        summary::asked_again(&self.started, why);
+                        let before = &self.started.targets[self.target].upstream;
+                        let moves_on = ask.target != self.target;
+                        summary::asked_again(&self.started.parts.telemetry, before, why, moves_on);
                     }
-                    self.reply = Some((ask.id, ask_upstream(&self.started, &self.owned, &self.turn, &ask)));
+                    if std::mem::replace(&mut self.target, ask.target) != ask.target {
+                        self.sink.decided(self.turn.decision());
+                    }
+                    let asked = ask_upstream(&self.started, &self.owned, &self.turn, &ask);
+                    self.reply = asked.map(|reply| (ask.id, reply));
                 }
                 Action::Cancel => self.reply = None,
                 Action::Run(run) => start_call(
@@ -274,9 +285,10 @@ impl Driver {
                     self.sink.show(&show);
                 }
                 Action::Park(parked) => self.parked = Some(parked),
-                Action::LearnNoParallel => {
-                    let Started { parts, route, request, .. } = &self.started;
-                    summary::learned(&parts.telemetry, &route.upstream, &request.model);
+                Action::Learn(fact) => {
+                    let Started { parts, targets, request, .. } = &self.started;
+                    let target = &targets[self.target];
+                    summary::learned(&parts.telemetry, &target.upstream, fact, target.model(&request.model));
                     self.sink.decided(self.turn.decision());
                 }
                 Action::Finish(finish) => return Some(finish),
@@ -340,36 +352,20 @@ async fn heard(reply: &mut Option<(u32, Reply)>, pieces: &mut Vec<Piece>) -> (u3
     }
 }
 
-/// The body of an ask.
-pub(super) fn render(
-    request: &ChatRequest,
-    plan: &TurnPlan,
-    owned: &[Arc<str>],
-    appended: &[Raw],
-    ask: &Ask,
-) -> Bytes {
-    request.render(&Outgoing {
-        model: None,
-        appended,
-        owned,
-        drop_tools: ask.drop_tools,
-        choice: ask.choice,
-        parallel: ask.parallel,
-        stream: plan.habits.streams,
-        keep_stream_options: false,
-    })
-}
-
-fn ask_upstream(started: &Started, owned: &[Arc<str>], turn: &Turn, ask: &Ask) -> Reply {
-    let body = render(&started.request, &started.plan, owned, turn.appended(), ask);
+fn ask_upstream(started: &Started, owned: &[Arc<str>], turn: &Turn, ask: &Ask) -> Option<Reply> {
+    let (target, plan) = (started.targets.get(ask.target)?, started.plan.targets.get(ask.target)?);
+    let to = To { target, plan };
+    let body = render::asked(&started.request, &started.plan, to, owned, turn.appended(), ask);
     let limits = &started.plan.rules.limits;
     let expect = Expect {
-        stream: started.plan.habits.streams,
+        stream: plan.habits.streams,
         legacy: started.plan.legacy_functions,
         reply: limits.reply.0,
         event: limits.event.0,
     };
-    started.route.upstream.ask(body, &started.head, expect)
+    let model = target.model(&started.request.model);
+    let asking = Asking { team: &started.team.name, model: Some(model), again: ask.attempt > 0 };
+    Some(target.upstream.ask(body, &started.head, expect, asking))
 }
 
 fn start_call(

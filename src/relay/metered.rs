@@ -66,7 +66,7 @@ pub(super) struct Metered {
 impl Metered {
     pub(super) fn new(body: Incoming, open: Open, status: StatusCode, kind: Streams) -> Option<Self> {
         let passing = open.0.as_ref()?;
-        let allowed = passing.upstream.stall_timeout();
+        let allowed = passing.targets.now().upstream.stall_timeout();
         let shutdown = Box::pin(passing.shutdown.clone().cancelled_owned());
         let stall = Box::pin(tokio::time::sleep(allowed));
         Some(Self { body, open, status, kind, tail: Vec::new(), stall, allowed, shutdown, over: false })

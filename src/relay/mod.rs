@@ -9,13 +9,13 @@ mod ending;
 pub mod headers;
 mod metered;
 pub mod pass;
+pub mod render;
 mod sink;
 mod slots;
 mod summary;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bytes::Bytes;
 use http::{HeaderMap, Response};
 use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
@@ -23,10 +23,6 @@ use tokio_util::task::TaskTracker;
 pub use drive::{Parts, Started};
 pub use sink::{error_headers, error_response};
 pub use slots::Slots;
-
-use crate::engine::Ask;
-use crate::policy::plan::TurnPlan;
-use crate::wire::request::{ChatRequest, Choice};
 
 /// How the client's side of a turn behaves.
 #[derive(Debug, Clone)]
@@ -73,20 +69,4 @@ pub async fn begin<H: Send + 'static>(
 
 fn seconds_since_1970() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
-
-/// The body that the first question of a turn would have.
-#[must_use]
-pub fn first_question(request: &ChatRequest, plan: &TurnPlan) -> Bytes {
-    let owned: Vec<_> = plan.owned.values().map(|tool| tool.definition.clone()).collect();
-    let no_tools = owned.is_empty() && plan.foreign.is_empty() && !plan.legacy_functions;
-    let ask = Ask {
-        id: 1,
-        round: 1,
-        attempt: 0,
-        parallel: plan.decision.send,
-        choice: if no_tools { Choice::Drop } else { Choice::Keep },
-        drop_tools: false,
-    };
-    drive::render(request, plan, &owned, &[], &ask)
 }

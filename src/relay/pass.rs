@@ -18,15 +18,18 @@ use super::body::Body;
 use super::headers::{end_to_end, tell};
 use super::metered::{Metered, Streams};
 use super::sink::error_response;
-use super::summary;
+use super::{render, summary};
 use crate::policy::parallel::Decision;
+use crate::policy::retry::Tries;
 use crate::telemetry::{Telemetry, metrics};
-use crate::upstream::{Sent, Upstream, retry_after};
+use crate::upstream::{Answered, Asking, Sent, State, Target, retry_after};
 use crate::wire::error::ErrorReply;
-use crate::wire::failure::{Failure, FailureKind};
+use crate::wire::failure::{Fact, Failure, FailureKind};
 
 /// Where chats are, below an upstream's base URL.
 const CHAT: &str = "/chat/completions";
+/// Where one model is described.
+const ONE_MODEL: &str = "/models/";
 /// The largest error body that is read whole, in bytes.
 const LARGEST_ERROR: usize = 1024 * 1024;
 /// The first pause before a request is sent again; it doubles.
@@ -35,11 +38,11 @@ const BACK_OFF: Duration = Duration::from_millis(100);
 /// Whose request goes through, and what it is counted as.
 #[derive(Debug, Clone)]
 pub struct Passing {
-    /// Where it goes.
-    pub upstream: Arc<Upstream>,
+    /// Where it goes, in the order in which they are asked.
+    pub targets: Targets,
     /// Metrics.
     pub telemetry: Telemetry,
-    /// The team, as a label.
+    /// The team: its name is a label, and it may have keys of its own.
     pub team: Arc<str>,
     /// The route's pattern, as a label.
     pub model: Arc<str>,
@@ -51,6 +54,38 @@ pub struct Passing {
     pub shutdown: CancellationToken,
     /// A chat is a turn too, if of one round: it has its line in the log.
     pub turn: Option<Turn>,
+}
+
+/// The upstreams a request may go to, and whose turn it is.
+#[derive(Debug, Clone)]
+pub struct Targets {
+    /// In order; never empty.
+    list: Vec<Target>,
+    at: usize,
+}
+
+impl Targets {
+    /// These, in this order; `None` if there are none.
+    #[must_use]
+    pub fn new(list: Vec<Target>) -> Option<Self> {
+        (!list.is_empty()).then_some(Self { list, at: 0 })
+    }
+
+    /// The one whose turn it is.
+    #[must_use]
+    pub fn now(&self) -> &Target {
+        &self.list[self.at]
+    }
+
+    fn move_on(&mut self) {
+        self.at = (self.at + 1) % self.list.len();
+    }
+
+    /// Begins with the first that is not left alone, where nothing can be sent twice.
+    fn skip_those_left_alone(&mut self) {
+        let open = |target: &Target| matches!(target.upstream.standing().state, State::Open(_));
+        self.at = self.list.iter().position(|target| !open(target)).unwrap_or(self.at);
+    }
 }
 
 /// What the log says of a chat that goes through.
@@ -67,21 +102,28 @@ pub struct Turn {
 /// What is sent.
 pub enum Request<'a> {
     /// A body held whole, which is sent again when nothing could be sent the first time.
-    Whole(Bytes),
+    Whole(Held<'a>),
     /// A body handed through.
     Streamed(Sent),
     /// A chat.
     Chat(Chat<'a>),
 }
 
-/// A chat that goes through.
-pub struct Chat<'a> {
+/// A body that is held whole.
+pub struct Held<'a> {
     /// The body.
     pub body: Bytes,
+    /// The model the request names, where it names one.
+    pub model: Option<&'a str>,
+}
+
+/// A chat that goes through.
+pub struct Chat<'a> {
     /// The model it asks.
     pub model: &'a str,
-    /// Makes the same body without `parallel_tool_calls`, should the upstream refuse that.
-    pub without: &'a (dyn Fn() -> Bytes + Sync),
+    /// Makes the body for one of the upstreams, by its place among them, when these turned out to be
+    /// refused there; and gives the decision that is in it.
+    pub body: &'a (dyn Fn(usize, &[Fact]) -> (Bytes, Decision) + Sync),
 }
 
 impl Passing {
@@ -99,10 +141,7 @@ impl Passing {
         let shutdown = passing.shutdown.clone();
         let asked = Instant::now();
         let answered = tokio::select! {
-            answered = passing.answered(&method, path, &headers, request) => answered.map_err(|failure| {
-                passing.failed(&failure);
-                failure.reply
-            }),
+            answered = passing.answered(&method, path, &headers, request) => answered,
             () = shutdown.cancelled() => Err(ErrorReply::shutting_down()),
         };
         match answered {
@@ -118,61 +157,126 @@ impl Passing {
         path: &str,
         headers: &HeaderMap,
         request: Request<'_>,
-    ) -> Result<Answer, Box<Failure>> {
-        match request {
-            Request::Streamed(body) => {
-                let response = self.upstream.forward(method.clone(), path, headers.clone(), body).await?;
-                judged(response, false).await
-            }
-            Request::Whole(body) => self.again(method, path, headers, &body, false).await,
-            Request::Chat(chat) => match self.again(method, path, headers, &chat.body, true).await {
-                Err(failure) if failure.kind == FailureKind::ParallelRefused => {
-                    summary::learned(&self.telemetry, &self.upstream, chat.model);
-                    tell(&mut self.headers, Decision::UNSUPPORTED);
-                    self.again(method, path, headers, &(chat.without)(), true).await
-                }
-                answered => answered,
-            },
-        }
+    ) -> Result<Answer, ErrorReply> {
+        let body = match request {
+            Request::Streamed(body) => return self.streamed(method, path, headers, body).await,
+            Request::Whole(held) => Asked::Held(held),
+            Request::Chat(chat) => Asked::Chat(chat, vec![Vec::new(); self.targets.list.len()]),
+        };
+        self.again(method, path, headers, body).await
+    }
+
+    /// A body that is handed through is sent once, and to one upstream.
+    async fn streamed(
+        &mut self,
+        method: &Method,
+        path: &str,
+        headers: &HeaderMap,
+        body: Sent,
+    ) -> Result<Answer, ErrorReply> {
+        self.targets.skip_those_left_alone();
+        let target = self.targets.now().clone();
+        let asking = Asking { team: &self.team, model: target.model.as_deref(), again: false };
+        let sent = target.upstream.forward(method.clone(), path, headers.clone(), body, asking).await;
+        let judged = match sent {
+            Ok(answered) => judged(answered, false, false).await,
+            Err(failure) => Err((failure, HeaderMap::new())),
+        };
+        judged.map_err(|(failure, _)| {
+            self.failed(&failure);
+            failure.reply
+        })
     }
 
     /// Sends a body that is held, again where nothing has been answered yet.
     async fn again(
-        &self,
+        &mut self,
         method: &Method,
         path: &str,
         headers: &HeaderMap,
-        body: &Bytes,
-        chat: bool,
-    ) -> Result<Answer, Box<Failure>> {
-        let mut attempt = 0u8;
+        mut asked: Asked<'_>,
+    ) -> Result<Answer, ErrorReply> {
+        let (mut tries, upstreams) = (Tries::default(), self.targets.list.len());
+        let chat = matches!(asked, Asked::Chat(..));
         loop {
-            let sent = self.upstream.forward_whole(method.clone(), path, headers.clone(), body.clone()).await;
-            let answered = match sent {
-                Ok(response) => judged(response, chat).await,
-                Err(failure) => Err(failure),
+            let target = self.targets.now().clone();
+            let body = self.body(&asked, &target);
+            let path = match &target.model {
+                Some(model) if path.starts_with(ONE_MODEL) => format!("{ONE_MODEL}{}", segment(model)),
+                _ => path.to_owned(),
             };
-            let failure = match answered {
-                Err(failure) if attempt < failure.kind.again() && failure.may_wait() => failure,
-                answered => return answered,
+            let model = target.model.as_deref().or(asked.model());
+            let asking = Asking { team: &self.team, model, again: tries.count() > 0 };
+            let sent =
+                target.upstream.forward_whole(method.clone(), &path, headers.clone(), body, asking).await;
+            let judged = match sent {
+                Ok(answered) => judged(answered, chat, upstreams > 1).await,
+                Err(failure) => Err((failure, HeaderMap::new())),
             };
-            if failure.kind == FailureKind::ParallelRefused
-                || (!chat && failure.kind == FailureKind::ServerError)
+            let (failure, limits) = match judged {
+                Ok(answer) => return Ok(answer),
+                Err(failed) => failed,
+            };
+            if let Some(fact) = failure.kind.fact()
+                && asked.learn(self.targets.at, fact)
             {
-                return Err(failure);
+                summary::learned(
+                    &self.telemetry,
+                    &target.upstream,
+                    fact,
+                    target.model(asked.model().unwrap_or_default()),
+                );
+                continue;
             }
-            let label = failure.kind.label();
-            self.telemetry.counter(metrics::UPSTREAM_RETRIES, &[("reason", label.into())]).increment(1);
-            tokio::time::sleep(failure.wait.unwrap_or(BACK_OFF * (1 << attempt))).await;
-            attempt += 1;
+            self.failed(&failure);
+            // What is no chat may have had effects there.
+            let harmless = chat || failure.kind != FailureKind::ServerError;
+            let Some(next) = tries.after(&failure, upstreams).filter(|_| harmless) else {
+                self.keep_limits(&limits);
+                return Err(tries.last_word(&failure));
+            };
+            summary::asked_again(&self.telemetry, &target.upstream, failure.kind, next.moves_on);
+            if !next.at_once {
+                let pause = BACK_OFF * (1 << tries.again());
+                let jittered = pause.mul_f64(0.5 + 0.5 * fastrand::f64());
+                tokio::time::sleep(failure.wait.unwrap_or(jittered)).await;
+            }
+            if next.moves_on {
+                self.targets.move_on();
+            }
+            tries = next.tries;
+        }
+    }
+
+    /// The body for one of the upstreams. What is decided in it is told in the headers.
+    fn body(&mut self, asked: &Asked<'_>, target: &Target) -> Bytes {
+        match asked {
+            Asked::Held(held) => render::renamed(&held.body, target),
+            Asked::Chat(chat, refused) => {
+                let (body, decision) = (chat.body)(self.targets.at, &refused[self.targets.at]);
+                tell(&mut self.headers, decision);
+                if let Some(turn) = &mut self.turn {
+                    turn.decision = decision;
+                }
+                body
+            }
+        }
+    }
+
+    /// The upstream's own limits go with its refusal; ours stand where there are some.
+    fn keep_limits(&mut self, limits: &HeaderMap) {
+        for (name, value) in limits {
+            if !self.headers.contains_key(name) {
+                self.headers.insert(name.clone(), value.clone());
+            }
         }
     }
 
     fn failed(&self, failure: &Failure) {
-        tracing::debug!(upstream = %self.upstream.name, kind = failure.kind.label(), detail = %failure.detail, "relay failed");
+        let upstream = &self.targets.now().upstream;
+        tracing::debug!(upstream = %upstream.name, kind = failure.kind.label(), detail = %failure.detail, "relay failed");
         if failure.kind == FailureKind::Credentials {
-            let labels = [("upstream", self.upstream.name.clone().into())];
-            self.telemetry.counter(metrics::CREDENTIALS_REFUSED, &labels).increment(1);
+            summary::credentials_refused(&self.telemetry, upstream);
         }
     }
 
@@ -289,16 +393,20 @@ fn may_be_a_reply(headers: &HeaderMap) -> bool {
 }
 
 /// Tells an answer that goes through from a failure. What a chat is refused with is read whole: it may
-/// be worth another try.
-async fn judged(response: Response<Incoming>, chat: bool) -> Result<Answer, Box<Failure>> {
+/// be worth another try. So it is with what another upstream, or another key, may do better. A failure
+/// comes with the limits the upstream told.
+async fn judged(answered: Answered, chat: bool, others: bool) -> Result<Answer, (Box<Failure>, HeaderMap)> {
+    let Answered { response, other_key } = answered;
     let status = response.status();
     if chat && (status.is_redirection() || (status == StatusCode::OK && !may_be_a_reply(response.headers())))
     {
-        return Err(Box::new(Failure::new(FailureKind::InvalidReply, "neither JSON nor an event stream")));
+        let failure = Failure::new(FailureKind::InvalidReply, "neither JSON nor an event stream");
+        return Err((Box::new(failure), HeaderMap::new()));
     }
     let fails = match status.as_u16() {
         401 | 403 | 500 | 502 | 504 => true,
-        400 | 422 | 429 | 503 | 529 => chat,
+        400 | 422 => chat,
+        429 | 503 | 529 => chat || others || other_key,
         _ => status.is_informational(),
     };
     if !fails {
@@ -307,9 +415,46 @@ async fn judged(response: Response<Incoming>, chat: bool) -> Result<Answer, Box<
     let (parts, body) = response.into_parts();
     let read = Limited::new(body, LARGEST_ERROR).collect().await;
     let body = read.map(Collected::to_bytes).unwrap_or_default();
-    let failure = Failure::of_status(status.as_u16().max(400), body.clone(), retry_after(&parts.headers));
+    let mut failure = Failure::of_status(status.as_u16().max(400), body.clone(), retry_after(&parts.headers));
+    failure.other_key = other_key;
     if failure.kind == FailureKind::Refused {
         return Ok(Answer::Read(Response::from_parts(parts, body)));
     }
-    Err(Box::new(failure))
+    let limits = parts.headers.into_iter().filter_map(|(name, value)| {
+        let name = name.filter(|name| name.as_str().starts_with("x-ratelimit-"))?;
+        Some((name, value))
+    });
+    let limits = if failure.kind == FailureKind::Busy { limits.collect() } else { HeaderMap::new() };
+    Err((Box::new(failure), limits))
+}
+
+/// What is asked, and what turned out to be refused, by upstream.
+enum Asked<'a> {
+    Held(Held<'a>),
+    Chat(Chat<'a>, Vec<Vec<Fact>>),
+}
+
+impl<'a> Asked<'a> {
+    const fn model(&self) -> Option<&'a str> {
+        match self {
+            Self::Held(held) => held.model,
+            Self::Chat(chat, _) => Some(chat.model),
+        }
+    }
+
+    /// Remembers what is refused; whether that was news.
+    fn learn(&mut self, at: usize, fact: Fact) -> bool {
+        match self {
+            Self::Chat(_, refused) if !refused[at].contains(&fact) => {
+                refused[at].push(fact);
+                true
+            }
+            Self::Chat(..) | Self::Held(_) => false,
+        }
+    }
+}
+
+/// A name as one segment of a path.
+fn segment(name: &str) -> percent_encoding::PercentEncode<'_> {
+    percent_encoding::utf8_percent_encode(name, percent_encoding::NON_ALPHANUMERIC)
 }

@@ -12,7 +12,7 @@ use super::sink::Totals;
 use crate::engine::{CallRecord, Finish, Record, RoundRecord, Turn};
 use crate::telemetry::{Telemetry, metrics};
 use crate::upstream::Upstream;
-use crate::wire::failure::{Failure, FailureKind};
+use crate::wire::failure::{Fact, Failure, FailureKind};
 use crate::wire::raw::Raw;
 use crate::wire::tool::OutcomeKind;
 
@@ -155,12 +155,17 @@ impl Summary<'_> {
         let started = self.started;
         let failed = last && !matches!(self.finish, Finish::Answer(_)) && round.finish.is_none();
         let labels = [
-            ("upstream", started.route.upstream.name.clone().into()),
+            ("upstream", self.upstream(round).into()),
             ("model", started.route.model.clone().into()),
             ("outcome", if failed { "error" } else { "ok" }.into()),
         ];
         let took = round.ended.unwrap_or(self.total).saturating_sub(round.asked);
         started.parts.telemetry.seconds(metrics::OPERATION_SECONDS, &labels, took);
+    }
+
+    /// The upstream that answered a round, or failed last.
+    fn upstream(&self, round: &RoundRecord) -> Arc<str> {
+        self.started.targets.get(round.target).map(|target| target.upstream.name.clone()).unwrap_or_default()
     }
 
     fn log(&self, outcome: &'static str, input: u64, output: u64) {
@@ -173,7 +178,7 @@ impl Summary<'_> {
             request_id = %started.request_id,
             team = %started.team.name,
             model = %started.request.model,
-            upstream = %started.route.upstream.name,
+            upstream = %record.rounds.last().map(|round| self.upstream(round)).unwrap_or_default(),
             parallel = %self.turn.decision(),
             rounds = record.rounds.len(),
             tool_calls = record.calls.len(),
@@ -204,7 +209,7 @@ pub(super) fn relayed(passing: &Passing, turn: &pass::Turn, outcome: &'static st
         request_id = %turn.request_id,
         team = %passing.team,
         model = %turn.model,
-        upstream = %passing.upstream.name,
+        upstream = %passing.targets.now().upstream.name,
         parallel = %turn.decision,
         rounds = 1,
         tool_calls = 0,
@@ -266,30 +271,46 @@ fn transcript(record: &Record) -> Value {
 }
 
 /// An ask failed; whatever comes of it.
-pub(super) fn ask_failed(started: &Started, failure: &Failure) {
+pub(super) fn ask_failed(started: &Started, target: usize, failure: &Failure) {
     if failure.kind == FailureKind::TooLarge {
         started.parts.telemetry.counter(metrics::LIMIT_HITS, &[("limit", "reply".into())]).increment(1);
     }
     if failure.kind == FailureKind::Credentials {
-        let name = &started.route.upstream.name;
-        let labels = [("upstream", name.clone().into())];
-        started.parts.telemetry.counter(metrics::CREDENTIALS_REFUSED, &labels).increment(1);
-        tracing::error!(upstream = %name, "the upstream refuses this gateway's credentials: check `upstreams.{name}.api_key`");
+        credentials_refused(&started.parts.telemetry, &started.targets[target].upstream);
     }
 }
 
-/// A question is asked again.
-pub(super) fn asked_again(started: &Started, why: FailureKind) {
-    let labels = [("reason", why.label().into())];
-    started.parts.telemetry.counter(metrics::UPSTREAM_RETRIES, &labels).increment(1);
+/// An upstream refuses a key.
+pub(super) fn credentials_refused(telemetry: &Telemetry, upstream: &Upstream) {
+    let name = &upstream.name;
+    telemetry.counter(metrics::CREDENTIALS_REFUSED, &[("upstream", name.clone().into())]).increment(1);
+    tracing::error!(upstream = %name, "the upstream refuses this gateway's credentials: check `upstreams.{name}.api_key`, `api_keys`, and the `upstream_keys` of teams");
 }
 
-/// The upstream does not take `parallel_tool_calls` for this model.
-pub(super) fn learned(telemetry: &Telemetry, upstream: &Upstream, model: &str) {
-    upstream.learn_no_parallel(model);
-    let labels = [("upstream", upstream.name.clone().into())];
-    telemetry.counter(metrics::PARALLEL_LEARNED, &labels).increment(1);
-    tracing::warn!(upstream = %upstream.name, %model, "the upstream does not take parallel_tool_calls for this model; it is left out from now on (set `parallel_tool_calls: false` on the route to say so yourself)");
+/// A question is asked again, perhaps of the next upstream.
+pub(super) fn asked_again(telemetry: &Telemetry, before: &Upstream, why: FailureKind, moves_on: bool) {
+    let reason = ("reason", why.label().into());
+    // Who was left alone was not asked.
+    if why != FailureKind::LeftAlone {
+        telemetry.counter(metrics::UPSTREAM_RETRIES, std::slice::from_ref(&reason)).increment(1);
+    }
+    if moves_on {
+        let labels = [("upstream", before.name.clone().into()), reason];
+        telemetry.counter(metrics::FAILOVERS, &labels).increment(1);
+    }
+}
+
+/// The upstream refuses something for this model.
+pub(super) fn learned(telemetry: &Telemetry, upstream: &Upstream, fact: Fact, model: &str) {
+    upstream.learn(fact, model);
+    let (name, what, setting) = match fact {
+        Fact::NoParallel => (metrics::PARALLEL_LEARNED, "parallel_tool_calls", "parallel_tool_calls: false"),
+        Fact::NoEffort => {
+            (metrics::EFFORT_LEARNED, "tools beside a reasoning_effort", "reasoning_effort_with_tools: false")
+        }
+    };
+    telemetry.counter(name, &[("upstream", upstream.name.clone().into())]).increment(1);
+    tracing::warn!(upstream = %upstream.name, %model, "the upstream does not take {what} for this model; it is left out from now on (set `{setting}` on the route to say so yourself)");
 }
 
 /// A call ended.

@@ -1,10 +1,12 @@
 //! `teams:` of the file.
 
+use std::collections::BTreeMap;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::policy::settings::{LowerLimits, Overrides};
-use crate::units::{Size, Span};
+use crate::units::{Secret, Size, Span};
 
 /// A key of a team, stored as a hash only.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
@@ -28,6 +30,9 @@ pub struct Settings {
     /// Owned tools the team may use, `*` standing for anything. Default: all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tools: Option<Vec<String>>,
+    /// The team's own keys at upstreams, by the upstream's name. Default: the upstream's keys.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub upstream_keys: BTreeMap<String, Secret>,
     /// Rules for this team.
     pub policy: Overrides,
     /// Lower limits for this team.

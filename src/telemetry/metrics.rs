@@ -76,6 +76,11 @@ table! {
     DISCONNECTS "fanfold_client_disconnects_total" Kind::Counter, "", "Clients that left before their answer was complete.";
     CLIENT_RETRIES "fanfold_client_retries_total" Kind::Counter, "", "Requests that an SDK marked as its own repetition.";
     UPSTREAM_RETRIES "fanfold_upstream_retries_total" Kind::Counter, "reason", "Questions that were asked again.";
+    UPSTREAM_STATE "fanfold_upstream_state" Kind::Gauge, "upstream", "Whether questions go to an upstream (0), one goes to see whether it is back (1), or none (2).";
+    UPSTREAM_SHED "fanfold_upstream_shed_total" Kind::Counter, "upstream", "Questions an upstream was spared because it failed too often.";
+    RETRIES_WITHHELD "fanfold_upstream_retries_withheld_total" Kind::Counter, "upstream", "Questions that were not asked again because enough had been.";
+    FAILOVERS "fanfold_upstream_failovers_total" Kind::Counter, "upstream reason", "Questions that went to the next upstream of their route; the label names the one before.";
+    EFFORT_LEARNED "fanfold_effort_refused_total" Kind::Counter, "upstream", "Refusals of tools beside a reasoning_effort that fanfold learned from.";
     PARALLEL_LEARNED "fanfold_parallel_refused_total" Kind::Counter, "upstream", "Refusals of parallel_tool_calls that fanfold learned from.";
     CREDENTIALS_REFUSED "fanfold_upstream_credentials_refused_total" Kind::Counter, "upstream", "Refusals of fanfold's own credentials.";
     AUDIT_UP "fanfold_audit_up" Kind::Gauge, "", "Whether the audit log can be written (1) or not (0); only there with `audit`.";

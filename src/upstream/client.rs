@@ -1,15 +1,14 @@
 //! One upstream: its address, credentials and habits, and the connections to it.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::fmt;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE};
-use http::uri::{Authority, Scheme};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Either, Full};
 use hyper::body::Incoming;
@@ -18,20 +17,24 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 
 use super::connect::{Connector, tls};
 use super::fault;
+use super::health::{Health, Key, Standing, Ticket};
+use super::place::Place;
 use super::reply::{Expect, Reply};
 use super::settings::{Kind, Mode, Settings};
 use super::upload::Upload;
 use crate::policy::parallel::model_refuses_parameter;
 use crate::policy::plan::Habits;
-use crate::wire::failure::{Failure, FailureKind};
+use crate::telemetry::Telemetry;
+use crate::units::Secret;
+use crate::wire::error::Said;
+use crate::wire::failure::{Fact, Failure, FailureKind, kind_of_status};
+use crate::wire::history::Shape;
 
 /// What goes to an upstream: a body held whole, or one handed through.
 pub(super) type Body = Either<Full<Bytes>, UnsyncBoxBody<Bytes, Box<dyn Error + Send + Sync>>>;
 /// A body to be handed through.
 pub type Sent = UnsyncBoxBody<Bytes, Box<dyn Error + Send + Sync>>;
 
-/// The most models one upstream's refusals of `parallel_tool_calls` are remembered for.
-const MOST_LEARNED: usize = 256;
 /// Idle connections are closed after this; most servers close theirs later.
 const IDLE: Duration = Duration::from_secs(50);
 /// The longest silence of a client that sends a body which is handed through.
@@ -55,23 +58,51 @@ pub struct AskHead {
     pub headers: HeaderMap,
 }
 
+/// For whom and about what an upstream is asked.
+#[derive(Debug, Clone, Copy)]
+pub struct Asking<'a> {
+    /// The team: it may have a key of its own.
+    pub team: &'a str,
+    /// The model's name at the upstream, where one is known.
+    pub model: Option<&'a str>,
+    /// The same was asked before.
+    pub again: bool,
+}
+
+/// An answer whose bytes go through.
+#[derive(Debug)]
+pub struct Answered {
+    /// The answer.
+    pub response: Response<Incoming>,
+    /// It refuses the key, and there is another one to try.
+    pub other_key: bool,
+}
+
+/// What an upstream is built with, beside its settings.
+#[derive(Debug, Clone, Copy)]
+pub struct Setup<'a> {
+    /// Keys of teams, by the team's name.
+    pub team_keys: &'a BTreeMap<String, Secret>,
+    /// The upstream of this name before a reload. What it remembers stays, if its settings do.
+    pub before: Option<&'a Upstream>,
+    /// Metrics.
+    pub telemetry: &'a Telemetry,
+}
+
 /// One upstream.
 pub struct Upstream {
     /// Its name in the configuration.
     pub name: Arc<str>,
     /// How it is asked.
     pub mode: Mode,
-    kind: Kind,
-    scheme: Scheme,
-    authority: Authority,
-    base_path: String,
+    settings: Settings,
+    place: Place,
     headers: HeaderMap,
-    head_timeout: Duration,
-    stall_timeout: Duration,
-    needs_serial_strict: bool,
-    honours_tool_choice: bool,
+    key_header: HeaderName,
+    keys: Vec<HeaderValue>,
+    team_keys: BTreeMap<String, HeaderValue>,
     client: Client<Connector, Body>,
-    learned: RwLock<BTreeSet<String>>,
+    health: Arc<Health>,
 }
 
 impl fmt::Debug for Upstream {
@@ -85,41 +116,31 @@ impl Upstream {
     pub fn new(
         name: &str,
         settings: &Settings,
-        open: impl Fn(&crate::units::Secret) -> Result<String, String>,
+        setup: Setup<'_>,
+        open: impl Fn(&Secret) -> Result<String, String>,
     ) -> Result<Self, BuildError> {
         let wrong = |setting, message: String| BuildError { setting, message };
-        let uri: Uri = settings.base_url.parse().map_err(|e| wrong("base_url", format!("not a URL: {e}")))?;
-        let parts = uri.into_parts();
-        let (Some(scheme), Some(authority)) = (parts.scheme, parts.authority) else {
-            return Err(wrong("base_url", "a URL such as https://api.openai.com/v1 is needed".into()));
+        let version = settings.api_version.as_deref();
+        let place = Place::new(&settings.base_url, version).map_err(|e| wrong("base_url", e))?;
+        let key = |setting, secret: &Secret| {
+            let key = open(secret).map_err(|e| wrong(setting, e))?;
+            let text = if settings.kind == Kind::Azure { key } else { format!("Bearer {key}") };
+            secret_header(text)
+                .ok_or_else(|| wrong(setting, "the key has characters that no header may have".into()))
         };
-        let path = parts.path_and_query.map(|p| p.path().trim_end_matches('/').to_owned());
+        let own = settings.keys().map(|secret| key("api_key", secret));
+        let keys: Vec<HeaderValue> = own.collect::<Result<_, _>>()?;
+        let team_keys = setup.team_keys.iter();
+        let team_keys = team_keys.map(|(team, secret)| Ok((team.clone(), key("upstream_keys", secret)?)));
+        let team_keys = team_keys.collect::<Result<_, _>>()?;
         let mut headers = HeaderMap::new();
-        if let Some(key) = &settings.api_key {
-            let key = open(key).map_err(|e| wrong("api_key", e))?;
-            let (header, value) = match settings.kind {
-                Kind::Azure => (HeaderName::from_static("api-key"), key),
-                Kind::Openai
-                | Kind::Vllm
-                | Kind::Ollama
-                | Kind::Sglang
-                | Kind::Mistral
-                | Kind::Gemini
-                | Kind::Anthropic
-                | Kind::Groq => (AUTHORIZATION, format!("Bearer {key}")),
-            };
-            let mut value = HeaderValue::try_from(value)
-                .map_err(|_| wrong("api_key", "the key has characters that no header may have".into()))?;
-            value.set_sensitive(true);
-            headers.insert(header, value);
-        }
         for (name, value) in &settings.headers {
             let value = open(value).map_err(|e| wrong("headers", e))?;
             let header =
                 HeaderName::try_from(name).map_err(|e| wrong("headers", format!("`{name}`: {e}")))?;
-            let mut value =
-                HeaderValue::try_from(value).map_err(|e| wrong("headers", format!("`{name}`: {e}")))?;
-            value.set_sensitive(true);
+            let value = secret_header(value).ok_or_else(|| {
+                wrong("headers", format!("`{name}` has characters that no header may have"))
+            })?;
             headers.insert(header, value);
         }
         let tls = tls(settings.ca.as_deref()).map_err(|e| wrong("ca", e))?;
@@ -129,39 +150,41 @@ impl Upstream {
             .pool_idle_timeout(IDLE)
             .http1_max_buf_size(LARGEST_HEAD)
             .build(Connector::new(settings.connect_timeout.0, tls));
-        let kind = settings.kind;
+        let azure = settings.kind == Kind::Azure;
         Ok(Self {
             name: name.into(),
             mode: settings.mode,
-            kind,
-            scheme,
-            authority,
-            base_path: path.unwrap_or_default(),
+            place,
             headers,
-            head_timeout: settings.head_timeout.0,
-            stall_timeout: settings.stall_timeout.0,
-            needs_serial_strict: settings.needs_serial_strict.unwrap_or(kind == Kind::Azure),
-            honours_tool_choice: settings.honours_tool_choice.unwrap_or(kind != Kind::Ollama),
+            key_header: if azure { HeaderName::from_static("api-key") } else { AUTHORIZATION },
+            health: health(name, settings, &keys, setup),
+            keys,
+            team_keys,
             client,
-            learned: RwLock::new(BTreeSet::new()),
+            settings: settings.clone(),
         })
     }
 
-    /// The habits that matter for a request of this model.
+    /// The habits that matter for a request of this model. Each is also a setting.
     #[must_use]
-    pub fn habits(
-        &self,
-        model: &str,
-        needs_serial: bool,
-        takes_parallel: Option<bool>,
-        streams: bool,
-    ) -> Habits {
+    pub fn habits(&self, model: &str, takes_parallel: Option<bool>, streams: bool) -> Habits {
+        let (set, kind) = (&self.settings, self.settings.kind);
+        let no_format = matches!(kind, Kind::Gemini | Kind::Groq);
         let takes_parallel = takes_parallel.unwrap_or_else(|| !model_refuses_parameter(model));
         Habits {
-            needs_serial_strict: needs_serial || self.needs_serial_strict,
-            takes_parallel: takes_parallel && !self.has_learned(model),
-            honours_tool_choice: self.honours_tool_choice,
-            tame_arguments: self.kind == Kind::Ollama,
+            needs_serial_strict: set.needs_serial_strict.unwrap_or(kind == Kind::Azure),
+            takes_parallel: takes_parallel && !self.health.has_learned(Fact::NoParallel, model),
+            honours_tool_choice: set.honours_tool_choice.unwrap_or(kind != Kind::Ollama),
+            takes_format_with_tools: set.response_format_with_tools.unwrap_or(!no_format),
+            takes_effort_with_tools: set.reasoning_effort_with_tools.unwrap_or(true)
+                && !self.health.has_learned(Fact::NoEffort, model),
+            history: Shape {
+                json_arguments: set.json_arguments.unwrap_or(kind == Kind::Ollama),
+                short_ids: set.short_call_ids.unwrap_or(kind == Kind::Mistral),
+                names_on_results: set.names_on_results.unwrap_or(kind == Kind::Gemini),
+                answer_after_results: !set.user_after_results.unwrap_or(kind != Kind::Mistral),
+                needs_tools: set.history_needs_tools.unwrap_or(kind == Kind::Anthropic),
+            },
             streams: match self.mode {
                 Mode::Stream => true,
                 Mode::Whole => false,
@@ -170,31 +193,41 @@ impl Upstream {
         }
     }
 
-    fn has_learned(&self, model: &str) -> bool {
-        self.learned.read().unwrap_or_else(PoisonError::into_inner).contains(model)
+    /// Remembers what is refused for this model.
+    pub fn learn(&self, fact: Fact, model: &str) {
+        self.health.learn(fact, model);
     }
 
-    /// Remembers that `parallel_tool_calls` is refused for this model.
-    pub fn learn_no_parallel(&self, model: &str) {
-        let mut learned = self.learned.write().unwrap_or_else(PoisonError::into_inner);
-        // What is forgotten is learned again when it matters.
-        if learned.len() >= MOST_LEARNED {
-            learned.clear();
-        }
-        learned.insert(model.to_owned());
+    /// How it stands now.
+    #[must_use]
+    pub fn standing(&self) -> Standing {
+        self.health.standing()
+    }
+
+    /// Whether its paths name the model.
+    #[must_use]
+    pub const fn paths_name_models(&self) -> bool {
+        self.place.names_models()
     }
 
     /// Asks for a chat completion. Nothing is sent before the reply is polled.
     #[must_use]
-    pub fn ask(&self, body: Bytes, head: &AskHead, expect: Expect) -> Reply {
+    pub fn ask(&self, body: Bytes, head: &AskHead, expect: Expect, asking: Asking<'_>) -> Reply {
         let mut headers = head.headers.clone();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         let accept = if expect.stream { "text/event-stream" } else { "application/json" };
         headers.insert(ACCEPT, HeaderValue::from_static(accept));
-        match self.request(Method::POST, "/chat/completions", headers, Either::Left(Full::new(body))) {
+        let ticket = match self.admit(asking) {
+            Ok(ticket) => ticket,
+            Err(failure) => return Reply::failed(failure),
+        };
+        let body = Either::Left(Full::new(body));
+        match self.request(Method::POST, "/chat/completions", headers, body, asking, ticket.key) {
             Ok(request) => {
-                Reply::new(self.client.request(request), expect, self.head_timeout, self.stall_timeout)
+                let asked = self.client.request(request);
+                let (head, stall) = (self.settings.head_timeout.0, self.settings.stall_timeout.0);
+                Reply::new(asked, expect, head, stall, ticket)
             }
             Err(failure) => Reply::failed(failure),
         }
@@ -207,8 +240,17 @@ impl Upstream {
         path: &str,
         headers: HeaderMap,
         body: Bytes,
-    ) -> Result<Response<Incoming>, Box<Failure>> {
-        self.send(method, path, headers, Either::Left(Full::new(body))).await
+        asking: Asking<'_>,
+    ) -> Result<Answered, Box<Failure>> {
+        let mut ticket = self.admit(asking)?;
+        let body = Either::Left(Full::new(body));
+        let request = self.request(method, path, headers, body, asking, ticket.key)?;
+        let answered =
+            match tokio::time::timeout(self.settings.head_timeout.0, self.client.request(request)).await {
+                Ok(answered) => answered.map_err(|error| fault::of_client(&error)),
+                Err(_) => Err(late()),
+            };
+        judged(&mut ticket, answered)
     }
 
     /// Sends a request whose body is handed through, for an answer whose bytes go through. The time
@@ -219,47 +261,34 @@ impl Upstream {
         path: &str,
         headers: HeaderMap,
         body: Sent,
-    ) -> Result<Response<Incoming>, Box<Failure>> {
+        asking: Asking<'_>,
+    ) -> Result<Answered, Box<Failure>> {
+        let mut ticket = self.admit(asking)?;
         let (upload, progress) = Upload::new(body);
-        let request =
-            self.request(method, path, headers, Either::Right(upload.boxed_unsync())).map_err(Box::new)?;
+        let body = Either::Right(upload.boxed_unsync());
+        let request = self.request(method, path, headers, body, asking, ticket.key)?;
         let mut sent = self.client.request(request);
-        loop {
+        let answered = loop {
             let state = progress.state();
-            let allowed = if state.ended { self.head_timeout } else { UPLOAD_STALL };
+            let allowed = if state.ended { self.settings.head_timeout.0 } else { UPLOAD_STALL };
             match tokio::time::timeout_at(state.last + allowed, &mut sent).await {
-                Ok(Ok(response)) => return Ok(response),
-                Ok(Err(error)) => return Err(Box::new(fault::of_client(&error))),
+                Ok(answered) => break answered.map_err(|error| fault::of_client(&error)),
                 Err(_) if progress.state().last > state.last => {}
-                Err(_) if state.ended => {
-                    return Err(Box::new(Failure::new(FailureKind::Timeout, "no head in time")));
-                }
-                Err(_) => {
-                    return Err(Box::new(Failure::new(FailureKind::ClientSlow, "the client's body stalled")));
-                }
+                Err(_) if state.ended => break Err(late()),
+                Err(_) => break Err(Failure::new(FailureKind::ClientSlow, "the client's body stalled")),
             }
-        }
+        };
+        judged(&mut ticket, answered)
     }
 
-    async fn send(
-        &self,
-        method: Method,
-        path: &str,
-        headers: HeaderMap,
-        body: Body,
-    ) -> Result<Response<Incoming>, Box<Failure>> {
-        let request = self.request(method, path, headers, body).map_err(Box::new)?;
-        match tokio::time::timeout(self.head_timeout, self.client.request(request)).await {
-            Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) => Err(Box::new(fault::of_client(&error))),
-            Err(_) => Err(Box::new(Failure::new(FailureKind::Timeout, "no head in time"))),
-        }
+    fn admit(&self, asking: Asking<'_>) -> Result<Ticket, Failure> {
+        self.health.admit(asking.again, self.team_keys.contains_key(asking.team))
     }
 
     /// The longest silence inside a reply.
     #[must_use]
     pub const fn stall_timeout(&self) -> Duration {
-        self.stall_timeout
+        self.settings.stall_timeout.0
     }
 
     fn request(
@@ -268,30 +297,72 @@ impl Upstream {
         path: &str,
         headers: HeaderMap,
         body: Body,
+        asking: Asking<'_>,
+        key: Key,
     ) -> Result<Request<Body>, Failure> {
-        let uri = Uri::builder()
-            .scheme(self.scheme.clone())
-            .authority(self.authority.clone())
-            .path_and_query(format!("{}{path}", self.base_path))
-            .build()
-            .map_err(|e| Failure::new(FailureKind::Protocol, e.to_string()))?;
+        let url = self.place.url(path, asking.model);
         let mut request = Request::new(body);
         *request.method_mut() = method;
-        *request.uri_mut() = uri;
+        *request.uri_mut() = url.map_err(|e| Failure::new(FailureKind::Protocol, e.to_string()))?;
         *request.headers_mut() = headers;
         for (name, value) in &self.headers {
             request.headers_mut().insert(name.clone(), value.clone());
         }
+        let key = match key {
+            Key::None => None,
+            Key::Own(at) => self.keys.get(at),
+            Key::Team => self.team_keys.get(asking.team),
+        };
+        if let Some(key) = key {
+            request.headers_mut().insert(self.key_header.clone(), key.clone());
+        }
         Ok(request)
     }
+}
 
-    /// Whether a connection can be made; no model is called. For `check --online`.
-    pub async fn probe(&self) -> Result<(), Failure> {
-        let sent = self.forward_whole(Method::GET, "/models", HeaderMap::new(), Bytes::new()).await;
-        let response = sent.map_err(|failure| *failure)?;
-        match response.status().as_u16() {
-            status @ (401 | 403) => Err(Failure::of_status(status, Bytes::new(), None)),
-            _ => Ok(()),
+/// A header whose value no debug output shows.
+fn secret_header(text: String) -> Option<HeaderValue> {
+    let mut value = HeaderValue::try_from(text).ok()?;
+    value.set_sensitive(true);
+    Some(value)
+}
+
+/// What the upstream before a reload remembers, if nothing of it changed; else a new memory.
+fn health(name: &str, settings: &Settings, keys: &[HeaderValue], setup: Setup<'_>) -> Arc<Health> {
+    match setup.before.filter(|before| before.settings == *settings) {
+        Some(before) => {
+            if before.keys != keys {
+                before.health.forget_rests();
+            }
+            before.health.clone()
+        }
+        None => Health::new(name, settings, setup.telemetry),
+    }
+}
+
+fn late() -> Failure {
+    Failure::new(FailureKind::Timeout, "no head in time")
+}
+
+/// Tells the upstream's health how a question went whose answer goes through.
+fn judged(
+    ticket: &mut Ticket,
+    answered: Result<Response<Incoming>, Failure>,
+) -> Result<Answered, Box<Failure>> {
+    match answered {
+        Err(mut failure) => {
+            ticket.failed(&mut failure);
+            Err(Box::new(failure))
+        }
+        Ok(response) if response.status().as_u16() < 400 => {
+            ticket.answered();
+            Ok(Answered { response, other_key: false })
+        }
+        Ok(response) => {
+            let status = response.status().as_u16();
+            let kind = kind_of_status(status, &Said::default());
+            let other_key = ticket.refused(kind, status, fault::retry_after(response.headers()));
+            Ok(Answered { response, other_key })
         }
     }
 }

@@ -8,15 +8,23 @@
 //! An event stream is many pieces and a JSON body is one. A failure says what happened in the
 //! words of [`crate::wire::failure`]; whether it is asked again is for others to decide.
 
+mod breaker;
+mod budget;
 mod client;
 mod connect;
 mod fault;
+mod health;
+mod keys;
+mod place;
 mod reply;
 mod route;
 pub mod settings;
 mod upload;
+mod window;
 
-pub use client::{AskHead, BuildError, Sent, Upstream};
+pub use breaker::State;
+pub use client::{Answered, AskHead, Asking, BuildError, Sent, Setup, Upstream};
 pub use fault::retry_after;
+pub use health::Standing;
 pub use reply::{Expect, Heard, Reply};
-pub use route::{Route, Routes};
+pub use route::{MOST_TARGETS, Route, Routes, Target};

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::client::Pending;
 use super::fault;
+use super::health::Ticket;
 use crate::sse::{Decoder, Event};
 use crate::wire::error::Said;
 use crate::wire::failure::{Failure, FailureKind};
@@ -20,6 +21,8 @@ use crate::wire::reply::{Decoded, Piece, decode};
 
 /// How long the end of a reply that is complete is waited for, so that its connection can serve again.
 const REST: Duration = Duration::from_secs(1);
+/// The deadline of what is there already.
+const NEVER: Duration = Duration::from_secs(24 * 3600);
 /// The most of an error's body that is read, in bytes.
 const LARGEST_ERROR: usize = 1024 * 1024;
 
@@ -59,6 +62,8 @@ pub struct Reply {
     stall: Duration,
     deadline: Instant,
     received: usize,
+    /// Hears how the ask went; there is none if nothing was asked.
+    ticket: Option<Ticket>,
     /// The body of a stream that said it was complete before it ended.
     rest: Option<Incoming>,
 }
@@ -92,24 +97,41 @@ enum Stage {
 }
 
 impl Reply {
-    pub(super) fn new(asked: Pending, expect: Expect, head: Duration, stall: Duration) -> Self {
+    pub(super) fn new(
+        asked: Pending,
+        expect: Expect,
+        head: Duration,
+        stall: Duration,
+        ticket: Ticket,
+    ) -> Self {
         let deadline = Instant::now() + head;
-        Self { stage: Stage::Asked(Box::new(asked)), expect, stall, deadline, received: 0, rest: None }
+        let stage = Stage::Asked(Box::new(asked));
+        Self { stage, expect, stall, deadline, received: 0, ticket: Some(ticket), rest: None }
     }
 
     pub(super) fn failed(failure: Failure) -> Self {
         let expect = Expect { stream: false, legacy: false, reply: 0, event: 0 };
         let last = Stage::Last(Some(Heard::Failed(Box::new(failure))));
-        Self { stage: last, expect, stall: Duration::ZERO, deadline: Instant::now(), received: 0, rest: None }
+        let deadline = Instant::now() + NEVER;
+        Self { stage: last, expect, stall: Duration::ZERO, deadline, received: 0, ticket: None, rest: None }
     }
 
     /// Waits for what comes next and adds pieces to `pieces`. May be dropped and asked again: nothing
     /// is lost. After [`Heard::Ended`] or [`Heard::Failed`] it waits for ever.
     pub async fn next(&mut self, pieces: &mut Vec<Piece>) -> Heard {
-        match tokio::time::timeout_at(self.deadline, self.heard(pieces)).await {
+        let mut heard = match tokio::time::timeout_at(self.deadline, self.heard(pieces)).await {
             Ok(heard) => heard,
             Err(_) => self.end(Failure::new(FailureKind::Timeout, "no progress in time")),
+        };
+        if let Some(ticket) = &mut self.ticket {
+            match &mut heard {
+                Heard::Accepted => ticket.accepted(),
+                Heard::Pieces => {}
+                Heard::Ended { .. } => ticket.answered(),
+                Heard::Failed(failure) => ticket.failed(failure),
+            }
         }
+        heard
     }
 
     /// What is left of a reply that is complete: its end. Reading it lets the connection serve again.

@@ -127,9 +127,8 @@ impl Call {
         *name != self.name || (more && self.has_arguments() && self.parses())
     }
 
-    /// The call as an element of `tool_calls`. `tame` writes `{}` for arguments that are not JSON,
-    /// for servers that refuse them in a history.
-    pub fn write(&self, out: &mut Vec<u8>, tame: bool) {
+    /// The call as an element of `tool_calls`.
+    pub fn write(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(b"{\"id\":");
         write_string(out, &self.id);
         out.extend_from_slice(b",\"type\":");
@@ -138,7 +137,7 @@ impl Call {
             out.extend_from_slice(b",\"function\":{\"name\":");
             write_string(out, &self.name);
             out.extend_from_slice(b",\"arguments\":");
-            out.extend_from_slice(self.arguments_token(tame).bytes());
+            out.extend_from_slice(self.arguments_token().bytes());
             for member in &self.function.to_members() {
                 out.push(b',');
                 member.write(out);
@@ -154,9 +153,8 @@ impl Call {
 
     /// The arguments as a JSON string.
     #[must_use]
-    pub fn arguments_token(&self, tame: bool) -> Raw {
+    pub fn arguments_token(&self) -> Raw {
         match &self.arguments {
-            _ if tame && !self.parses() => Raw::string("{}"),
             Arguments::Text(text) => text.to_raw(),
             Arguments::Value(raw) => Raw::string(raw.text()),
         }
@@ -454,15 +452,11 @@ mod tests {
         piece.0.members =
             vec![super::super::raw::Member::new("extra_content", Raw::parse(r#"{"s":1.10}"#).unwrap())];
         assembler.add(&piece.0, String::new).unwrap();
-        let write = |tame| {
-            let mut out = Vec::new();
-            assembler.calls()[0].write(&mut out, tame);
-            String::from_utf8(out).unwrap()
-        };
+        let mut out = Vec::new();
+        assembler.calls()[0].write(&mut out);
         assert_eq!(
-            write(false),
+            String::from_utf8(out).unwrap(),
             r#"{"id":"a","type":"function","function":{"name":"f","arguments":"{\"x\":1"},"extra_content":{"s":1.10}}"#
         );
-        assert!(write(true).contains(r#""arguments":"{}""#));
     }
 }

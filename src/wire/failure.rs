@@ -1,7 +1,8 @@
 //! How asking an upstream can fail, and what follows from each way.
 //!
 //! One table decides everything that depends on the kind: the status and code the client sees, and
-//! how often the question may be asked again while nothing of the reply was shown.
+//! how often the question may be asked again while nothing of the reply was shown. Where a route has
+//! several upstreams, the next one is asked; [`FailureKind::moves_on`] says because of what.
 
 use std::time::Duration;
 
@@ -38,6 +39,8 @@ pub enum FailureKind {
     Refused,
     /// 400 that names `parallel_tool_calls` as unknown or unsupported.
     ParallelRefused,
+    /// 400 that says that the model takes no tools beside a `reasoning_effort`.
+    EffortRefused,
     /// 400 `tool_use_failed`: the model's own call did not parse at the upstream.
     ToolUseFailed,
     /// 401 or 403: fanfold's credentials are wrong.
@@ -46,6 +49,19 @@ pub enum FailureKind {
     Busy,
     /// Another 5xx.
     ServerError,
+    /// Not asked: the upstream failed too often just now and is left alone.
+    LeftAlone,
+    /// Not asked again: enough questions to this upstream are repetitions already.
+    Withheld,
+}
+
+/// What an upstream turned out to refuse for a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fact {
+    /// `parallel_tool_calls`.
+    NoParallel,
+    /// Tools together with a `reasoning_effort`.
+    NoEffort,
 }
 
 /// What the table says of one kind.
@@ -158,6 +174,13 @@ impl FailureKind {
                 "parallel_refused",
                 "The model server does not take parallel_tool_calls.",
             ),
+            Self::EffortRefused => row(
+                400,
+                "unsupported_parameter",
+                1,
+                "effort_refused",
+                "The model takes no tools together with reasoning_effort.",
+            ),
             Self::ToolUseFailed => row(
                 400,
                 "tool_use_failed",
@@ -176,6 +199,20 @@ impl FailureKind {
             Self::ServerError => {
                 row(502, "upstream_error", 1, "server_error", "The model server failed. Try again later.")
             }
+            Self::LeftAlone => row(
+                503,
+                "upstream_unavailable",
+                0,
+                "left_alone",
+                "The model server failed too often just now and is not asked for a moment. Try again later.",
+            ),
+            Self::Withheld => row(
+                503,
+                "upstream_unavailable",
+                0,
+                "withheld",
+                "The model server fails too often to be asked again right now. Try again later.",
+            ),
         }
     }
 
@@ -183,6 +220,52 @@ impl FailureKind {
     #[must_use]
     pub const fn again(self) -> u8 {
         self.row().again
+    }
+
+    /// What is to be learned from it.
+    #[must_use]
+    pub const fn fact(self) -> Option<Fact> {
+        if matches!(self, Self::ParallelRefused) {
+            return Some(Fact::NoParallel);
+        }
+        if matches!(self, Self::EffortRefused) { Some(Fact::NoEffort) } else { None }
+    }
+
+    /// Whether the next upstream of the route may do better. What the request or our own settings are
+    /// to blame for, it would not.
+    #[must_use]
+    pub const fn moves_on(self) -> bool {
+        match self {
+            Self::Unresolved
+            | Self::Unreachable
+            | Self::ConnectTimeout
+            | Self::Reset
+            | Self::Timeout
+            | Self::Truncated
+            | Self::InvalidReply
+            | Self::InReply
+            | Self::Busy
+            | Self::ServerError
+            | Self::LeftAlone => true,
+            Self::Tls
+            | Self::Protocol
+            | Self::ClientSlow
+            | Self::TooLarge
+            | Self::Refused
+            | Self::ParallelRefused
+            | Self::EffortRefused
+            | Self::ToolUseFailed
+            | Self::Credentials
+            | Self::Withheld => false,
+        }
+    }
+
+    /// How often a question may be asked again because of this, by whom it goes to: `upstreams` of them
+    /// take turns.
+    #[must_use]
+    pub fn again_among(self, upstreams: usize) -> u8 {
+        let others = u8::try_from(upstreams.saturating_sub(1)).unwrap_or(u8::MAX);
+        if self.moves_on() { self.again().max(others) } else { self.again() }
     }
 
     /// The label of metrics and logs.
@@ -203,6 +286,8 @@ pub struct Failure {
     pub wait: Option<Duration>,
     /// What the log says beside the kind: for operators, never for clients.
     pub detail: String,
+    /// One of the upstream's keys was refused, and it has another to try.
+    pub other_key: bool,
 }
 
 /// The longest `retry-after` that is waited for inside a turn.
@@ -215,7 +300,7 @@ impl Failure {
     pub fn new(kind: FailureKind, detail: impl Into<String>) -> Self {
         let row = kind.row();
         let reply = ErrorReply::new(row.status, row.code, row.message);
-        Self { kind, reply, wait: None, detail: detail.into() }
+        Self { kind, reply, wait: None, detail: detail.into(), other_key: false }
     }
 
     /// An answer with a status of 400 or above. `wait` is its `retry-after`.
@@ -228,6 +313,7 @@ impl Failure {
             kind,
             FailureKind::Refused
                 | FailureKind::ParallelRefused
+                | FailureKind::EffortRefused
                 | FailureKind::ToolUseFailed
                 | FailureKind::Busy
         );
@@ -239,6 +325,15 @@ impl Failure {
             let seconds = wait.map_or(1, |w| w.as_secs().max(1));
             failure.reply.retry_after = Some(seconds.min(LONGEST_RETRY_AFTER));
         }
+        failure
+    }
+
+    /// An upstream that is left alone for `wait`.
+    #[must_use]
+    pub fn left_alone(wait: Duration) -> Self {
+        let mut failure = Self::new(FailureKind::LeftAlone, "not asked: it failed too often just now");
+        let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+        failure.reply.retry_after = Some(seconds.clamp(1, LONGEST_RETRY_AFTER));
         failure
     }
 
@@ -271,15 +366,24 @@ impl Failure {
     }
 }
 
-fn kind_of_status(status: u16, said: &Said) -> FailureKind {
+/// What a status of 400 or above means, with what the body says.
+#[must_use]
+pub fn kind_of_status(status: u16, said: &Said) -> FailureKind {
     match status {
         401 | 403 => FailureKind::Credentials,
         429 | 503 | 529 => FailureKind::Busy,
         400 | 422 if refuses_parallel(said) => FailureKind::ParallelRefused,
+        400 if refuses_effort(said) => FailureKind::EffortRefused,
         400 if said.code == "tool_use_failed" => FailureKind::ToolUseFailed,
         400..=499 => FailureKind::Refused,
         _ => FailureKind::ServerError,
     }
+}
+
+/// Whether an error says that the model takes no tools together with a `reasoning_effort`.
+fn refuses_effort(said: &Said) -> bool {
+    let message = said.message.to_ascii_lowercase();
+    ["reasoning_effort", "tools", "not supported"].iter().all(|word| message.contains(word))
 }
 
 /// Whether an error says that the parameter itself is unknown or unsupported, in the words of the
@@ -344,6 +448,31 @@ mod tests {
         let legality = r#"{"error":{"message":"Invalid value for 'parallel_tool_calls': 'parallel_tool_calls' is only allowed when 'tools' are specified."}}"#;
         assert_eq!(of(400, legality).kind, FailureKind::Refused);
         assert_eq!(of(400, r#"{"error":{"message":"Unknown parameter: 'x'."}}"#).kind, FailureKind::Refused);
+    }
+
+    #[test]
+    fn a_model_that_takes_no_tools_beside_an_effort_says_so() {
+        let body = r#"{"error":{"message":"Function tools with reasoning_effort are not supported for gpt-5.6 in /v1/chat/completions. Please use /v1/responses instead."}}"#;
+        assert_eq!(of(400, body).kind, FailureKind::EffortRefused);
+        let other = r#"{"error":{"message":"Unsupported value: 'reasoning_effort' does not support 'x'."}}"#;
+        assert_eq!(of(400, other).kind, FailureKind::Refused);
+    }
+
+    #[test]
+    fn several_upstreams_take_turns_as_often_as_there_are_others() {
+        let among = |kind: FailureKind| [1, 2, 4].map(|count| kind.again_among(count));
+        assert_eq!(among(FailureKind::ServerError), [1, 1, 3]);
+        assert_eq!(among(FailureKind::Unreachable), [2, 2, 3]);
+        assert_eq!(among(FailureKind::LeftAlone), [0, 1, 3]);
+        assert_eq!(among(FailureKind::Tls), [0, 0, 0]);
+        assert_eq!(among(FailureKind::Credentials), [0, 0, 0]);
+        assert_eq!(among(FailureKind::ToolUseFailed), [1, 1, 1]);
+    }
+
+    #[test]
+    fn an_upstream_that_is_left_alone_says_when_to_come_back() {
+        let after = |millis| Failure::left_alone(Duration::from_millis(millis)).reply.retry_after;
+        assert_eq!([after(0), after(1), after(4_001), after(90_000)], [Some(1), Some(1), Some(5), Some(60)]);
     }
 
     #[test]

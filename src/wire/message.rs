@@ -17,27 +17,24 @@ pub struct Said<'a> {
     pub calls: &'a [Call],
     /// The calls are not those of the whole message: an id was made, a wrapper was opened.
     pub changed: bool,
-    /// Arguments that are not JSON are written as `{}`.
-    pub tame: bool,
 }
 
 /// The assistant message: as the upstream sent it wherever that is possible.
 #[must_use]
 pub fn assistant(said: &Said<'_>) -> Raw {
-    let tamed = said.tame && said.calls.iter().any(|c| !c.parses());
     let calls = || {
         let mut out = vec![b'['];
         for (i, call) in said.calls.iter().enumerate() {
             if i > 0 {
                 out.push(b',');
             }
-            call.write(&mut out, said.tame);
+            call.write(&mut out);
         }
         out.push(b']');
         Raw::trusted(out.into())
     };
     if let Some(whole) = said.whole {
-        if !said.changed && !tamed {
+        if !said.changed {
             return whole.clone();
         }
         let mut members = whole.members().unwrap_or_default();
@@ -109,7 +106,6 @@ mod tests {
             members: &FoldedMembers::default(),
             calls: &[call],
             changed: false,
-            tame: false,
         };
         assert_eq!(assistant(&said), whole);
         let changed = assistant(&Said { changed: true, ..said });

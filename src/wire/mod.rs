@@ -7,6 +7,7 @@ pub mod call;
 pub mod error;
 pub mod failure;
 pub mod fold;
+pub mod history;
 pub mod message;
 pub mod raw;
 pub mod reply;

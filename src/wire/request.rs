@@ -74,6 +74,8 @@ pub struct ChatRequest {
     pub tools: Vec<ClientTool>,
     /// `n`, 1 when absent.
     pub n: u64,
+    /// `response_format` asks for something else than text.
+    pub formatted: bool,
     /// `functions` is there: the ancient form of `tools`, left to client and upstream.
     pub legacy_functions: bool,
     /// The member `fanfold`, if there is one.
@@ -115,6 +117,7 @@ impl ChatRequest {
             n: members
                 .present("n")
                 .map_or(Ok(1), |n| n.text().parse().map_err(|_| not_a("n", "a whole number", n)))?,
+            formatted: members.present("response_format").is_some_and(is_a_format),
             legacy_functions: members.present("functions").is_some(),
             own: members.find(OWN_MEMBER).map(own).transpose()?,
             members,
@@ -143,12 +146,13 @@ impl ChatRequest {
     pub fn render(&self, out: &Outgoing<'_>) -> Bytes {
         let mut body = Vec::with_capacity(self.size() + out.size());
         let mut writer = Writer { body: &mut body, first: true };
-        let (mut tools, mut choice, mut parallel, mut stream, mut options) =
-            (false, false, false, false, false);
+        let (mut tools, mut choice, mut parallel, mut stream, mut options, mut effort) =
+            (false, false, false, false, false, false);
         for member in &self.members {
             if member.is("messages") {
                 writer.name("messages");
-                append_elements(writer.body, &member.value, out.appended.iter().map(Raw::bytes));
+                let messages = out.messages.unwrap_or(&member.value);
+                append_elements(writer.body, messages, out.appended.iter().map(Raw::bytes));
             } else if member.is("model") && out.model.is_some() {
                 writer.text("model", out.model.unwrap_or_default());
             } else if member.is("tools") {
@@ -166,9 +170,15 @@ impl ChatRequest {
             } else if member.is("stream_options") {
                 options = true;
                 out.write_stream_options(&mut writer, Some(&member.value));
-            } else if !member.is(OWN_MEMBER) {
+            } else if member.is("reasoning_effort") && out.no_effort {
+                effort = true;
+                writer.text("reasoning_effort", "none");
+            } else if !member.is(OWN_MEMBER) && !(out.drop_format && member.is("response_format")) {
                 writer.member(member);
             }
+        }
+        if !effort && out.no_effort {
+            writer.text("reasoning_effort", "none");
         }
         if !tools {
             self.write_tools(&mut writer, out);
@@ -209,7 +219,9 @@ impl ChatRequest {
 pub struct Outgoing<'a> {
     /// Another model name.
     pub model: Option<&'a str>,
-    /// Messages after the client's own.
+    /// Other messages in place of the client's own.
+    pub messages: Option<&'a Raw>,
+    /// Messages after them.
     pub appended: &'a [Raw],
     /// Definitions of the tools to add, as JSON text.
     pub owned: &'a [std::sync::Arc<str>],
@@ -219,6 +231,10 @@ pub struct Outgoing<'a> {
     pub choice: Choice,
     /// `parallel_tool_calls`; `None` leaves it out.
     pub parallel: Option<bool>,
+    /// `response_format` is left out.
+    pub drop_format: bool,
+    /// `reasoning_effort` is `none`.
+    pub no_effort: bool,
     /// `stream`, and with it the wish for usage.
     pub stream: bool,
     /// `stream_options` stays as it came: usage is not ours to ask for.
@@ -386,6 +402,12 @@ fn object_of(param: &str, value: &Raw) -> Result<Members, ErrorReply> {
         return Err(not_a(param, "an object", value));
     }
     value.members().map_err(|e| wrong(param, &format!("`{param}` could not be read: {e}")))
+}
+
+/// Whether a `response_format` asks for something else than text.
+fn is_a_format(value: &Raw) -> bool {
+    let kind = value.members().ok().and_then(|format| Some(format.find("type")?.as_string()?.into_owned()));
+    kind.as_deref() != Some("text")
 }
 
 fn client_tools(value: &Raw) -> Result<Vec<ClientTool>, ErrorReply> {

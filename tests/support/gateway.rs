@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use fanfold::app::App;
-use fanfold::config::{Flags, read_text};
+use fanfold::config::{Flags, Loaded, read_text};
+use fanfold::tools::Catalog;
 use tokio::time;
 
 use super::lab::Lab;
@@ -25,18 +26,19 @@ pub struct Gateway {
 impl Gateway {
     /// Starts it. The configuration lacks its listeners; `LAB` in it stands for the lab's URL.
     pub async fn start(lab: &Lab, yaml: &str) -> Self {
-        let yaml = format!("listen: 127.0.0.1:0\nadmin: {{ listen: 127.0.0.1:0 }}\n{yaml}");
-        Self::exactly(&yaml.replace("LAB", &lab.url())).await
+        Self::exactly(&without_listeners(lab, yaml)).await
     }
 
     /// Starts it with this configuration.
     pub async fn exactly(yaml: &str) -> Self {
-        let reading = read_text("test.yaml", yaml, &|_| None, &Flags::default());
-        let (loaded, catalog) = match reading.finish_with_tools() {
-            Ok(loaded) => loaded,
-            Err(problems) => panic!("{problems}"),
-        };
+        let (loaded, catalog) = read(yaml);
         Self { app: App::start(&loaded, catalog).await.expect("it starts") }
+    }
+
+    /// Reads another configuration, written as for [`Gateway::start`].
+    pub fn reload(&self, lab: &Lab, yaml: &str) {
+        let (loaded, catalog) = read(&without_listeners(lab, yaml));
+        self.app.reload(&loaded, catalog).expect("it reloads");
     }
 
     /// `http://127.0.0.1:PORT`.
@@ -78,6 +80,18 @@ impl Gateway {
     pub async fn ends_at_baseline(self, lab: &Lab) {
         self.ends_idle().await;
         soon(lab.wait_until(|seen| seen.connections_open == 0 && seen.all_tools.running == 0)).await;
+    }
+}
+
+fn without_listeners(lab: &Lab, yaml: &str) -> String {
+    format!("listen: 127.0.0.1:0\nadmin: {{ listen: 127.0.0.1:0 }}\n{yaml}").replace("LAB", &lab.url())
+}
+
+fn read(yaml: &str) -> (Loaded, Catalog) {
+    let reading = read_text("test.yaml", yaml, &|_| None, &Flags::default());
+    match reading.finish_with_tools() {
+        Ok(loaded) => loaded,
+        Err(problems) => panic!("{problems}"),
     }
 }
 

@@ -24,6 +24,13 @@ impl Check<'_> {
                 self.key(name, i, &key.sha256, &mut owners);
             }
             self.may_use(name, team);
+            for (upstream, key) in &team.upstream_keys {
+                let at = ["teams", name, "upstream_keys", upstream];
+                if !self.upstreams.contains(upstream) {
+                    self.unknown_upstream(&at, upstream);
+                }
+                self.upstream_key(&at, key);
+            }
         }
     }
 

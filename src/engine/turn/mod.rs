@@ -17,9 +17,10 @@ use super::round::{Round, Stands, Whose};
 use super::{Action, Ask, AskId, Elapsed, Finish, Input, Limit, Part, RunId, Show};
 use crate::policy::parallel::Decision;
 use crate::policy::plan::TurnPlan;
+use crate::policy::retry::Tries;
 use crate::policy::settings::InterimText;
 use crate::wire::error::ErrorReply;
-use crate::wire::failure::{Failure, FailureKind};
+use crate::wire::failure::{Fact, Failure, FailureKind};
 use crate::wire::raw::{Member, Members, Raw};
 use crate::wire::reply::{FinishReason, Head, Piece};
 use crate::wire::request::Choice;
@@ -30,8 +31,6 @@ use crate::wire::usage::Sum;
 const BEGIN_AFTER: Duration = Duration::from_secs(10);
 /// The first pause before a round is asked again; it doubles.
 const BACK_OFF: Duration = Duration::from_millis(200);
-/// How often one round is asked again at most, whatever went wrong.
-const MOST_AGAIN: u8 = 2;
 
 /// Where the turn stands.
 #[derive(Debug)]
@@ -39,13 +38,20 @@ enum Stage {
     /// Nothing happened yet.
     New,
     /// The round is asked again when its time comes.
-    Waiting { at: Duration, attempt: u8 },
+    Waiting { at: Duration, tries: Tries },
     /// A question is out, or its calls run.
     Round(Box<Round>),
     /// The client is gone; calls that may not be stopped run to their end.
     Leaving(Box<Round>),
     /// Over.
     Done,
+}
+
+/// What an upstream turned out to refuse.
+#[derive(Debug, Clone, Copy, Default)]
+struct Refused {
+    parallel: bool,
+    effort: bool,
 }
 
 /// One turn.
@@ -73,8 +79,12 @@ pub struct Turn {
     /// Members of the reply as the client saw them last, and those it has not seen.
     top: Members,
     top_news: Members,
-    /// The upstream refused the parameter in this turn.
-    omit_parallel: bool,
+    /// The upstream that is asked, by its place in the plan. A turn stays with one that answers.
+    target: usize,
+    /// What each upstream turned out to refuse in this turn.
+    refused: Vec<Refused>,
+    /// The round that is asked now is for the answer in the client's format, without tools.
+    formatting: bool,
     next_ask: AskId,
     next_run: RunId,
     record: Record,
@@ -84,6 +94,7 @@ impl Turn {
     /// A turn for this plan. `seed` makes the ids and the jitter.
     #[must_use]
     pub fn new(plan: Arc<TurnPlan>, seed: u64) -> Self {
+        let refused = vec![Refused::default(); plan.targets.len()];
         Self {
             plan,
             ids: Ids(seed),
@@ -102,7 +113,9 @@ impl Turn {
             text_shown: false,
             top: Members::default(),
             top_news: Members::default(),
-            omit_parallel: false,
+            target: 0,
+            refused,
+            formatting: false,
             next_ask: 0,
             next_run: 0,
             record: Record::default(),
@@ -124,7 +137,11 @@ impl Turn {
     /// The decision about parallel calls, as far as the upstream took it.
     #[must_use]
     pub fn decision(&self) -> Decision {
-        if self.omit_parallel { Decision::UNSUPPORTED } else { self.plan.decision }
+        let refused = self.refused.get(self.target).is_some_and(|refused| refused.parallel);
+        match self.plan.targets.get(self.target) {
+            Some(target) if !refused => target.decision,
+            Some(_) | None => Decision::UNSUPPORTED,
+        }
     }
 
     /// What happened so far.
@@ -218,62 +235,106 @@ impl Turn {
         self.round += 1;
         self.is_last = self.last_because.is_some();
         self.record.rounds.push(RoundRecord { asked: self.now, ..RoundRecord::default() });
-        self.ask(0, actions);
+        self.ask(Tries::default(), actions);
     }
 
-    fn ask(&mut self, attempt: u8, actions: &mut Vec<Action>) {
+    /// One more round, in which the model says its answer in the client's format.
+    fn format(&mut self, actions: &mut Vec<Action>) {
+        self.formatting = true;
+        self.last_because = None;
+        self.next_round(actions);
+        self.is_last = true;
+    }
+
+    fn ask(&mut self, tries: Tries, actions: &mut Vec<Action>) {
+        let (Some(target), Some(refused)) =
+            (self.plan.targets.get(self.target), self.refused.get(self.target).copied())
+        else {
+            return;
+        };
+        let habits = &target.habits;
         self.next_ask += 1;
-        let drop_tools = self.is_last && !self.plan.habits.honours_tool_choice;
+        let no_tools = self.plan.has_no_tools();
+        let either_or = self.plan.formatted && !habits.takes_format_with_tools && !no_tools;
+        let drop_tools = self.formatting || (self.is_last && (either_or || !habits.honours_tool_choice));
         let choice = match (self.is_last, drop_tools) {
             (_, true) => Choice::Drop,
             (true, false) => Choice::None,
-            (false, false) if self.no_tools() => Choice::Drop,
+            (false, false) if no_tools => Choice::Drop,
             (false, false) if self.round > 1 && self.plan.forcing => Choice::Auto,
             (false, false) => Choice::Keep,
         };
-        let parallel = self.plan.decision.send.filter(|_| !drop_tools && !self.omit_parallel);
-        let id = self.next_ask;
-        self.stage = Stage::Round(Box::new(Round::new(id, attempt)));
-        actions.push(Action::Ask(Ask { id, round: self.round, attempt, parallel, choice, drop_tools }));
-    }
-
-    fn no_tools(&self) -> bool {
-        self.plan.owned.is_empty() && self.plan.foreign.is_empty() && !self.plan.legacy_functions
+        let with_tools = !drop_tools && !no_tools;
+        let ask = Ask {
+            id: self.next_ask,
+            round: self.round,
+            attempt: tries.count(),
+            target: self.target,
+            parallel: target.decision.send.filter(|_| !drop_tools && !refused.parallel),
+            choice,
+            drop_tools,
+            drop_format: either_or && !drop_tools,
+            no_effort: with_tools && (refused.effort || !habits.takes_effort_with_tools),
+        };
+        if let Some(record) = self.record.rounds.last_mut() {
+            record.target = ask.target;
+            record.again = ask.attempt;
+        }
+        self.stage = Stage::Round(Box::new(Round::new(ask.id, tries, ask.drop_format)));
+        actions.push(Action::Ask(ask));
     }
 
     fn ask_failed(&mut self, failure: &Failure, actions: &mut Vec<Action>) {
         let Stage::Round(round) = std::mem::replace(&mut self.stage, Stage::New) else { return };
-        let attempt = round.attempt;
         let untold = !round.shown;
         for (at, run) in round.running().collect::<Vec<_>>() {
             actions.push(Action::Stop(run));
             stopped(&mut self.record, &round.standings[at], self.now);
         }
-        if failure.kind == FailureKind::ParallelRefused
-            && self.plan.decision.send.is_some()
-            && !self.omit_parallel
+        let tries = round.tries;
+        if let Some(fact) = failure.kind.fact()
+            && self.learn(fact)
         {
-            self.omit_parallel = true;
-            actions.push(Action::LearnNoParallel);
-            self.ask(attempt, actions);
-            return;
+            actions.push(Action::Learn(fact));
+            return self.ask(tries, actions);
         }
-        let again = failure.kind.again().min(MOST_AGAIN);
-        let pause = self.pause(failure, attempt);
-        let in_time = self.now + pause < self.plan.rules.limits.turn_timeout.0;
-        if untold
-            && attempt < again
-            && failure.may_wait()
-            && in_time
-            && failure.kind != FailureKind::ParallelRefused
-        {
-            self.stage = Stage::Waiting { at: self.now + pause, attempt: attempt + 1 };
-            if let Some(round) = self.record.rounds.last_mut() {
-                round.again = attempt + 1;
+        match self.once_more(failure, &tries).filter(|_| untold) {
+            Some((None, tries)) => self.ask(tries, actions),
+            Some((Some(pause), tries)) => self.stage = Stage::Waiting { at: self.now + pause, tries },
+            None => self.fail(tries.last_word(failure), actions),
+        }
+    }
+
+    /// Remembers what the upstream refuses; whether that was news.
+    fn learn(&mut self, fact: Fact) -> bool {
+        let (Some(target), Some(refused)) =
+            (self.plan.targets.get(self.target), self.refused.get_mut(self.target))
+        else {
+            return false;
+        };
+        match fact {
+            Fact::NoParallel => {
+                target.decision.send.is_some() && !std::mem::replace(&mut refused.parallel, true)
             }
-            return;
+            Fact::NoEffort => {
+                target.habits.takes_effort_with_tools && !std::mem::replace(&mut refused.effort, true)
+            }
         }
-        self.fail(failure.reply.clone(), actions);
+    }
+
+    /// Whether a question that failed is asked once more: after which pause, and what was tried by
+    /// then. It goes to the next upstream where that may do better.
+    fn once_more(&mut self, failure: &Failure, before: &Tries) -> Option<(Option<Duration>, Tries)> {
+        let upstreams = self.plan.targets.len();
+        let next = before.after(failure, upstreams)?;
+        let pause = (!next.at_once).then(|| self.pause(failure, before.again()));
+        if self.now + pause.unwrap_or_default() >= self.plan.rules.limits.turn_timeout.0 {
+            return None;
+        }
+        if next.moves_on {
+            self.target = (self.target + 1) % upstreams;
+        }
+        Some((pause, next.tries))
     }
 
     /// How long to wait before asking again: what the upstream wishes, else twice as long each time,
@@ -342,7 +403,8 @@ impl Turn {
             return;
         }
         // A client that waits for the whole answer sees nothing of a reply that may still be asked for again.
-        let held = self.plan.rules.interim_text == InterimText::Hold || !self.plan.stream;
+        let held =
+            self.plan.rules.interim_text == InterimText::Hold || !self.plan.stream || round.unformatted;
         if held && !round.complete {
             round.held.push(part);
             return;
@@ -392,7 +454,8 @@ impl Turn {
             record.finish = round.finish.map(FinishReason::word);
         }
         let final_text = !round.any_of_ours() || round.foreign() > 0 || self.is_last;
-        if final_text || self.plan.rules.interim_text == InterimText::Stream {
+        let in_form = !round.unformatted || round.foreign() > 0;
+        if in_form && (final_text || self.plan.rules.interim_text == InterimText::Stream) {
             self.show_held(actions);
         }
         if !parts.is_empty() {
@@ -420,10 +483,11 @@ impl Turn {
             );
             return self.fail(error, actions);
         }
-        if let Stage::Waiting { at, attempt } = self.stage
-            && self.now >= at
+        if let Stage::Waiting { at, tries } = &self.stage
+            && self.now >= *at
         {
-            return self.ask(attempt, actions);
+            let tries = tries.clone();
+            return self.ask(tries, actions);
         }
         if let Stage::Round(round) = &self.stage
             && round.begin_at.is_some_and(|at| self.now >= at)

@@ -3,6 +3,7 @@
 use super::words::{finish_reason, note, sentence};
 use super::{Stage, Turn};
 use crate::engine::{Action, Finish, Limit, Parked, Part, Show, Slot};
+use crate::wire::failure::{Failure, FailureKind};
 use crate::wire::message;
 use crate::wire::raw::Raw;
 use crate::wire::reply::{FinishReason, Head};
@@ -21,14 +22,21 @@ impl Turn {
     pub(super) fn round_settled(&mut self, actions: &mut Vec<Action>) {
         let Stage::Round(round) = &self.stage else { return };
         match (round.any_of_ours(), round.foreign() > 0) {
+            // The answer is there, but had to be asked for without the client's format.
+            (false, false) if round.unformatted => self.format(actions),
             (false, foreign) => {
                 let reason = finish_reason(round.finish, foreign);
-                if self.is_last && !foreign && !self.text_shown {
+                if self.is_last && !self.formatting && !foreign && !self.text_shown {
                     return self.end_at_limit(actions);
                 }
                 self.answer(reason, actions);
             }
             (true, true) => self.park(actions),
+            // Asked for an answer in a format, without tools, it still calls some.
+            (true, false) if self.formatting => {
+                let failure = Failure::new(FailureKind::InvalidReply, "calls where no tools were sent");
+                self.fail(failure.reply, actions);
+            }
             (true, false) if self.is_last => self.end_at_limit(actions),
             (true, false) => self.go_on(actions),
         }
@@ -47,7 +55,7 @@ impl Turn {
             self.record.limits.push(Limit::Rounds);
         }
         let Stage::Round(round) = &self.stage else { return };
-        let mut messages = vec![round.assistant(&self.plan)];
+        let mut messages = vec![round.assistant()];
         let last = round.standings.len().saturating_sub(1);
         for (at, call) in round.calls.iter().enumerate() {
             let content = round.outcome(at).map_or("", |outcome| &outcome.content);
@@ -94,7 +102,7 @@ impl Turn {
         };
         let parked = Parked {
             before: self.appended.clone(),
-            assistant: round.assistant(&self.plan),
+            assistant: round.assistant(),
             slots: round.calls.iter().enumerate().map(slot).collect(),
         };
         let reason = finish_reason(round.finish, true);

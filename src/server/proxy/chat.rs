@@ -7,20 +7,22 @@ use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use hyper::body::Incoming;
 
-use super::{Asked, Proxy, Refusal, holding, is_json, route};
+use super::{Asked, Proxy, Refusal, holding, is_json, no_model, route};
 use crate::engine::{parcel, parked_names, restore};
 use crate::policy::parallel::Decision;
 use crate::policy::pattern::fits_any;
-use crate::policy::plan::{Circumstances, Plan, Rules, plan};
+use crate::policy::plan::{Circumstances, Habits, Plan, Rules, plan};
 use crate::relay::body::Body;
 use crate::relay::headers::{self, to_upstream};
-use crate::relay::pass::{self, Passing};
-use crate::relay::{Client, Started, begin, first_question};
+use crate::relay::pass::{self, Passing, Targets};
+use crate::relay::render::{To, first_question, relayed};
+use crate::relay::{Client, Started, begin};
 use crate::telemetry::metrics;
-use crate::upstream::{AskHead, Route};
+use crate::upstream::{AskHead, Route, Target};
 use crate::wire::error::ErrorReply;
+use crate::wire::failure::Fact;
 use crate::wire::raw::{Raw, write_string};
-use crate::wire::request::{ChatRequest, Choice, Outgoing, includes_transcript};
+use crate::wire::request::{ChatRequest, includes_transcript};
 
 /// The longest list of tools a header may name.
 const MOST_NAMED: usize = 256;
@@ -44,7 +46,9 @@ impl Proxy {
         let rules = rules(&asked, &route);
         let stream = request.stream;
         let needs_rule = fits_any(&asked.snapshot.policy.strict_parallel_models, &request.model);
-        let habits = route.upstream.habits(&request.model, needs_rule, route.takes_parallel, stream);
+        let targets = route.targets(|sum| fastrand::u32(..sum));
+        let habits: Vec<Habits> =
+            targets.iter().map(|target| route.habits(target, &request.model, needs_rule, stream)).collect();
         let planned = plan(
             &request,
             &Circumstances {
@@ -52,7 +56,7 @@ impl Proxy {
                 narrowed: narrowed.as_deref(),
                 transcript: wants_transcript(&parts.headers)?,
                 changed,
-                habits: &habits,
+                targets: &habits,
                 rules: &rules,
             },
         )
@@ -62,17 +66,16 @@ impl Proxy {
             }
         })?;
         let decision = match &planned {
-            Plan::Relay { decision, .. } => *decision,
-            Plan::Turn(turn) => turn.decision,
+            Plan::Relay(plans) => plans.first().map_or(Decision::UNSUPPORTED, |plan| plan.decision),
+            Plan::Turn(turn) => turn.decision(),
         };
         tell(&mut asked, decision);
         let mut headers = to_upstream(&parts.headers, &asked.request_id, true);
         match planned {
-            _ if is_dry_run(&parts.headers)? => Ok(dry_run(&asked, &request, &planned, &body, &route)),
-            Plan::Relay { rewrite, .. } => {
-                let body = if rewrite { rewritten(&request, decision) } else { body };
+            _ if is_dry_run(&parts.headers)? => Ok(dry_run(&asked, &request, &planned, &body, &targets)),
+            Plan::Relay(plans) => {
                 let passing = Passing {
-                    upstream: route.upstream.clone(),
+                    targets: Targets::new(targets.clone()).ok_or_else(|| no_model(&request.model))?,
                     telemetry: asked.snapshot.parts.telemetry.clone(),
                     team: asked.team.name.clone(),
                     model: route.model.clone(),
@@ -85,11 +88,14 @@ impl Proxy {
                         decision,
                     }),
                 };
-                let chat = pass::Chat {
-                    body,
-                    model: &request.model,
-                    without: &|| rewritten(&request, Decision::UNSUPPORTED),
+                let question = |at: usize, refused: &[Fact]| {
+                    let (target, mut plan) = (&targets[at], plans[at].clone());
+                    for fact in refused {
+                        plan.refuse(*fact);
+                    }
+                    (relayed(&request, To { target, plan: &plan }, &body), plan.decision)
                 };
+                let chat = pass::Chat { model: &request.model, body: &question };
                 let response =
                     passing.pass(Method::POST, "/chat/completions", headers, pass::Request::Chat(chat)).await;
                 Ok(holding(response, (place, reservation, asked.in_flight)))
@@ -109,6 +115,7 @@ impl Proxy {
                     parts: asked.snapshot.parts.clone(),
                     team: asked.team.clone(),
                     route,
+                    targets,
                     plan,
                     request,
                     messages,
@@ -210,21 +217,6 @@ fn tell(asked: &mut Asked, decision: Decision) {
     asked.snapshot.parts.telemetry.counter(metrics::DECISIONS, &labels).increment(1);
 }
 
-/// A relayed body with the one member changed that the rule decides about.
-fn rewritten(request: &ChatRequest, decision: Decision) -> Bytes {
-    request.render(&Outgoing {
-        parallel: decision.send,
-        stream: request.stream,
-        choice: if request.tools.is_empty() && !request.legacy_functions {
-            Choice::Drop
-        } else {
-            Choice::Keep
-        },
-        keep_stream_options: true,
-        ..Outgoing::default()
-    })
-}
-
 /// `x-fanfold-tools: name,name` or `none`.
 fn named_tools(headers: &HeaderMap) -> Result<Option<Vec<String>>, Refusal> {
     let wrong = |why: String| ErrorReply::invalid_value("x-fanfold-tools", why);
@@ -273,19 +265,24 @@ fn dry_run(
     request: &ChatRequest,
     planned: &Plan,
     body: &Bytes,
-    route: &Route,
+    targets: &[Target],
 ) -> Response<Body> {
-    let (kind, decision, body) = match planned {
-        Plan::Turn(plan) => ("turn", plan.decision, first_question(request, plan)),
-        Plan::Relay { decision, rewrite: true } => ("relay", *decision, rewritten(request, *decision)),
-        Plan::Relay { decision, rewrite: false } => ("relay", *decision, body.clone()),
+    let (kind, plans) = match planned {
+        Plan::Turn(turn) => ("turn", turn.targets.as_slice()),
+        Plan::Relay(plans) => ("relay", plans.as_slice()),
+    };
+    let (Some(target), Some(plan)) = (targets.first(), plans.first()) else { return Response::default() };
+    let to = To { target, plan };
+    let body = match planned {
+        Plan::Turn(turn) => first_question(request, turn, to),
+        Plan::Relay(_) => relayed(request, to, body),
     };
     let mut out = b"{\"object\":\"fanfold.plan\",\"plan\":".to_vec();
     write_string(&mut out, kind);
     out.extend_from_slice(b",\"parallel\":");
-    write_string(&mut out, &decision.to_string());
+    write_string(&mut out, &plan.decision.to_string());
     out.extend_from_slice(b",\"upstream\":");
-    write_string(&mut out, &route.upstream.name);
+    write_string(&mut out, &target.upstream.name);
     out.extend_from_slice(b",\"body\":");
     out.extend_from_slice(Raw::parse(body).unwrap_or(Raw::NULL).bytes());
     out.push(b'}');

@@ -32,7 +32,7 @@ use super::{Handler, Peer};
 use crate::policy::settings as policy;
 use crate::relay::body::Body;
 use crate::relay::headers::to_upstream;
-use crate::relay::pass::{self, Passing};
+use crate::relay::pass::{self, Passing, Targets};
 use crate::relay::{Parts, error_response};
 use crate::team::{Team, Teams};
 use crate::telemetry::metrics;
@@ -222,12 +222,7 @@ impl Proxy {
             (CHAT, _) => Err(wrong_method("GET, POST")),
             ("/v1/models", &Method::GET) => Ok(models::list(&asked).await),
             ("/v1/models", _) => Err(wrong_method("GET")),
-            (path, &Method::GET) if path.starts_with("/v1/models/") => {
-                let id = path.trim_start_matches("/v1/models/");
-                let id = percent_encoding::percent_decode_str(id).decode_utf8_lossy().into_owned();
-                route(&asked, &id)?;
-                self.relay(request, asked).await
-            }
+            (path, &Method::GET) if path.starts_with("/v1/models/") => self.relay(request, asked).await,
             _ => self.relay(request, asked).await,
         }
     }
@@ -259,27 +254,28 @@ impl Proxy {
         let (parts, incoming) = request.into_parts();
         let rest = parts.uri.path_and_query().map_or("", |p| p.as_str()).trim_start_matches("/v1").to_owned();
         let headers = to_upstream(&parts.headers, &asked.request_id, false);
-        let (upstream, model, body, reservation) =
-            if self.routed_by_model(&parts.headers, &parts.method, &asked) {
-                let held = self.read(&asked, &parts.headers, incoming).await?;
-                let (body, reservation) = held.into_parts();
-                let route = route_of_body(&asked, &body)?;
-                (route.upstream.clone(), route.model.clone(), pass::Request::Whole(body), Some(reservation))
-            } else {
-                let upstream = asked
-                    .snapshot
-                    .routes
-                    .first()
-                    .map(|route| route.upstream.clone())
-                    .ok_or_else(|| no_model("-"))?;
-                let sent = http_body_util::BodyExt::boxed_unsync(http_body_util::BodyExt::map_err(
-                    incoming,
-                    Into::into,
-                ));
-                (upstream, metrics::OTHER.into(), pass::Request::Streamed(sent), None)
-            };
+        let named;
+        let (route, model, body, reservation) = if let Some(id) = one_model(&parts) {
+            let route = route(&asked, &id)?;
+            named = id;
+            let held = pass::Held { body: Bytes::new(), model: Some(&named) };
+            (route.clone(), route.model.clone(), pass::Request::Whole(held), None)
+        } else if self.routed_by_model(&parts.headers, &parts.method, &asked) {
+            let held = self.read(&asked, &parts.headers, incoming).await?;
+            let (body, reservation) = held.into_parts();
+            let route = route_of_body(&asked, &body)?;
+            named = model_of(&body).unwrap_or_default();
+            let held = pass::Held { body, model: Some(&*named).filter(|name| !name.is_empty()) };
+            (route.clone(), route.model.clone(), pass::Request::Whole(held), Some(reservation))
+        } else {
+            let route = asked.snapshot.routes.first().cloned().ok_or_else(|| no_model("-"))?;
+            let sent =
+                http_body_util::BodyExt::boxed_unsync(http_body_util::BodyExt::map_err(incoming, Into::into));
+            (route, metrics::OTHER.into(), pass::Request::Streamed(sent), None)
+        };
+        let targets = Targets::new(route.targets(|sum| fastrand::u32(..sum)));
         let passing = Passing {
-            upstream,
+            targets: targets.ok_or_else(|| no_model("-"))?,
             telemetry: asked.snapshot.parts.telemetry.clone(),
             team: asked.team.name.clone(),
             model,
@@ -299,7 +295,7 @@ impl Proxy {
         let kind = kind.to_ascii_lowercase();
         let opaque = ["multipart/", "application/octet-stream"].iter().any(|of| kind.starts_with(of));
         let has_body = !matches!(*method, Method::GET | Method::HEAD | Method::DELETE);
-        let matters = asked.snapshot.routes.upstreams().count() > 1 || asked.team.restricts_models();
+        let matters = asked.snapshot.routes.ask_for_model() || asked.team.restricts_models();
         has_body && !opaque && matters
     }
 
@@ -336,15 +332,23 @@ fn holding<H: Send + 'static>(response: Response<Body>, held: H) -> Response<Bod
 }
 
 fn route_of_body(asked: &Asked, body: &Bytes) -> Result<Arc<crate::upstream::Route>, Refusal> {
-    let Ok(members) = Members::read(body) else {
+    match model_of(body) {
+        Some(model) => route(asked, &model),
         // What is no JSON names no model.
-        return asked.snapshot.routes.first().cloned().ok_or_else(|| no_model("-"));
-    };
-    let Some(model) = members.find("model") else {
-        return asked.snapshot.routes.first().cloned().ok_or_else(|| no_model("-"));
-    };
-    let model = model.as_string().unwrap_or_default();
-    route(asked, &model)
+        None => asked.snapshot.routes.first().cloned().ok_or_else(|| no_model("-")),
+    }
+}
+
+/// The model a body names; empty if what it names is no string.
+fn model_of(body: &Bytes) -> Option<String> {
+    let members = Members::read(body).ok()?;
+    Some(members.find("model")?.as_string().unwrap_or_default().into_owned())
+}
+
+/// The model whose description is asked for.
+fn one_model(parts: &http::request::Parts) -> Option<String> {
+    let id = parts.uri.path().strip_prefix("/v1/models/").filter(|_| parts.method == Method::GET)?;
+    Some(percent_encoding::percent_decode_str(id).decode_utf8_lossy().into_owned())
 }
 
 /// The route of a model the team may use.
