@@ -73,8 +73,11 @@ fn bodies(lab: &Lab, script: &str) -> Vec<Value> {
     lab.journal().of_script(script).map(|(_, request)| request.body.clone()).collect()
 }
 
+/// A name, whether the client wants a stream, and its headers.
+type Way = (&'static str, bool, &'static [(&'static str, &'static str)]);
+
 /// The three ways a client may ask: whole, streamed, and relayed without tools.
-const WAYS: [(&str, bool, &[(&str, &str)]); 4] = [
+const WAYS: [Way; 4] = [
     ("whole", false, &[]),
     ("streamed", true, &[]),
     ("relayed", false, &[("x-fanfold-tools", "none")]),

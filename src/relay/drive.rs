@@ -630,15 +630,6 @@ async fn may_run(account: &Account, tool: &str) -> Result<(), Outcome> {
     account.take_call().await.map_err(|why| denied(&why))
 }
 
-/// Whether a call may run: its tool was not taken away, and the team's quota has one left.
-async fn may_run(account: &Account, tool: &str) -> Result<(), Outcome> {
-    let denied = |why: &str| Outcome::failed(OutcomeKind::Denied, why);
-    if !account.team.may_call(tool) {
-        return Err(denied(TAKEN_AWAY));
-    }
-    account.take_call().await.map_err(|why| denied(&why))
-}
-
 /// Counts a running call as long as it lives, a panic included.
 struct InFlight(metrics::Gauge);
 

@@ -342,11 +342,6 @@ pub(crate) fn repetition(telemetry: &Telemetry, result: &'static str) {
     telemetry.counter(metrics::REPETITIONS, &[("result", result.into())]).increment(1);
 }
 
-/// A request repeats another, and got this.
-pub(crate) fn repetition(telemetry: &Telemetry, result: &'static str) {
-    telemetry.counter(metrics::REPETITIONS, &[("result", result.into())]).increment(1);
-}
-
 /// A call ended.
 pub(super) fn call_ended(
     telemetry: &Telemetry,

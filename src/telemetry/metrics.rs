@@ -122,8 +122,6 @@ pub struct Telemetry {
     pub parked: Gauge,
 }
 
-type TeamAndModel = (Arc<str>, Arc<str>);
-
 /// The handles that were asked for so far.
 struct Series {
     counters: Handles<Counter>,
