@@ -121,14 +121,16 @@ impl Loaded {
         render(&self.source, &self.warnings, Severity::Warning, coloured)
     }
 
-    /// The files whose change should lead to a reload: the configuration, the files of its secrets, and
-    /// OpenAPI documents.
+    /// The files whose change should lead to a reload: the configuration, the files of its secrets,
+    /// OpenAPI documents, and what was accepted of tool servers.
     #[must_use]
     pub fn watched(&self) -> Vec<PathBuf> {
         let mut paths: Vec<PathBuf> = self.source.path.iter().cloned().collect();
         secret_files(&self.written, &mut paths);
         let documents = self.file.tools.values().filter_map(|tool| tool.openapi.as_ref());
         paths.extend(documents.map(|openapi| PathBuf::from(&openapi.spec)));
+        let pinned = self.file.tools.values().filter(|tool| tool.pin);
+        paths.extend(pinned.map(|tool| tool.pins.as_deref().unwrap_or(tools::pins::FILE).into()));
         paths
     }
 }

@@ -374,7 +374,7 @@ impl Driver {
         let idempotency_key = format!("{}-{}", self.turn_id, run.id);
         let stop = CancellationToken::new();
         self.stops.insert(run.id, stop.clone());
-        let tool = started.parts.tools.tool(&run.tool.name).cloned();
+        let tool = started.parts.tools.tool_of(&started.team.name, &run.tool.name).cloned();
         let (slots, team) = (started.parts.slots.clone(), started.team.clone());
         let account = started.account.clone();
         let telemetry = started.parts.telemetry.clone();

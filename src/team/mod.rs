@@ -23,7 +23,7 @@ use subtle::ConstantTimeEq;
 use self::expiry::Expiry;
 use self::fair::{Kind, Wanted};
 use self::quota::Quotas;
-use crate::policy::pattern::fits_any;
+use crate::policy::pattern::{fits_any, may_begin};
 use crate::policy::settings::{LowerLimits, Overrides};
 use crate::wire::tool::OwnedTool;
 
@@ -65,6 +65,13 @@ enum MayUse {
 }
 
 impl Team {
+    /// Whether it may use a tool whose name begins like this.
+    #[must_use]
+    pub fn may_use_some(&self, beginning: &str) -> bool {
+        let patterns = self.may_use.as_ref();
+        patterns.is_none_or(|patterns| patterns.iter().any(|pattern| may_begin(pattern, beginning)))
+    }
+
     /// The same team, when the operator's tools are these.
     #[must_use]
     pub fn with_tools(&self, tools: &[Arc<OwnedTool>]) -> Self {
@@ -172,10 +179,11 @@ impl Teams {
         }
     }
 
-    /// The same teams when the operator's tools are these.
+    /// The same teams when the operator's tools for each of them are these.
     #[must_use]
-    pub fn with_tools(&self, tools: &[Arc<OwnedTool>]) -> Self {
-        let all: Vec<Arc<Team>> = self.all.iter().map(|team| Arc::new(team.with_tools(tools))).collect();
+    pub fn with_tools(&self, tools: impl Fn(&str) -> Vec<Arc<OwnedTool>>) -> Self {
+        let all: Vec<Arc<Team>> =
+            self.all.iter().map(|team| Arc::new(team.with_tools(&tools(&team.name)))).collect();
         let renewed = |team: &Arc<Team>| {
             let at = self.all.iter().position(|other| Arc::ptr_eq(other, team));
             at.and_then(|at| all.get(at)).unwrap_or(team).clone()
@@ -370,7 +378,7 @@ mod tests {
         let before = teams();
         let old = before.of_key(Some(b"fk-blue"), now()).unwrap();
         let tool = |name: &str| Arc::new(OwnedTool { name: name.into(), ..(*old.tools[0]).clone() });
-        let after = before.with_tools(&[tool("b"), tool("ac"), tool("ad")]);
+        let after = before.with_tools(|_| vec![tool("b"), tool("ac"), tool("ad")]);
         for key in [&b"fk-blue"[..], b"fk-blue-2"] {
             let new = after.of_key(Some(key), now()).unwrap();
             assert_eq!(new.tools.iter().map(|t| &*t.name).collect::<Vec<_>>(), ["ac", "ad"]);

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 
 use super::{Check, matches};
 use crate::config::suggest::did_you_mean;
+use crate::policy::pattern::may_begin;
 use crate::store::meter::{CEILING, Rate};
 use crate::team::expiry::Expiry;
 use crate::team::money::Money;
@@ -178,13 +179,5 @@ impl Check<'_> {
                 "narrow the team's `tools:`, or its clients have to narrow each request",
             );
         }
-    }
-}
-
-/// Whether a pattern may match a name that begins like this; which names there are shows only later.
-fn may_begin(pattern: &str, beginning: &str) -> bool {
-    match pattern.split_once('*') {
-        None => pattern.len() > beginning.len() && pattern.starts_with(beginning),
-        Some((head, _)) => head.starts_with(beginning) || beginning.starts_with(head),
     }
 }
