@@ -15,7 +15,7 @@ use super::check::word;
 use super::servers::Running;
 use super::{Exit, ServerFlags, loaded, out, runtime};
 use crate::config::did_you_mean;
-use crate::tools::{Call, Catalog, Tool};
+use crate::tools::{Call, Catalog, Tool, Tries};
 use crate::wire::tool::{Outcome, OutcomeKind};
 
 /// How long processes of an ended call are waited for.
@@ -88,6 +88,7 @@ async fn called(tool: &Tool, json: &str) -> (Outcome, Duration) {
         traceparent: None,
         result_limit: tool.result_limit(),
         deadline: start + tool.spec().timeout,
+        tries: Tries::default(),
     };
     let stop = CancellationToken::new();
     let running = tool.run(&call, &stop);

@@ -32,7 +32,7 @@ mod testing;
 pub mod text;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -102,6 +102,24 @@ pub struct Call {
     pub result_limit: usize,
     /// When the call's time is over. The call ends itself then, with [`OutcomeKind::Timeout`].
     pub deadline: tokio::time::Instant,
+    /// Where it is told that the tool is tried again.
+    pub tries: Tries,
+}
+
+/// When a call was tried again, for whoever wants to know.
+#[derive(Debug, Clone, Default)]
+pub struct Tries(Arc<Mutex<Vec<tokio::time::Instant>>>);
+
+impl Tries {
+    /// The moments at which another try began.
+    #[must_use]
+    pub fn again(&self) -> Vec<tokio::time::Instant> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn tell(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(tokio::time::Instant::now());
+    }
 }
 
 impl Catalog {

@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Call, Catalog, Defaults, LoadError, Tool};
+use super::{Call, Catalog, Defaults, LoadError, Tool, Tries};
 use crate::wire::tool::Outcome;
 
 pub(super) const DEFAULTS: Defaults =
@@ -47,6 +47,7 @@ pub(super) fn call(arguments: &Value) -> Call {
         traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into()),
         result_limit: 64 * 1024,
         deadline: Instant::now() + Duration::from_secs(20),
+        tries: Tries::default(),
     }
 }
 

@@ -15,6 +15,7 @@ use crate::policy::plan::{Circumstances, Plan, Rules, plan};
 use crate::relay::body::Body;
 use crate::relay::headers::{self, to_upstream};
 use crate::relay::pass::{self, Passing};
+use crate::relay::watching::{Of, Passed};
 use crate::relay::{Client, Started, begin, first_question};
 use crate::telemetry::metrics;
 use crate::upstream::{AskHead, Route};
@@ -71,6 +72,15 @@ impl Proxy {
             _ if is_dry_run(&parts.headers)? => Ok(dry_run(&asked, &request, &planned, &body, &route)),
             Plan::Relay { rewrite, .. } => {
                 let body = if rewrite { rewritten(&request, decision) } else { body };
+                let mut turn = pass::Turn {
+                    request_id: asked.request_id,
+                    model: request.model.clone(),
+                    decision,
+                    run: None,
+                };
+                let of =
+                    Of { team: &asked.team.name, route: &route, stream: request.stream, since: asked.since };
+                turn.run = Passed::begin(&asked.snapshot.parts, &turn, of, &body);
                 let passing = Passing {
                     upstream: route.upstream.clone(),
                     telemetry: asked.snapshot.parts.telemetry.clone(),
@@ -79,11 +89,7 @@ impl Proxy {
                     since: asked.since,
                     headers: asked.headers,
                     shutdown: self.shutdown.clone(),
-                    turn: Some(pass::Turn {
-                        request_id: asked.request_id,
-                        model: request.model.clone(),
-                        decision,
-                    }),
+                    turn: Some(turn),
                 };
                 let chat = pass::Chat {
                     body,
@@ -112,6 +118,7 @@ impl Proxy {
                     plan,
                     request,
                     messages,
+                    sent: body,
                     traceparent: text(&parts.headers, "traceparent").map(str::to_owned),
                     head: AskHead { headers },
                     request_id: asked.request_id,
@@ -198,7 +205,7 @@ fn rules(asked: &Asked, route: &Route) -> Rules {
             .unwrap_or(global.strict_parallel),
         interim_text: route.policy.interim_text.or(team.policy.interim_text).unwrap_or(global.interim_text),
         call_timeout_cap: cap,
-        keep_content: asked.snapshot.parts.log_content,
+        keep_content: asked.snapshot.parts.log_content || asked.snapshot.parts.runs_content,
         limits: if lowered == **limits { limits.clone() } else { lowered.into() },
     }
 }
