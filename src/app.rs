@@ -39,7 +39,7 @@ use crate::server::visitors::Visitors;
 use crate::store::{Bounds, Capacity, Store};
 use crate::team::{Defaults, Teams};
 use crate::telemetry::{Telemetry, metrics};
-use crate::tools::Catalog;
+use crate::tools::{Catalog, Standing};
 use crate::upstream::{Routes, Upstream};
 
 /// How often histograms and parked results are swept.
@@ -278,6 +278,18 @@ impl App {
     #[must_use]
     pub fn metrics(&self) -> String {
         self.keeper.telemetry.render()
+    }
+
+    /// The tools that can be called now.
+    #[must_use]
+    pub fn tools(&self) -> Arc<Catalog> {
+        self.snapshot.load().parts.tools.clone()
+    }
+
+    /// How every tool server is.
+    #[must_use]
+    pub fn standings(&self) -> Vec<Standing> {
+        self.tool_servers.standings()
     }
 
     /// Swaps in another configuration. Turns in flight finish on the old one. Listeners stay.

@@ -75,7 +75,7 @@ pub(super) fn run(loaded: &Loaded, catalog: &Catalog) -> Exit {
 
 /// What an upstream says to a question for its models.
 async fn ask(upstream: &Settings) -> Result<String, String> {
-    let tls = tls(upstream)?;
+    let tls = tls(upstream.ca.as_deref())?;
     let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().build();
     let client: Client<_, Empty<Bytes>> = Client::builder(TokioExecutor::new()).build(connector);
     let sent = client.request(request(upstream)?).await;
@@ -126,10 +126,10 @@ fn value(secret: &Secret, before: &str) -> Result<HeaderValue, String> {
     Ok(value)
 }
 
-/// The upstream's own authorities, or the system's, or those built in.
-fn tls(upstream: &Settings) -> Result<ClientConfig, String> {
+/// The authorities of a PEM file, or the system's, or those built in.
+pub(super) fn tls(ca: Option<&str>) -> Result<ClientConfig, String> {
     let mut roots = RootCertStore::empty();
-    match &upstream.ca {
+    match ca {
         Some(path) => {
             let all = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
             let all = all.map_err(|why| format!("`{path}` has no certificates: {why}"))?;
@@ -148,7 +148,7 @@ fn tls(upstream: &Settings) -> Result<ClientConfig, String> {
 }
 
 /// An error with everything it was caused by.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

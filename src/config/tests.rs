@@ -953,7 +953,8 @@ tools:
     parameters: { type: object, properties: { a: { type: string } } }
 ";
     let env = |name: &str| (name == "HOST").then(|| "model.internal".to_owned());
-    let flags = Flags { listen: Some("127.0.0.1:9".into()), mcp: vec!["late=/bin/y".into()], ..Flags::default() };
+    let flags =
+        Flags { listen: Some("127.0.0.1:9".into()), mcp: vec!["late=/bin/y".into()], ..Flags::default() };
     let loaded = read_text("fanfold.yaml", text, &env, &flags).finish().expect("no mistakes");
     let all = loaded.effective().expect("settings");
     let of = |path: &str| {
