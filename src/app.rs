@@ -36,10 +36,11 @@ use crate::server::drain::{Drain, Stage};
 use crate::server::listener::{BindError, Listener, Options};
 use crate::server::proxy::{Proxy, Snapshot};
 use crate::server::visitors::Visitors;
-use crate::store::{Bounds, Capacity, Store};
+use crate::store::{Bounds, Capacity, Health, Store};
 use crate::team::{Defaults, Teams};
 use crate::telemetry::{Telemetry, metrics};
 use crate::tools::{Catalog, Standing};
+use crate::units::Secret;
 use crate::upstream::{Routes, Upstream};
 
 /// How often histograms and parked results are swept.
@@ -57,6 +58,13 @@ pub enum StartError {
         /// Its name.
         name: String,
         /// The setting below it.
+        setting: &'static str,
+        /// What is wrong.
+        message: String,
+    },
+    /// The store cannot be used as configured.
+    Store {
+        /// The setting below `store`.
         setting: &'static str,
         /// What is wrong.
         message: String,
@@ -79,6 +87,7 @@ impl fmt::Display for StartError {
         match self {
             Self::Bind(error) => error.fmt(f),
             Self::Upstream { name, setting, message } => write!(f, "upstreams.{name}.{setting}: {message}"),
+            Self::Store { setting, message } => write!(f, "store.{setting}: {message}"),
             Self::ToolServer { name, why } => {
                 write!(f, "the tool server `{name}` is required, but is not up: {why}")
             }
@@ -174,7 +183,10 @@ impl App {
         raise_open_files();
         let file = &loaded.file;
         let limits = &file.limits;
-        let store = Store::memory(&capacity(limits));
+        let open = |secret: &Secret| config::secret::open(secret, &process_env);
+        let store = Store::new(&file.store, open, capacity(limits), telemetry.clone())
+            .map_err(|why| StartError::Store { setting: why.setting, message: why.message })?;
+        store.connect().await;
         let keeper = Keeper {
             telemetry: telemetry.clone(),
             store: Arc::new(store),
@@ -252,6 +264,7 @@ impl App {
         app.listeners.spawn(listener.serve(Arc::new(proxy), drain));
         app.admin_listeners.spawn(admin.serve(Arc::new(admin_side), admin_drain));
         app.spawn_upkeep();
+        app.spawn_store();
         let (tool_servers, stop) = (app.tool_servers.clone(), app.upkeep.clone());
         app.admin_listeners.spawn(async move { tool_servers.follow(stop).await });
         Ok(app)
@@ -270,6 +283,32 @@ impl App {
                 keeper.store.sweep();
                 #[expect(clippy::cast_precision_loss, reason = "a gauge")]
                 keeper.telemetry.parked.set(keeper.store.parked() as f64);
+            }
+        });
+    }
+
+    /// Keeps up the connection to a shared store, and reports how it is. It is not needed to be ready: what
+    /// is kept in it is missed, and no more.
+    fn spawn_store(&self) {
+        let (store, stop) = (self.keeper.store.clone(), self.upkeep.clone());
+        let readiness = self.tool_servers.readiness.clone();
+        self.admin_listeners.spawn(async move {
+            let tell = |health: &Health| {
+                let line = match health {
+                    Health::Up => {
+                        tracing::info!("the store is up");
+                        "up".to_owned()
+                    }
+                    Health::Down(why) => {
+                        tracing::warn!(%why, "the store is down");
+                        format!("down: {why}")
+                    }
+                };
+                readiness.remark("store", vec![line]);
+            };
+            tokio::select! {
+                () = store.keep_up(tell) => {}
+                () = stop.cancelled() => {}
             }
         });
     }
@@ -429,7 +468,7 @@ fn snapshot(
     before: Option<&Audit>,
 ) -> Result<Snapshot, StartError> {
     let file = &loaded.file;
-    let open = |secret: &crate::units::Secret| {
+    let open = |secret: &Secret| {
         config::secret::open(secret, &process_env).map(|secret| secret.expose_secret().to_owned())
     };
     let mut upstreams = BTreeMap::new();

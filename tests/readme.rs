@@ -141,6 +141,7 @@ fn every_block_is_of_a_kind_that_a_test_runs() {
         "js",
         "yaml config",
         "yaml servers",
+        "yaml replicas",
         "text drawing",
         "json record",
         "sh audit",
@@ -240,6 +241,28 @@ fn the_tool_servers_are_settings_without_a_mistake() {
     fs::set_permissions(&uvx, fs::Permissions::from_mode(0o755)).unwrap();
     let out = shell("export TICKETS_TOKEN=t PATH=.:$PWD:$PATH; fanfold check", folder.path());
     assert!(out.contains("clock__*") && out.contains("https://mcp.example/mcp"), "{out}");
+}
+
+#[test]
+fn every_setting_of_a_shared_store_is_shown_with_its_default() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = only("yaml replicas");
+    let upstream = "upstreams: { main: { base_url: http://127.0.0.1:1/v1 } }\n";
+    fs::write(folder.path().join("fanfold.yaml"), upstream.to_owned() + &text).unwrap();
+    fs::write(folder.path().join("redis-ca.pem"), "x").unwrap();
+    let out = shell("export REDIS_PASSWORD=secret; fanfold check; fanfold config print", folder.path());
+    assert!(!out.contains("secret") && !out.contains("redis.example"), "{out}");
+
+    let written: Value = serde_saphyr::from_str(&text).unwrap();
+    let written = written["store"].as_object().unwrap();
+    let schema = serde_json::to_value(schemars::schema_for!(File)).unwrap();
+    let there = schema["$defs"]["SharedStore"]["properties"].as_object().unwrap();
+    assert_eq!(written.keys().collect::<BTreeSet<_>>(), there.keys().collect::<BTreeSet<_>>());
+    for (name, setting) in there {
+        if let Some(default) = setting.get("default").filter(|default| !default.is_null()) {
+            assert_eq!(&written[name], default, "{name}");
+        }
+    }
 }
 
 #[test]

@@ -4,8 +4,17 @@ mod support;
 
 use fanfold::store::{Capacity, Store};
 
-async fn memory(capacity: Capacity) -> Store {
-    Store::memory(&capacity)
+struct Memory;
+
+#[allow(clippy::unused_async, reason = "other stores have to be waited for")]
+impl Memory {
+    async fn start() -> Self {
+        Self
+    }
+
+    async fn store(&self, capacity: Capacity) -> Store {
+        Store::memory(&capacity)
+    }
 }
 
-support::store::promises!(memory);
+support::store::promises!(Memory);

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{audit, policy, runs, server, team, tools, upstream};
+use crate::{audit, policy, runs, server, store, team, tools, upstream};
 
 /// `fanfold.yaml`. Every key has a default but `upstreams`.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
@@ -43,7 +43,7 @@ pub struct File {
     pub teams: BTreeMap<String, team::settings::Settings>,
     /// Where small expiring things are kept.
     #[serde(default)]
-    pub store: Store,
+    pub store: store::settings::Settings,
     /// Writes down what calls with effects are about to do, before they do it, and what became of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub audit: Option<audit::settings::Settings>,
@@ -57,15 +57,6 @@ pub struct File {
 
 fn listen() -> String {
     "127.0.0.1:4100".into()
-}
-
-/// `store:`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Store {
-    /// In this process.
-    #[default]
-    Memory,
 }
 
 /// `log:`.

@@ -174,26 +174,28 @@ pub enum Denial {
 
 /// The formula: a bucket that leaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Bucket {
+pub struct Bucket {
     /// What leaks away in a millisecond.
-    pub(super) leak: u64,
+    pub leak: u64,
     /// What one unit of a charge counts.
-    pub(super) unit: u64,
+    pub unit: u64,
     /// What fits.
-    pub(super) capacity: u64,
+    pub capacity: u64,
 }
 
 /// What is in a bucket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Level {
+pub struct Level {
     /// How much, at most [`CEILING`].
-    pub(super) full: u64,
+    pub full: u64,
     /// When, in milliseconds.
-    pub(super) at: u64,
+    pub at: u64,
 }
 
 impl Rule {
-    pub(super) const fn bucket(self) -> Bucket {
+    /// The bucket that counts it.
+    #[must_use]
+    pub const fn bucket(self) -> Bucket {
         match self {
             Self::Rate(Rate { amount, window, burst }) => {
                 Bucket { leak: amount, unit: window, capacity: burst * window }
@@ -215,21 +217,27 @@ impl Rule {
 
 impl Bucket {
     /// What is in it now. A clock that went back leaks nothing and starts over from there.
-    pub(super) const fn leaked(self, level: Level, now: u64) -> Level {
+    #[must_use]
+    pub const fn leaked(self, level: Level, now: u64) -> Level {
         let gone = now.saturating_sub(level.at).saturating_mul(self.leak);
         Level { full: level.full.saturating_sub(gone), at: now }
     }
 
     /// Whether a charge fits; one of 0 needs room for one.
-    pub(super) fn admits(self, level: Level, amount: u64) -> bool {
+    #[must_use]
+    pub fn admits(self, level: Level, amount: u64) -> bool {
         level.full.saturating_add(self.cost(amount.max(1))) <= self.capacity
     }
 
-    pub(super) fn debit(self, level: Level, amount: u64) -> Level {
+    /// The level with so much more in it, whether or not it fits.
+    #[must_use]
+    pub fn debit(self, level: Level, amount: u64) -> Level {
         Level { full: level.full.saturating_add(self.cost(amount)).min(CEILING), at: level.at }
     }
 
-    pub(super) const fn refund(self, level: Level, amount: u64) -> Level {
+    /// The level with so much less in it.
+    #[must_use]
+    pub const fn refund(self, level: Level, amount: u64) -> Level {
         Level { full: level.full.saturating_sub(self.cost(amount)), at: level.at }
     }
 
@@ -360,7 +368,7 @@ mod tests {
                 let level = bucket.debit(bucket.leaked(NONE, now), much);
                 prop_assert!(level.full <= CEILING);
                 standing(rule, level, Some(much), Duration::ZERO);
-                bucket.refund(level, much);
+                prop_assert!(bucket.refund(level, much).full <= level.full);
             }
         }
     }

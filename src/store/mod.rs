@@ -24,14 +24,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use secrecy::SecretString;
 
 pub mod meter;
+pub mod settings;
 
 mod memory;
+mod redis;
 
 use self::memory::Deed;
 pub use self::memory::Memory;
 use self::meter::{Charge, Taken};
+pub use self::redis::{BUCKET, Health, Redis, Unusable};
+use self::settings::Settings;
+use crate::telemetry::Telemetry;
+use crate::units::Secret;
 
 /// The most values one name on the shelf may have: names that return in every conversation.
 const MOST_PER_NAME: usize = 64;
@@ -148,17 +155,53 @@ impl std::error::Error for StoreError {}
 
 /// Where small expiring things are kept.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "a process has one")]
 pub enum Store {
     /// In this process.
     Memory(Memory),
+    /// In a server that all replicas share.
+    Redis(Redis),
 }
 
-#[expect(clippy::unused_async, reason = "a shared store is waited for")]
 impl Store {
     /// A store in this process's memory.
     #[must_use]
     pub fn memory(capacity: &Capacity) -> Self {
         Self::Memory(Memory::new(capacity))
+    }
+
+    /// The store of these settings. One that is shared is not connected to yet.
+    ///
+    /// # Errors
+    /// The settings of a shared store cannot be used.
+    pub fn new(
+        settings: &Settings,
+        open: impl Fn(&Secret) -> Result<SecretString, String>,
+        capacity: Capacity,
+        telemetry: Telemetry,
+    ) -> Result<Self, Unusable> {
+        Ok(match settings {
+            Settings::Here(settings::Here::Memory) => Self::memory(&capacity),
+            Settings::Shared(shared) => Self::Redis(Redis::new(shared, open, capacity, telemetry)?),
+        })
+    }
+
+    /// Tries once to connect to a shared store, for two seconds at most. If it is not there, operations
+    /// fail until [`keep_up`](Self::keep_up) finds it.
+    pub async fn connect(&self) {
+        match self {
+            Self::Memory(_) => {}
+            Self::Redis(redis) => redis.connect().await,
+        }
+    }
+
+    /// Keeps the connections to a shared store, again and again if they are lost, and tells when it goes
+    /// down and when it is there again. Never ends.
+    pub async fn keep_up(&self, tell: impl FnMut(&Health)) {
+        match self {
+            Self::Memory(_) => std::future::pending().await,
+            Self::Redis(redis) => redis.keep_up(tell).await,
+        }
     }
 
     /// Puts a value on the shelf, beside those that are there under this name already.
@@ -168,6 +211,7 @@ impl Store {
     pub async fn keep(&self, team: &Arc<str>, name: &str, value: Bytes) -> Result<(), StoreError> {
         match self {
             Self::Memory(memory) => memory.shelf.keep(team, name, value),
+            Self::Redis(redis) => redis.keep(team, name, &value).await,
         }
     }
 
@@ -178,6 +222,7 @@ impl Store {
     pub async fn find(&self, team: &Arc<str>, names: &[String]) -> Result<Vec<Vec<Bytes>>, StoreError> {
         match self {
             Self::Memory(memory) => Ok(names.iter().map(|name| memory.shelf.find(team, name)).collect()),
+            Self::Redis(redis) => redis.find(team, names).await,
         }
     }
 
@@ -188,6 +233,7 @@ impl Store {
     pub async fn claim(&self, key: Key<'_>, value: Bytes, live: Duration) -> Result<Claim, StoreError> {
         match self {
             Self::Memory(memory) => memory.records.claim(key, value, live),
+            Self::Redis(redis) => redis.claim(key, &value, live).await,
         }
     }
 
@@ -198,6 +244,7 @@ impl Store {
     pub async fn read(&self, key: Key<'_>) -> Result<Option<Record>, StoreError> {
         match self {
             Self::Memory(memory) => Ok(memory.records.read(key)),
+            Self::Redis(redis) => redis.read(key).await,
         }
     }
 
@@ -215,6 +262,7 @@ impl Store {
     ) -> Result<Option<Version>, StoreError> {
         match self {
             Self::Memory(memory) => memory.records.replace(key, version, Some(value), live),
+            Self::Redis(redis) => redis.replace(key, version, Some(&value), live).await,
         }
     }
 
@@ -230,6 +278,7 @@ impl Store {
     ) -> Result<Option<Version>, StoreError> {
         match self {
             Self::Memory(memory) => memory.records.replace(key, version, None, live),
+            Self::Redis(redis) => redis.replace(key, version, None, live).await,
         }
     }
 
@@ -240,6 +289,7 @@ impl Store {
     pub async fn remove(&self, key: Key<'_>, version: Version) -> Result<bool, StoreError> {
         match self {
             Self::Memory(memory) => Ok(memory.records.remove(key, version)),
+            Self::Redis(redis) => redis.remove(key, version).await,
         }
     }
 
@@ -271,6 +321,7 @@ impl Store {
     async fn charge(&self, team: &Arc<str>, charges: &[Charge<'_>], deed: Deed) -> Result<Taken, StoreError> {
         match self {
             Self::Memory(memory) => Ok(memory.charge(team, charges, deed)),
+            Self::Redis(redis) => redis.charge(team, charges, deed).await,
         }
     }
 
@@ -279,14 +330,16 @@ impl Store {
     pub fn parks_nothing(&self) -> bool {
         match self {
             Self::Memory(memory) => memory.shelf.is_empty(),
+            Self::Redis(_) => false,
         }
     }
 
-    /// How many entries of the shelf this process knows of, for a gauge.
+    /// How many entries the shelf of this process has; none if it is shared.
     #[must_use]
     pub fn parked(&self) -> usize {
         match self {
             Self::Memory(memory) => memory.shelf.len(),
+            Self::Redis(_) => 0,
         }
     }
 
@@ -294,6 +347,7 @@ impl Store {
     pub fn sweep(&self) {
         match self {
             Self::Memory(memory) => memory.sweep(),
+            Self::Redis(redis) => redis.sweep(),
         }
     }
 }

@@ -68,7 +68,10 @@ table! {
     CONNECTIONS "fanfold_connections" Kind::Gauge, "", "Open client connections.";
     TURNS "fanfold_turns_total" Kind::Counter, "team outcome", "Turns that ended.";
     MIXED_REPLIES "fanfold_mixed_replies_total" Kind::Counter, "", "Replies with owned and foreign calls.";
-    PARKED "fanfold_parked_entries" Kind::Gauge, "", "Parked results of mixed replies.";
+    PARKED "fanfold_parked_entries" Kind::Gauge, "", "Parked results of mixed replies in this process's memory.";
+    STORE_UP "fanfold_store_up" Kind::Gauge, "", "Whether the store answers (1) or not (0); memory always does.";
+    STORE_SECONDS "fanfold_store_operation_duration_seconds" Kind::Histogram(SHORT), "operation", "Duration of an operation of a shared store.";
+    STORE_ERRORS "fanfold_store_errors_total" Kind::Counter, "operation", "Operations of a shared store that failed.";
     LIMIT_HITS "fanfold_limit_hits_total" Kind::Counter, "limit", "Limits that were reached.";
     DISCONNECTS "fanfold_client_disconnects_total" Kind::Counter, "", "Clients that left before their answer was complete.";
     CLIENT_RETRIES "fanfold_client_retries_total" Kind::Counter, "", "Requests that an SDK marked as its own repetition.";
@@ -139,6 +142,7 @@ impl Telemetry {
         };
         telemetry.gauge(BUILD_INFO, &[("version", env!("CARGO_PKG_VERSION").into())]).set(1.0);
         telemetry.gauge(RELOAD_SUCCESS, &[]).set(1.0);
+        telemetry.gauge(STORE_UP, &[]).set(1.0);
         for name in [MIXED_REPLIES, DISCONNECTS, CLIENT_RETRIES] {
             telemetry.counter(name, &[]).absolute(0);
         }

@@ -12,6 +12,7 @@ pub mod lab;
 pub mod process;
 pub mod proxy;
 pub mod raw;
+pub mod redis;
 pub mod scripts;
 pub mod store;
 pub mod tls;

@@ -13,10 +13,11 @@ use tokio::task::JoinSet;
 
 use super::gateway::soon;
 
-/// Makes a test of every promise. `$make` is an async function from a [`Capacity`] to a fresh store.
+/// Makes a test of every promise. `$bed::start()` prepares whatever stores need, and `store` of the bed makes a
+/// fresh one with a [`Capacity`].
 macro_rules! promises {
-    ($make:path) => {
-        $crate::support::store::promises! { $make:
+    ($bed:ident) => {
+        $crate::support::store::promises! { $bed:
             a_team_finds_what_it_kept_the_newest_first_and_no_other_team_does
             many_names_are_looked_up_at_once_and_in_order
             what_is_on_the_shelf_expires
@@ -43,10 +44,11 @@ macro_rules! promises {
             teams_have_meters_of_their_own
         }
     };
-    ($make:path: $($name:ident)*) => {
+    ($bed:ident: $($name:ident)*) => {
         $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
         async fn $name() {
-            $crate::support::store::$name(&async |capacity| $make(capacity).await).await;
+            let bed = $bed::start().await;
+            $crate::support::store::$name(&async |capacity| bed.store(capacity).await).await;
         })*
     };
 }

@@ -34,6 +34,11 @@ impl Certificate {
         format!("tls: {{ cert: '{}', key: '{}' }}\n", path("cert.pem"), path("key.pem"))
     }
 
+    /// The key's file.
+    pub fn key_path(&self) -> String {
+        self.folder.path().join("key.pem").display().to_string()
+    }
+
     /// The certificate's file.
     pub fn path(&self) -> String {
         self.folder.path().join("cert.pem").display().to_string()

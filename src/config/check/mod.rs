@@ -8,6 +8,7 @@ mod audit;
 mod limits;
 mod listeners;
 mod secrets;
+mod store;
 mod teams;
 mod tools;
 mod upstreams;
@@ -44,6 +45,7 @@ impl Check<'_> {
         self.limits();
         self.audit();
         self.secrets();
+        self.store();
         self.problems.retain(|problem| !problem.is_moot());
         self.warnings.retain(|problem| !problem.is_moot());
     }

@@ -387,6 +387,9 @@ impl<'s> Walk<'s> {
     }
 
     fn text(&mut self, node: &Node, schema: &'s Value, key: Option<&Place>) -> Fit {
+        if let Some(values) = self.values(schema) {
+            return self.one_of(node, &values, key);
+        }
         let Kind::Text(text) = &node.kind else { return Fit::Good };
         if schema["minLength"].as_u64().is_some_and(|least| (text.chars().count() as u64) < least) {
             return self.report(Problem::at(format!("{} is empty", self.called()), node.place.clone()));

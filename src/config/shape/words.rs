@@ -34,7 +34,11 @@ pub(super) fn in_short(schema: &Value) -> String {
             let mut chars = about.chars();
             chars.next().map(|c| c.to_lowercase().chain(chars).collect()).unwrap_or_default()
         }
-        (Some("string"), None) => "text".into(),
+        (Some("string"), None) => {
+            let values = schema["enum"].as_array().into_iter().flatten().filter_map(Value::as_str);
+            let values: Vec<_> = values.map(|value| format!("`{value}`")).collect();
+            if values.is_empty() { "text".into() } else { values.join(" or ") }
+        }
         (Some("integer"), _) => "a whole number".into(),
         (Some("number"), _) => "a number".into(),
         (Some("boolean"), _) => "true or false".into(),

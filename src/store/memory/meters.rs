@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use dashmap::DashMap;
 
+use super::millis;
 use crate::store::meter::{Charge, Level, Rule, Taken, standing};
 
 /// The levels of every team's meters: as many as the configuration names. What has nothing to remember
@@ -43,6 +44,17 @@ pub(in crate::store) enum Deed {
     Debit,
     /// They are taken back.
     Refund,
+}
+
+impl Deed {
+    /// As the script of a shared store calls it.
+    pub(in crate::store) const fn word(self) -> &'static str {
+        match self {
+            Self::Take => "take",
+            Self::Debit => "debit",
+            Self::Refund => "refund",
+        }
+    }
 }
 
 impl Meters {
@@ -116,10 +128,6 @@ fn remember(meters: &mut HashMap<Box<str>, Counted>, name: &str, counted: Counte
         Some(there) => *there = counted,
         None => drop(meters.insert(name.into(), counted)),
     }
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
