@@ -52,15 +52,13 @@ async fn follow(admin: &str, arguments: &Arguments) -> Result<(), String> {
     while let Some(event) = events.next().await {
         let event: Bytes = event?;
         let Ok(run) = serde_json::from_slice::<Value>(&event) else { continue };
-        let text = match &run {
-            Value::Number(lost) => {
-                out::report(&format!("{lost} updates were missed: this terminal is too slow\n"));
-                continue;
-            }
-            _ if run["id"].is_null() => continue,
-            _ if arguments.json => format!("{run}\n"),
-            _ => lines.of(&run),
-        };
+        if let Value::Number(lost) = &run {
+            out::report(&format!("{lost} updates were missed: this terminal is too slow\n"));
+        }
+        if run["id"].is_null() {
+            continue;
+        }
+        let text = if arguments.json { format!("{run}\n") } else { lines.of(&run) };
         // A reader that has gone away wants no more.
         let mut stdout = std::io::stdout().lock();
         if stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).is_err() {

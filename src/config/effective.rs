@@ -99,7 +99,9 @@ impl Loaded {
                 }
             }
             Value::String(text) => self.push(path, text.clone(), settings),
-            other => self.push(path, other.to_string(), settings),
+            Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => {
+                self.push(path, value.to_string(), settings);
+            }
         }
     }
 

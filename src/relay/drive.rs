@@ -289,8 +289,10 @@ impl Driver {
                 Action::Cancel => self.reply = None,
                 Action::Run(run) => start_call(
                     &self.started,
-                    format!("{}-{}", self.turn_id, run.id),
-                    self.watching.as_mut().map(|watching| watching.runs(&run)).unwrap_or_default(),
+                    Marks {
+                        idempotency_key: format!("{}-{}", self.turn_id, run.id),
+                        tries: self.watching.as_mut().map(|watching| watching.runs(&run)).unwrap_or_default(),
+                    },
                     run,
                     &self.starts.0,
                     &mut self.calls,
@@ -412,10 +414,15 @@ fn ask_upstream(started: &Started, body: Bytes) -> Reply {
     started.route.upstream.ask(body, &started.head, expect)
 }
 
-fn start_call(
-    started: &Started,
+/// What a call carries beside what the engine says of it.
+struct Marks {
     idempotency_key: String,
     tries: Tries,
+}
+
+fn start_call(
+    started: &Started,
+    Marks { idempotency_key, tries }: Marks,
     run: Run,
     starts: &mpsc::Sender<RunId>,
     calls: &mut JoinSet<(RunId, Outcome)>,
