@@ -23,6 +23,9 @@ use crate::wire::failure::FailureKind;
 use crate::wire::raw::Raw;
 use crate::wire::usage::Sum;
 
+/// The most that is kept of an id, an error's code or a name a model invented, in bytes.
+const LONGEST_WORD: usize = 128;
+
 /// A turn that is watched.
 pub(super) struct Watching {
     watch: Watch,
@@ -98,7 +101,7 @@ impl Watching {
     pub(super) fn runs(&mut self, run: &Run) -> Tries {
         self.news = true;
         let tries = Tries::default();
-        self.tries.insert((run.round, run.call_id.clone()), tries.clone());
+        self.tries.insert((run.round, short(&run.call_id)), tries.clone());
         tries
     }
 
@@ -161,7 +164,7 @@ impl Watching {
             first: told.first.map(millis),
             outcome: told.outcome,
             status,
-            error: error.map(|error| error.code.clone()),
+            error: error.map(|error| short(&error.code)),
             tool_time: millis(record.tool_time()),
             overhead: millis(record.overhead(told.total)),
             tokens: tokens(usage),
@@ -334,8 +337,8 @@ fn round(round: &RoundRecord) -> Round {
 fn call(call: &CallRecord) -> Call {
     Call {
         round: call.round,
-        id: call.id.clone(),
-        tool: call.tool.clone(),
+        id: short(&call.id),
+        tool: if call.known { call.tool.clone() } else { short(&call.tool).into() },
         effect: None,
         queued: millis(call.queued),
         started: call.started.map(millis),
@@ -344,6 +347,11 @@ fn call(call: &CallRecord) -> Call {
         outcome: call.outcome,
         shared: call.shared,
     }
+}
+
+/// A word that a model or its server made up, no longer than people read.
+fn short(word: &str) -> String {
+    word[..word.floor_char_boundary(LONGEST_WORD)].to_owned()
 }
 
 fn tokens(usage: &Sum) -> (u64, u64) {
