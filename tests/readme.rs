@@ -119,7 +119,7 @@ fn lasting(text: &str) -> String {
             }
             _ => {}
         }
-        if line.contains(" s, ") || line.ends_with(" s") || line.contains(BAR) {
+        if line.contains(" s, ") || line.contains(" s  ") || line.ends_with(" s") || line.contains(BAR) {
             return timed(line);
         }
         if !line.ends_with(" ms") {

@@ -285,6 +285,7 @@ fn turn_plan(script: &Script, owned: bool) -> Arc<TurnPlan> {
             effect: Effect::Read,
             on_disconnect: OnDisconnect::Stop,
             timeout: Duration::from_secs(30),
+            max_timeout: Duration::from_secs(30),
         })
     };
     let mut request = scripts::request("x", script, true);

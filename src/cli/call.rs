@@ -4,6 +4,7 @@
 //! An interrupt stops the call as a client that leaves would.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
@@ -15,7 +16,7 @@ use super::check::word;
 use super::servers::Running;
 use super::{Exit, ServerFlags, loaded, out, runtime};
 use crate::config::did_you_mean;
-use crate::tools::{Call, Catalog, Tool, Tries};
+use crate::tools::{Call, Catalog, Progress, Tool, Tries};
 use crate::wire::tool::{Outcome, OutcomeKind};
 
 /// How long processes of an ended call are waited for.
@@ -88,6 +89,7 @@ async fn called(tool: &Tool, json: &str) -> (Outcome, Duration) {
         traceparent: None,
         result_limit: tool.result_limit(),
         deadline: start + tool.spec().timeout,
+        progress: Progress::new(tool.spec().patience(None), Arc::default()),
         tries: Tries::default(),
     };
     let stop = CancellationToken::new();

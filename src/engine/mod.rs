@@ -70,6 +70,8 @@ pub enum Input {
     Failed(AskId, Box<Failure>),
     /// A run got its shared slot and starts now.
     Started(RunId),
+    /// A run tells that it goes on.
+    Progress(RunId),
     /// A run ended.
     Outcome(RunId, Outcome),
     /// Time has passed.

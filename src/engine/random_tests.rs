@@ -123,7 +123,11 @@ impl Play {
                 let kind = kinds[self.chance.usize(..kinds.len())];
                 Input::Failed(self.some_ask(), Box::new(Failure::new(kind, "")))
             }
-            24..=25 => Input::Started(self.some_run()),
+            24 => Input::Started(self.some_run()),
+            25 => match self.chance.bool() {
+                true => Input::Started(self.some_run()),
+                false => Input::Progress(self.some_run()),
+            },
             26..=35 => {
                 let outcome = if self.chance.bool() {
                     Outcome::ok("r")

@@ -24,6 +24,7 @@ pub(super) fn plan() -> TurnPlan {
             effect,
             on_disconnect,
             timeout: ms(30_000),
+            max_timeout: ms(45_000),
         };
         (tool.name.clone(), Arc::new(tool))
     };
@@ -325,6 +326,39 @@ fn a_wrapper_is_opened_into_its_calls() {
     assert_eq!(s.ok(2), ["ask 2.0"]);
     assert!(!s.history()[0].contains("multi_tool_use"));
     assert_eq!(s.history().len(), 3);
+}
+
+#[test]
+fn news_of_progress_give_a_call_more_time_but_no_more_than_the_most() {
+    let mut s = Scene::begun(plan());
+    s.call(0, "read", "{}");
+    s.end("tool_calls");
+    // Before it has started there is nothing to extend.
+    s.after(1_000).step(Input::Progress(1));
+    assert_eq!(s.turn.deadline(), Some(ms(30_000)));
+    s.step(Input::Started(1));
+    assert_eq!(s.turn.deadline(), Some(ms(31_000)));
+    s.after(10_000).step(Input::Progress(1));
+    s.step(Input::Progress(7));
+    assert_eq!(s.turn.deadline(), Some(ms(41_000)));
+    s.after(20_000).step(Input::Progress(1));
+    assert_eq!(s.turn.deadline(), Some(ms(46_000)), "the most, from its start");
+    s.after(5_000).step(Input::Progress(1));
+    assert_eq!(s.wait(), ["stop 1", "ask 2.0"]);
+    assert!(s.history()[1].contains("error: timed out after 45s"), "{:?}", s.history());
+    assert!(s.step(Input::Progress(1)).is_empty());
+}
+
+#[test]
+fn nothing_gives_a_call_more_time_than_the_team_allows() {
+    let mut plan = plan();
+    plan.rules.call_timeout_cap = Some(ms(32_000));
+    let mut s = Scene::begun(plan);
+    s.call(0, "read", "{}");
+    s.end("tool_calls");
+    s.step(Input::Started(1));
+    s.after(20_000).step(Input::Progress(1));
+    assert_eq!(s.turn.deadline(), Some(ms(32_000)));
 }
 
 #[test]

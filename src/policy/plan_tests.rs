@@ -13,6 +13,7 @@ fn tool(name: &str, strict: bool) -> Arc<OwnedTool> {
         effect: Effect::Read,
         on_disconnect: OnDisconnect::Stop,
         timeout: Duration::from_secs(30),
+        max_timeout: Duration::from_secs(30),
     })
 }
 

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -33,18 +33,18 @@ use crate::runs::Runs;
 use crate::store::Store;
 use crate::team::Team;
 use crate::telemetry::Telemetry;
-use crate::tools::{Call, Catalog, Tries};
+use crate::tools::{Call, Catalog, Progress, Tries};
 use crate::upstream::{AskHead, Expect, Heard, Reply, Route};
 use crate::wire::failure::FailureKind;
 use crate::wire::raw::Raw;
 use crate::wire::reply::Piece;
 use crate::wire::request::{ChatRequest, Outgoing};
-use crate::wire::tool::{Outcome, OutcomeKind};
+use crate::wire::tool::{Outcome, OutcomeKind, Patience};
 
 /// How much longer than the engine's own deadline a tool may think it has.
 const GRACE: Duration = Duration::from_secs(1);
-/// News of calls that got their slots; a call waits with its start while the turn is behind.
-const STARTS: usize = 64;
+/// News of calls that got their slots or go on; a call waits with its start while the turn is behind.
+const NEWS: usize = 64;
 
 /// What turns need of the process; shared.
 #[derive(Debug, Clone)]
@@ -111,7 +111,8 @@ pub(super) struct Driver {
     rests: JoinSet<()>,
     stops: HashMap<RunId, CancellationToken>,
     ids: HashMap<tokio::task::Id, RunId>,
-    starts: (mpsc::Sender<RunId>, mpsc::Receiver<RunId>),
+    /// Inputs that calls give while they run.
+    news: (mpsc::Sender<Input>, mpsc::Receiver<Input>),
     first_shown: Option<Duration>,
     client_gone: bool,
     /// How the last ask failed.
@@ -138,7 +139,7 @@ impl Driver {
             rests: JoinSet::new(),
             stops: HashMap::new(),
             ids: HashMap::new(),
-            starts: mpsc::channel(STARTS),
+            news: mpsc::channel(NEWS),
             first_shown: None,
             client_gone: false,
             failed: None,
@@ -195,7 +196,7 @@ impl Driver {
         let event = tokio::select! {
             (ask, heard) = heard(&mut self.reply, pieces), if may_read => Event::Heard(ask, heard),
             Some(ended) = self.calls.join_next_with_id() => Event::Ended(ended),
-            Some(run) = self.starts.1.recv() => Event::Input(Input::Started(run)),
+            Some(news) = self.news.1.recv() => Event::Input(news),
             () = self.started.gone.cancelled(), if there => Event::Gone,
             wait = self.sink.wait(), if there => if wait == Wait::Gone { Event::Gone } else { Event::Room },
             () = until(deadline) => Event::Input(Input::Tick),
@@ -263,8 +264,8 @@ impl Driver {
         };
         self.stops.remove(&run);
         // A call says that it starts before it ends; the engine hears it in this order too.
-        while let Ok(started) = self.starts.1.try_recv() {
-            self.step(Input::Started(started), actions);
+        while let Ok(news) = self.news.1.try_recv() {
+            self.step(news, actions);
         }
         self.step(Input::Outcome(run, outcome), actions);
     }
@@ -294,7 +295,7 @@ impl Driver {
                         tries: self.watching.as_mut().map(|watching| watching.runs(&run)).unwrap_or_default(),
                     },
                     run,
-                    &self.starts.0,
+                    &self.news.0,
                     &mut self.calls,
                     &mut self.stops,
                     &mut self.ids,
@@ -424,7 +425,7 @@ fn start_call(
     started: &Started,
     Marks { idempotency_key, tries }: Marks,
     run: Run,
-    starts: &mpsc::Sender<RunId>,
+    news: &mpsc::Sender<Input>,
     calls: &mut JoinSet<(RunId, Outcome)>,
     stops: &mut HashMap<RunId, CancellationToken>,
     ids: &mut HashMap<tokio::task::Id, RunId>,
@@ -434,11 +435,10 @@ fn start_call(
     let tool = started.parts.tools.tool(&run.tool.name).cloned();
     let wanted = started.parts.slots.of(&run.tool.name, &started.team.calls);
     let telemetry = started.parts.telemetry.clone();
-    let cap = started.plan.rules.call_timeout_cap;
-    let timeout = cap.map_or(run.tool.timeout, |cap| run.tool.timeout.min(cap));
+    let patience = run.tool.patience(started.plan.rules.call_timeout_cap);
     let limit = started.plan.rules.limits.tool_result.0;
     let (request_id, traceparent) = (started.request_id.clone(), started.traceparent.clone());
-    let starts = starts.clone();
+    let news = news.clone();
     let audit = started.parts.audit.clone().filter(|_| Audit::is_about(run.tool.effect));
     let team = started.team.name.clone();
     let id = run.id;
@@ -480,7 +480,7 @@ fn start_call(
             },
         };
         // The turn may be over already; then nobody listens, and the call is stopped.
-        if stop.is_cancelled() || starts.send(id).await.is_err() {
+        if stop.is_cancelled() || news.send(Input::Started(id)).await.is_err() {
             let stopped = Outcome::failed(OutcomeKind::Stopped, "stopped before it started");
             if let Some(pending) = pending {
                 pending.ended(&stopped).await;
@@ -488,21 +488,37 @@ fn start_call(
             return (id, stopped);
         }
         let waited = queued.elapsed();
+        let heard = Arc::new(Notify::new());
+        let generous = Patience { silent: patience.silent + GRACE, most: patience.most + GRACE };
         let call = Call {
             arguments: run.arguments,
             idempotency_key,
             request_id,
             traceparent,
             result_limit: limit.min(tool.result_limit()),
-            deadline: Instant::now() + timeout + GRACE,
+            deadline: Instant::now() + generous.silent,
+            progress: Progress::new(generous, heard.clone()),
             tries,
         };
         let _in_flight = InFlight::new(&telemetry);
         let began = Instant::now();
-        let outcome = tool.run(&call, &stop).await;
+        let mut allowed = patience.silent;
+        let tell = async {
+            loop {
+                heard.notified().await;
+                allowed = allowed.max(patience.after(began.elapsed()));
+                // The turn may be over; then the call is stopped.
+                let _ = news.send(Input::Progress(id)).await;
+            }
+        };
+        let outcome = tokio::select! {
+            biased;
+            outcome = tool.run(&call, &stop) => outcome,
+            () = tell => unreachable!("it goes on for ever"),
+        };
         let ran = began.elapsed();
         // The turn stops a call whose time is over, before the tool would end it by itself.
-        let late = outcome.kind == OutcomeKind::Stopped && ran >= timeout;
+        let late = outcome.kind == OutcomeKind::Stopped && ran >= allowed;
         let kind = if late { OutcomeKind::Timeout } else { outcome.kind };
         summary::call_ended(&telemetry, &run.tool.name, waited, ran, kind);
         if let Some(pending) = pending {

@@ -211,6 +211,7 @@ mod tests {
                 effect: crate::wire::tool::Effect::Read,
                 on_disconnect: crate::wire::tool::OnDisconnect::Stop,
                 timeout: std::time::Duration::from_secs(1),
+                max_timeout: std::time::Duration::from_secs(1),
             })
         };
         let defaults = Defaults { turns_at_once: 9, calls_at_once: 9 };

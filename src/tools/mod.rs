@@ -46,7 +46,7 @@ use self::load::Mistakes;
 use self::servers::Server;
 pub use self::servers::{Condition, Servers, Standing};
 use self::settings::Settings;
-use crate::wire::tool::{Effect, OnDisconnect, Outcome, OutcomeKind, OwnedTool};
+use crate::wire::tool::{Effect, OnDisconnect, Outcome, OutcomeKind, OwnedTool, Patience};
 
 /// The longest name a tool may have.
 const MAX_NAME: usize = 64;
@@ -102,8 +102,29 @@ pub struct Call {
     pub result_limit: usize,
     /// When the call's time is over. The call ends itself then, with [`OutcomeKind::Timeout`].
     pub deadline: tokio::time::Instant,
+    /// What becomes of the deadline when the call tells of its progress.
+    pub progress: Progress,
     /// Where it is told that the tool is tried again.
     pub tries: Tries,
+}
+
+/// How a call that tells of its progress gets more time.
+#[derive(Debug, Clone)]
+pub struct Progress {
+    /// How long it may go on after each news.
+    pub silent: Duration,
+    /// When its time is over, whatever it tells.
+    pub latest: tokio::time::Instant,
+    /// Woken at news. Several at once may be one.
+    pub heard: Arc<tokio::sync::Notify>,
+}
+
+impl Progress {
+    /// Of a call that begins now and has so much time; `heard` is woken at news.
+    #[must_use]
+    pub fn new(patience: Patience, heard: Arc<tokio::sync::Notify>) -> Self {
+        Self { silent: patience.silent, latest: tokio::time::Instant::now() + patience.most, heard }
+    }
 }
 
 /// When a call was tried again, for whoever wants to know.
@@ -322,6 +343,7 @@ impl Tool {
                 effect,
                 on_disconnect: settings.on_disconnect.unwrap_or_else(|| on_disconnect(effect)),
                 timeout: settings.timeout.map_or(defaults.call_timeout, |timeout| timeout.0),
+                max_timeout: settings.timeout.map_or(defaults.call_timeout, |timeout| timeout.0),
             }),
             schema: Arc::new(schema),
             at_once: settings.at_once,

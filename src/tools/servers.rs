@@ -39,6 +39,7 @@ pub(super) struct Server {
     effect: Effect,
     on_disconnect: Option<OnDisconnect>,
     timeout: Duration,
+    max_timeout: Duration,
     at_once: Option<u32>,
     result: usize,
 }
@@ -267,6 +268,13 @@ impl Server {
                 None => mistakes.add_with_fix::<&str>(&[], message, fix),
             }
         }
+        let timeout = settings.timeout.map_or(defaults.call_timeout, |timeout| timeout.0);
+        let max_timeout = settings.max_timeout.map_or(timeout, |most| most.0);
+        if max_timeout < timeout {
+            let message =
+                format!("it is less than the `timeout` of each call, {}", crate::units::Span(timeout));
+            mistakes.add_with_fix(&["max_timeout"], message, "raise it, or lower `timeout`");
+        }
         let plan = Plan::load(name, mcp, roots, mistakes)?;
         mistakes.is_empty().then(|| Self {
             plan: Arc::new(plan),
@@ -277,7 +285,8 @@ impl Server {
             trusted: settings.trust_annotations,
             effect: settings.effect.unwrap_or_default(),
             on_disconnect: settings.on_disconnect,
-            timeout: settings.timeout.map_or(defaults.call_timeout, |timeout| timeout.0),
+            timeout,
+            max_timeout,
             at_once: settings.at_once,
             result: settings.result.map_or(defaults.tool_result, |size| size.0),
         })
@@ -294,6 +303,7 @@ impl Server {
                 effect,
                 on_disconnect: self.on_disconnect.unwrap_or_else(|| on_disconnect(effect)),
                 timeout: self.timeout,
+                max_timeout: self.max_timeout,
             }),
             schema: Arc::clone(&listed.schema),
             at_once: self.at_once,
@@ -332,6 +342,7 @@ pub(super) fn only_for_servers(settings: &Settings, mistakes: &mut Mistakes) {
         ("only", settings.only.is_some()),
         ("except", settings.except.is_some()),
         ("prefix", settings.prefix.is_some()),
+        ("max_timeout", settings.max_timeout.is_some()),
         ("required", settings.required),
         ("trust_annotations", settings.trust_annotations),
     ];

@@ -31,6 +31,10 @@ pub struct Settings {
     /// How long one call may take. Default: `limits.call_timeout`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout: Option<Span>,
+    /// Of a server: how long one call may take that tells of its progress; each news gives it another `timeout`.
+    /// Default: `timeout`, so that news give no more time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_timeout: Option<Span>,
     /// Calls of this tool running at once, all turns together. Default: no limit of its own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub at_once: Option<u32>,

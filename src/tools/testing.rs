@@ -19,8 +19,8 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Call, Catalog, Defaults, LoadError, Tool, Tries};
-use crate::wire::tool::Outcome;
+use super::{Call, Catalog, Defaults, LoadError, Progress, Tool, Tries};
+use crate::wire::tool::{Outcome, Patience};
 
 pub(super) const DEFAULTS: Defaults =
     Defaults { call_timeout: Duration::from_secs(30), tool_result: 64 * 1024 };
@@ -47,6 +47,10 @@ pub(super) fn call(arguments: &Value) -> Call {
         traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into()),
         result_limit: 64 * 1024,
         deadline: Instant::now() + Duration::from_secs(20),
+        progress: Progress::new(
+            Patience { silent: Duration::from_secs(20), most: Duration::from_secs(20) },
+            Arc::default(),
+        ),
         tries: Tries::default(),
     }
 }

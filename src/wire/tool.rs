@@ -46,6 +46,34 @@ pub struct OwnedTool {
     pub on_disconnect: OnDisconnect,
     /// How long one call may take once it has a slot; also how long it may wait for one.
     pub timeout: Duration,
+    /// How long one call may take that tells of its progress. At least `timeout`.
+    pub max_timeout: Duration,
+}
+
+impl OwnedTool {
+    /// How long one call may take where nobody lets a call take longer than `cap`.
+    #[must_use]
+    pub fn patience(&self, cap: Option<Duration>) -> Patience {
+        let capped = |time: Duration| cap.map_or(time, |cap| time.min(cap));
+        Patience { silent: capped(self.timeout), most: capped(self.max_timeout) }
+    }
+}
+
+/// How long one call may take: so long without news of it, and no longer than that with news.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Patience {
+    /// From its start, or from the last news of its progress.
+    pub silent: Duration,
+    /// From its start, whatever it tells.
+    pub most: Duration,
+}
+
+impl Patience {
+    /// When its time is over, counted from its start, once it told of progress after `ran`.
+    #[must_use]
+    pub fn after(&self, ran: Duration) -> Duration {
+        (ran + self.silent).min(self.most)
+    }
 }
 
 /// How a call ended: the label of its metric and its colour in a run record.

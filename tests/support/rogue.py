@@ -12,7 +12,7 @@ import time
 
 LOG = os.environ.get("ROGUE_LOG")
 MODES = sys.argv[1:]
-TOOLS = ["echo", "slow", "late", "crash", "garbage", "long", "flood", "wrong", "change", "ask", "leave", "mute", "no", "a.b"]
+TOOLS = ["echo", "slow", "late", "crash", "garbage", "long", "flood", "wrong", "change", "ask", "leave", "mute", "no", "a.b", "steps"]
 SCHEMA = '{"type":"object","required":[],"properties":{"z":{"type":"integer","maximum":123456789012345678901234567890},"a":{}}}'
 ANNOTATIONS = {"echo": {"readOnlyHint": True}, "crash": {"destructiveHint": True}}
 
@@ -81,6 +81,13 @@ def call(id, params):
         os._exit(0)
     elif name == "mute":
         time.sleep(600)
+    elif name == "steps":
+        token = params["_meta"]["progressToken"]
+        for step in range(params.get("arguments", {}).get("z", 8)):
+            say({"jsonrpc": "2.0", "method": "notifications/progress", "params": {"progressToken": "nobody's", "progress": step}})
+            say({"jsonrpc": "2.0", "method": "notifications/progress", "params": {"progressToken": token, "progress": step}})
+            time.sleep(0.25)
+        answer(id, "took its time")
     elif name == "no":
         say({"jsonrpc": "2.0", "id": id, "error": {"code": -32602, "message": "no\u0007such\nthing"}})
     elif name != "slow":

@@ -5,10 +5,12 @@ use super::Check;
 impl Check<'_> {
     pub(super) fn tools(&mut self) {
         for (name, tool) in &self.file.tools {
-            if tool.timeout.is_some_and(|timeout| timeout > self.file.limits.turn_timeout) {
-                let message =
-                    format!("`timeout` is longer than a whole turn ({})", self.file.limits.turn_timeout);
-                self.warn(&["tools", name, "timeout"], message, "lower it, or raise `limits.turn_timeout`");
+            for (key, time) in [("timeout", tool.timeout), ("max_timeout", tool.max_timeout)] {
+                if time.is_some_and(|time| time > self.file.limits.turn_timeout) {
+                    let message =
+                        format!("`{key}` is longer than a whole turn ({})", self.file.limits.turn_timeout);
+                    self.warn(&["tools", name, key], message, "lower it, or raise `limits.turn_timeout`");
+                }
             }
         }
     }

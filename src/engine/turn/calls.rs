@@ -6,7 +6,7 @@ use crate::engine::record::{CallRecord, Record};
 use crate::engine::round::{Standing, Stands, Whose, unknown};
 use crate::engine::{Action, Limit, Run, RunId};
 use crate::policy::plan::TurnPlan;
-use crate::wire::tool::{Effect, Outcome, OutcomeKind, OwnedTool};
+use crate::wire::tool::{Effect, Outcome, OutcomeKind, OwnedTool, Patience};
 use std::time::Duration;
 
 impl Turn {
@@ -125,7 +125,7 @@ impl Turn {
                 arguments: call.arguments(),
                 tool: tool.clone(),
             };
-            let deadline = self.now + timeout(&tool, &self.plan);
+            let deadline = self.now + patience(&tool, &self.plan).silent;
             round.standings[at].stands = Stands::Running { run: self.next_run, since: None, deadline };
             actions.push(Action::Run(run));
         }
@@ -164,10 +164,25 @@ impl Turn {
             if tool.effect == Effect::Write {
                 *self.effects.entry(tool.name.clone()).or_default() += 1;
             }
-            *deadline = now + timeout(tool, &plan);
+            *deadline = now + patience(tool, &plan).silent;
             if let Some(record) = standing.record {
                 self.record.calls[record].started = Some(now);
             }
+        }
+    }
+
+    /// A call that tells of its progress gets more time, up to the most its tool allows.
+    pub(super) fn call_goes_on(&mut self, id: RunId) {
+        let now = self.now;
+        let plan = self.plan.clone();
+        let (Stage::Round(round) | Stage::Leaving(round)) = &mut self.stage else { return };
+        let Some((at, _)) = round.running().find(|(_, run)| *run == id) else { return };
+        let standing = &mut round.standings[at];
+        if let (Stands::Running { since: Some(since), deadline, .. }, Whose::Owned(tool)) =
+            (&mut standing.stands, &standing.whose)
+        {
+            let over = *since + patience(tool, &plan).after(now - *since);
+            *deadline = over.max(*deadline);
         }
     }
 
@@ -245,8 +260,10 @@ impl Turn {
                 else {
                     return None;
                 };
+                let had = since.map(|since| *deadline - since);
+                let waited = patience(tool, &self.plan).silent;
                 (self.now >= *deadline)
-                    .then(|| (at, *run, timed_out(tool, since.is_some(), timeout(tool, &self.plan))))
+                    .then(|| (at, *run, timed_out(tool, since.is_some(), had.unwrap_or(waited))))
             })
             .collect();
         if late.is_empty() {
@@ -270,6 +287,6 @@ pub(super) fn stopped(record: &mut Record, standing: &Standing, now: Duration) {
     }
 }
 
-fn timeout(tool: &OwnedTool, plan: &TurnPlan) -> Duration {
-    plan.rules.call_timeout_cap.map_or(tool.timeout, |cap| tool.timeout.min(cap))
+fn patience(tool: &OwnedTool, plan: &TurnPlan) -> Patience {
+    tool.patience(plan.rules.call_timeout_cap)
 }

@@ -195,6 +195,7 @@ impl Turn {
                 }
             }
             Input::Started(run) => self.call_started(run),
+            Input::Progress(run) => self.call_goes_on(run),
             Input::Outcome(run, outcome) => self.call_ended(run, outcome, actions),
             Input::Tick => self.tick(actions),
             Input::ClientGone => self.leave(actions),

@@ -19,7 +19,7 @@ use std::time::Duration;
 use rmcp::handler::client::ClientHandler;
 use rmcp::model::{
     ClientCapabilities, ClientConfig, ErrorCode, ErrorData, Implementation, ListRootsResult,
-    LoggingMessageNotificationParam, ProtocolVersion, SubscriptionFilter,
+    LoggingMessageNotificationParam, ProgressNotificationParam, ProtocolVersion, SubscriptionFilter,
 };
 use rmcp::service::{
     ClientInitializeError, ClientLifecycleMode, ClientServiceExt as _, NotificationContext, RequestContext,
@@ -31,6 +31,7 @@ use rmcp::{Peer, RoleClient};
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::asked::Watched;
 use super::child::Process;
 use super::http::{Requests, ours};
 use super::listing::{Listed, Schemas, list};
@@ -59,6 +60,7 @@ pub(super) struct Conversation {
     pub(super) running: RunningService<RoleClient, Ours>,
     pub(super) process: Option<Process>,
     pub(super) schemas: Schemas,
+    pub(super) watched: Watched,
     pub(super) tools: Vec<Listed>,
 }
 
@@ -66,6 +68,7 @@ pub(super) struct Conversation {
 pub(super) struct Ours {
     server: Arc<str>,
     changed: Arc<Notify>,
+    watched: Watched,
 }
 
 impl ClientHandler for Ours {
@@ -84,6 +87,10 @@ impl ClientHandler for Ours {
         _: RequestContext<RoleClient>,
     ) -> Result<rmcp::model::ElicitResult, ErrorData> {
         Err(ErrorData::new(ErrorCode::METHOD_NOT_FOUND, "elicitation is not supported", None))
+    }
+
+    async fn on_progress(&self, news: ProgressNotificationParam, _: NotificationContext<RoleClient>) {
+        self.watched.heard(&news.progress_token);
     }
 
     async fn on_tool_list_changed(&self, _: NotificationContext<RoleClient>) {
@@ -148,7 +155,9 @@ async fn converse(
     changed: &Arc<Notify>,
 ) -> Result<Conversation, String> {
     let schemas = Schemas::default();
-    let ours = Ours { server: Arc::clone(&plan.name), changed: Arc::clone(changed) };
+    let watched = Watched::default();
+    let ours =
+        Ours { server: Arc::clone(&plan.name), changed: Arc::clone(changed), watched: watched.clone() };
     let (running, process) = match &plan.way {
         Way::Program(program) => {
             let started = Process::start(&plan.name, program);
@@ -175,7 +184,7 @@ async fn converse(
         }
     };
     let tools = list(&plan.name, running.peer(), &schemas).await?;
-    Ok(Conversation { running, process, schemas, tools })
+    Ok(Conversation { running, process, schemas, watched, tools })
 }
 
 /// The innermost reason: those around it tell of types.

@@ -10,6 +10,7 @@
 //! server says of it later is dropped. A server that crashes, floods, hangs or lies disturbs its own calls only. The
 //! identity of a call and the trace it belongs to travel in `_meta`, as `fanfold/idempotency-key` and `traceparent`.
 
+mod asked;
 mod child;
 mod connect;
 mod http;
@@ -22,10 +23,12 @@ mod stdio;
 #[cfg(test)]
 mod tests;
 
+use std::pin::pin;
 use std::sync::Arc;
 
 use rmcp::model::{CallToolRequestParams, CallToolResponse, JsonObject, RequestMetaObject};
 use rmcp::service::ServiceError;
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
@@ -67,19 +70,28 @@ impl Mcp {
             Err(what) => return Outcome::failed(OutcomeKind::InvalidArguments, &what),
         };
         let started = Instant::now();
+        let (news, mut deadline) = (Arc::new(Notify::new()), call.deadline);
         // Dropping the question tells the server that nobody waits for its answer.
-        let answer = tokio::select! {
-            biased;
-            () = stop.cancelled() => {
-                // Whoever runs the call may have run out of patience before its deadline.
-                self.link.doubt();
-                return Outcome::failed(OutcomeKind::Stopped, &self.unsure("stopped"));
-            }
-            answer = up.peer.call_tool_once(params) => answer,
-            () = sleep_until(call.deadline) => {
-                self.link.doubt();
-                let what = format!("timed out after {}", took(call.deadline - started));
-                return Outcome::failed(OutcomeKind::Timeout, &self.unsure(&what));
+        let mut asked = pin!(asked::call(&up.peer, &up.watched, params, Arc::clone(&news)));
+        let answer = loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => {
+                    // Whoever runs the call may have run out of patience before its deadline.
+                    self.link.doubt();
+                    return Outcome::failed(OutcomeKind::Stopped, &self.unsure("stopped"));
+                }
+                answer = &mut asked => break answer,
+                () = sleep_until(deadline) => {
+                    self.link.doubt();
+                    let what = format!("timed out after {}", took(deadline - started));
+                    return Outcome::failed(OutcomeKind::Timeout, &self.unsure(&what));
+                }
+                () = news.notified() => {
+                    let longer = (Instant::now() + call.progress.silent).min(call.progress.latest);
+                    deadline = deadline.max(longer);
+                    call.progress.heard.notify_one();
+                }
             }
         };
         match answer {

@@ -19,6 +19,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
+use super::asked::Watched;
 use super::connect::{Conversation, Habit, open, subscribe};
 use super::listing::{Listed, list};
 use super::plan::Plan;
@@ -52,6 +53,8 @@ pub(in crate::tools) enum State {
 #[derive(Debug)]
 pub(in crate::tools) struct Up {
     pub(super) peer: Peer<RoleClient>,
+    /// The calls that are told of their progress.
+    pub(super) watched: Watched,
     /// Its tools.
     pub(in crate::tools) tools: Vec<Listed>,
     /// The revision of the protocol it speaks.
@@ -158,11 +161,14 @@ async fn attend(
     conversation: Conversation,
     stop: &CancellationToken,
 ) -> String {
-    let Conversation { running, mut process, schemas, tools } = conversation;
+    let Conversation { running, mut process, schemas, watched, tools } = conversation;
     let (peer, cancel) = (running.peer().clone(), running.cancellation_token());
     let revision = peer.peer_info().map(|info| info.protocol_version.to_string()).unwrap_or_default();
     tracing::info!(server = %plan.name, tools = tools.len(), revision, "a tool server is up");
-    let up = |tools| State::Up(Arc::new(Up { peer: peer.clone(), tools, revision: revision.clone() }));
+    let up = |tools| {
+        let (peer, watched, revision) = (peer.clone(), watched.clone(), revision.clone());
+        State::Up(Arc::new(Up { peer, watched, tools, revision }))
+    };
     shared.set(up(tools.clone()));
     let mut over = pin!(running.waiting());
     let patience = PROBE.min(plan.start_timeout);

@@ -125,7 +125,7 @@ fn echoed(outcome: &Outcome) -> Value {
 async fn a_call_reaches_the_server_with_its_arguments_its_identity_and_its_trace() {
     for (modes, revision) in [(&[][..], "2025-06-18"), (&["modern"], "2026-07-28")] {
         let rig = Rig::of(|dir| json!({ "s": rogue(dir, "s", modes, json!({})) })).await;
-        assert_eq!(rig.condition("s"), Condition::Up { tools: 14, revision: revision.into() });
+        assert_eq!(rig.condition("s"), Condition::Up { tools: 15, revision: revision.into() });
         let tool = rig.tool("s__echo");
         let got = echoed(&run(&tool, json!({ "z": 7, "a": [{ "y": 1, "b": "ž" }] })).await);
         assert_eq!(got["arguments"].to_string(), r#"{"z":7,"a":[{"y":1,"b":"ž"}]}"#);
@@ -141,7 +141,7 @@ async fn tools_are_offered_as_the_server_describes_and_the_settings_allow() {
     let rig = Rig::of(|dir| {
         json!({
             "s": rogue(dir, "s", &[], json!({ "only": ["echo", "a.*", "crash"], "effect": "read" })),
-            "t": rogue(dir, "t", &[], json!({ "except": ["*o*", "a*", "c*", "g*", "l*"], "prefix": "", "trust_annotations": true })),
+            "t": rogue(dir, "t", &[], json!({ "except": ["*o*", "a*", "c*", "g*", "l*", "st*"], "prefix": "", "trust_annotations": true })),
             "u": rogue(dir, "u", &[], json!({ "only": ["echo"], "prefix": "", "trust_annotations": true, "timeout": "3s" })),
         })
     })
@@ -228,6 +228,28 @@ async fn a_call_that_is_stopped_or_late_is_cancelled_and_its_late_answer_is_drop
     }
     assert_eq!(rig.call("s__echo").await.kind, OutcomeKind::Ok);
     assert_eq!(rig.count("s", "start"), 1);
+}
+
+#[tokio::test]
+async fn news_of_progress_give_a_call_more_time_but_no_more_than_the_most() {
+    let rig = Rig::one(json!({ "effect": "read", "timeout": "1200ms", "max_timeout": "4s" })).await;
+    let tool = rig.tool("s__steps");
+    assert_eq!(tool.spec().max_timeout, Duration::from_secs(4));
+    let heard = Arc::new(tokio::sync::Notify::new());
+    let call = |steps: u32| super::Call {
+        deadline: tokio::time::Instant::now() + tool.spec().timeout,
+        progress: crate::tools::Progress::new(tool.spec().patience(None), Arc::clone(&heard)),
+        ..testing::call(&json!({ "z": steps }))
+    };
+    let never = CancellationToken::new();
+    // Two seconds, with news every quarter of one.
+    assert_eq!(tool.run(&call(8), &never).await, Outcome::ok("took its time"));
+    heard.notified().await;
+    let outcome = tool.run(&call(40), &never).await;
+    assert_eq!(outcome, Outcome::failed(OutcomeKind::Timeout, "timed out after 4s"));
+    // Silence is no progress.
+    let outcome = rig.tool("s__slow").run(&call(1), &never).await;
+    assert_eq!(outcome, Outcome::failed(OutcomeKind::Timeout, "timed out after 1.2s"));
 }
 
 #[tokio::test]
