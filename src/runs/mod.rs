@@ -165,7 +165,7 @@ impl Runs {
             size += said;
         }
         let run = Arc::new(run);
-        self.tell(&run);
+        let told = run.clone();
         let mut kept = self.kept();
         kept.running.remove(&run.about.id);
         for call in &run.progress.calls {
@@ -177,6 +177,9 @@ impl Runs {
             let Some(oldest) = kept.ended.pop_front() else { break };
             kept.bytes -= oldest.size;
         }
+        drop(kept);
+        // Who hears of it and asks finds it.
+        self.tell(&told);
     }
 }
 
@@ -205,8 +208,8 @@ impl Watch {
     /// Something is new.
     pub fn update(&self, progress: Progress) {
         let run = Arc::new(Run::new(self.about.clone(), progress, None));
+        self.runs.kept().running.insert(self.about.id.clone(), run.clone());
         self.runs.tell(&run);
-        self.runs.kept().running.insert(self.about.id.clone(), run);
     }
 
     /// The beginning of a text, if there is memory left for it.
