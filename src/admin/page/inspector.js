@@ -300,7 +300,12 @@ function waterfall(current) {
   const x = (ms) => `${(ms / scale) * 100}%`;
   const wide = (from, to) => `${(Math.max(0, to - from) / scale) * 100}%`;
   const seg = (kind, from, to, title) => h('span', { class: `seg ${kind}`, title, style: { left: x(from), width: wide(from, to) } });
-  const took = (to, text) => h('span', { class: `took${to / scale > 0.86 ? ' before' : ''}`, style: { left: x(to) } }, text);
+  // A time stands behind its bar; where there is no room, in it, and before it if the bar is too short.
+  const took = (from, to, text) => {
+    if (to / scale <= 0.86) return h('span', { class: 'took', style: { left: x(to) } }, text);
+    const inside = (to - from) / scale > 0.05 + text.length * 0.011;
+    return h('span', { class: `took before${inside ? ' inside' : ''}`, style: { left: x(inside ? to : from) } }, text);
+  };
   const again = (tries) => (tries || []).map((one) => {
     const at = typeof one === 'number' ? one : one.at;
     return h('i', { class: 'again', style: { left: x(at) }, title: `tried again after ${seconds(at)}${one.why ? `: ${one.why}` : ''}` });
@@ -318,7 +323,7 @@ function waterfall(current) {
         seg(`ask${running && round.first === null ? ' open' : ''}`, round.asked, firstToken, `until the first token: ${seconds(firstToken - round.asked)}`),
         round.first === null ? null : seg(`say${running ? ' open' : ''}`, firstToken, until, `reply: ${seconds(until - firstToken)}`),
         again(round.again),
-        running ? null : took(until, seconds(until - round.asked)))));
+        running ? null : took(round.asked, until, seconds(until - round.asked)))));
     const calls = run.calls.map((call, index) => ({ call, index })).filter(({ call }) => call.round === i + 1);
     if (!calls.length) return;
     const batch = run.batches.find((one) => one.round === i + 1);
@@ -365,7 +370,7 @@ function callLane(call, index, current, { seg, took, again, total }) {
       started - call.queued > 1 ? seg('wait', call.queued, started, `waited ${seconds(started - call.queued)} for a slot`) : null,
       call.started === null && !bad ? null : seg(`run${bad ? ' bad' : ''}${call.shared ? ' shared' : ''}${running ? ' open' : ''}`, started, ended, title),
       again(call.again),
-      running ? null : took(ended, text)));
+      running ? null : took(started - call.queued > 1 ? call.queued : started, ended, text)));
 }
 
 function showCall(index) {
