@@ -66,19 +66,27 @@ test('an empty inspector shows the first command, and it works', async () => {
   await close();
 });
 
-test('a run is seen while it goes on, and its parallel calls overlap inside a bracket', async () => {
-  const { page, close } = await visit(DEMO_ADMIN);
-  const before = await page.locator('.row').count();
-  const asked = ask(DEMO_URL, says(QUESTION));
+test('a run is seen while it goes on, and how it ends', async () => {
+  const model = await script('long', [calls(['nap', { ms: 8000 }], ['nap', { ms: 8001 }]), text('rested')]);
+  const { page, close } = await visit(FANFOLD_ADMIN);
+  const asked = ask(FANFOLD_URL, says('hi', model), 'token');
   await page.locator('.row .dot.running').first().waitFor();
-  assert.equal(await page.locator('.row').count(), before + 1, 'it is on the list at once');
   await page.locator('.row').first().click();
   await page.locator('.badge.running').waitFor();
-  await page.locator('.seg.run').first().waitFor();
+  await page.locator('.seg.run.open').nth(1).waitFor();
   await shot(page, 'running');
   await asked;
   await page.locator('.badge.ok').waitFor();
+  assert.equal(await page.locator('.open').count(), 0, 'nothing runs any more');
+  assert.match(await page.locator('#panel').textContent(), /8000/, 'what was said is there now');
+  await close();
+});
 
+test('parallel calls overlap inside a bracket', async () => {
+  const { page, close } = await visit(DEMO_ADMIN);
+  const { id } = await ask(DEMO_URL, says(QUESTION));
+  await page.goto(`${DEMO_ADMIN}/#run=${id}`);
+  await page.locator('.badge.ok').waitFor();
   assert.equal(await page.locator('.lane.round').count(), 2);
   const bars = page.locator('.batch .seg.run');
   assert.equal(await bars.count(), 6);
