@@ -16,18 +16,21 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use secrecy::ExposeSecret;
+use serde_json::value::RawValue;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::tool_servers::ToolServers;
 use crate::admin::Admin;
+use crate::admin::inspector::{InUse, Inspector};
 use crate::audit::Audit;
 use crate::config::watch::{Cause, Watcher};
 use crate::config::{self, Flags, Loaded, process_env};
 use crate::ledger::{self, Ledger};
 use crate::policy::settings::Limits;
 use crate::relay::{Parts, Slots};
+use crate::runs::Runs;
 use crate::server::body::InFlightBudget;
 use crate::server::drain::{Drain, Stage};
 use crate::server::listener::{BindError, Listener, Options};
@@ -37,7 +40,7 @@ use crate::store::{Bounds, Capacity, Health, Store};
 use crate::team::fair::Queue;
 use crate::team::{Defaults, Teams};
 use crate::telemetry::{Telemetry, metrics};
-use crate::tools::Catalog;
+use crate::tools::{Catalog, Standing};
 use crate::units::Secret;
 use crate::upstream::{Routes, Setup, State, Upstream};
 
@@ -177,6 +180,9 @@ struct Keeper {
     /// The places of calls.
     calls: Queue,
     ledger: Arc<Ledger>,
+    runs: Option<Arc<Runs>>,
+    /// The settings in use, for the inspector.
+    config: Arc<ArcSwap<Box<RawValue>>>,
 }
 
 impl App {
@@ -198,6 +204,8 @@ impl App {
             turns: Queue::new(limits.turns_at_once),
             calls: Queue::new(limits.calls_at_once_in_process),
             ledger,
+            runs: Runs::new(&file.runs),
+            config: Arc::new(ArcSwap::from_pointee(shown(loaded))),
         };
         let catalog = Arc::new(catalog);
         log_remarks(&catalog);
@@ -246,6 +254,20 @@ impl App {
             bodies: InFlightBudget::new(limits.bodies_in_flight.0),
             turns: app.keeper.turns.clone(),
         };
+        let scheme = if file.tls.is_some() { "https" } else { "http" };
+        let (servers, in_use) = (app.tool_servers.clone(), app.snapshot.clone());
+        let in_use = move || {
+            let parts = &in_use.load().parts;
+            InUse { tools: parts.tools.clone(), content: parts.runs_content }
+        };
+        let inspector = Inspector {
+            runs: app.keeper.runs.clone(),
+            in_use: Arc::new(in_use),
+            standings: Arc::new(move || servers.standings()),
+            config: app.keeper.config.clone(),
+            base_url: format!("{scheme}://{}/v1", app.proxy_address),
+            tasks: app.admin_listeners.clone(),
+        };
         let render = telemetry.clone();
         let visitors = Visitors::new(app.admin_address, &file.admin.hosts);
         let admin_side = Admin::new(
@@ -253,6 +275,7 @@ impl App {
             app.tool_servers.readiness.clone(),
             drain.clone(),
             visitors,
+            inspector,
         );
         let upstreams = app.snapshot.clone();
         app.tool_servers.readiness.remark_by("upstreams", move || {
@@ -319,6 +342,18 @@ impl App {
         self.keeper.telemetry.render()
     }
 
+    /// The tools that can be called now.
+    #[must_use]
+    pub fn tools(&self) -> Arc<Catalog> {
+        self.snapshot.load().parts.tools.clone()
+    }
+
+    /// How every tool server is.
+    #[must_use]
+    pub fn standings(&self) -> Vec<Standing> {
+        self.tool_servers.standings()
+    }
+
     /// Swaps in another configuration. Turns in flight finish on the old one, but call no tool that was taken
     /// away from their team. Listeners stay, and so does what teams hold, wait for and have used.
     pub fn reload(&self, loaded: &Loaded, catalog: Catalog) -> Result<(), StartError> {
@@ -330,6 +365,7 @@ impl App {
         new.teams.take_effect(Some(&before.teams));
         self.keeper.turns.resize(new.limits.turns_at_once);
         self.keeper.calls.resize(new.limits.calls_at_once_in_process);
+        self.keeper.config.store(Arc::new(shown(loaded)));
         Ok(())
     }
 
@@ -455,6 +491,16 @@ fn capacity(limits: &Limits) -> Capacity {
     Capacity { parked, records }
 }
 
+/// The settings as the inspector shows them.
+fn shown(loaded: &Loaded) -> Box<RawValue> {
+    let shown = serde_json::json!({
+        "source": loaded.name(),
+        "settings": loaded.effective().unwrap_or_default(),
+        "warnings": loaded.warnings().collect::<Vec<_>>(),
+    });
+    serde_json::value::to_raw_value(&shown).unwrap_or_default()
+}
+
 /// What a configuration amounts to. Of what was in use `before`, the audit log's chain goes on, teams keep what
 /// they share, and upstreams whose settings stay remember what they learned.
 fn snapshot(
@@ -505,6 +551,8 @@ fn snapshot(
             store: keeper.store.clone(),
             telemetry: keeper.telemetry.clone(),
             log_content: file.log.content,
+            runs: keeper.runs.clone(),
+            runs_content: file.runs.content,
         },
         policy: file.policy.clone(),
         limits,

@@ -20,6 +20,7 @@ const LAYERS: [(&str, u8); 19] = [
     ("store", 2),
     ("ledger", 2),
     ("team", 2),
+    ("runs", 2),
     ("relay", 3),
     ("server", 4),
     ("admin", 4),
@@ -70,7 +71,7 @@ const IMPURE: [&str; 12] = [
 ];
 
 /// What a service may import from layer 1: the rules and plans it is configured by, nothing else.
-const RULES: [(&str, &str); 8] = [
+const RULES: [(&str, &str); 9] = [
     ("upstream", "policy::settings"),
     ("upstream", "policy::plan"),
     ("upstream", "policy::parallel"),
@@ -79,6 +80,7 @@ const RULES: [(&str, &str); 8] = [
     ("team", "policy::pattern"),
     ("tools", "nothing"),
     ("store", "nothing"),
+    ("runs", "nothing"),
 ];
 
 fn layer(module: &str) -> Option<u8> {

@@ -97,6 +97,12 @@ impl ToolServers {
         self.servers.stop().await;
     }
 
+    /// How every server is.
+    pub(super) fn standings(&self) -> Vec<Standing> {
+        let base = self.base.lock().unwrap_or_else(PoisonError::into_inner);
+        self.servers.standings(&base)
+    }
+
     fn refresh(&self) {
         let base = self.base.lock().unwrap_or_else(PoisonError::into_inner);
         let news = *self.servers.news().borrow();

@@ -16,7 +16,7 @@ use super::check::word;
 use super::servers::{Running, team};
 use super::{Exit, ServerFlags, loaded, out, runtime};
 use crate::config::did_you_mean;
-use crate::tools::{Call, Catalog, Progress, Tool};
+use crate::tools::{Call, Catalog, Progress, Tool, Tries};
 use crate::wire::tool::{Outcome, OutcomeKind};
 
 /// How long processes of an ended call are waited for.
@@ -96,6 +96,7 @@ async fn called(tool: &Tool, json: &str) -> (Outcome, Duration) {
         result_limit: tool.result_limit(),
         deadline: start + tool.spec().timeout,
         progress: Progress::new(tool.spec().patience(None), Arc::default()),
+        tries: Tries::default(),
     };
     let stop = CancellationToken::new();
     let running = tool.run(&call, &stop);

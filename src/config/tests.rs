@@ -136,7 +136,8 @@ fn every_default_is_as_documented() {
             "prices": {},
             "currency": "USD",
             "store": "memory",
-            "log": { "level": "info", "content": false }
+            "log": { "level": "info", "content": false },
+            "runs": { "keep": 500, "bytes": "64MiB", "content": false, "text": "64KiB", "watchers": 32 }
         })
     );
 }
@@ -1073,4 +1074,38 @@ fn a_teams_key_belongs_to_an_upstream_that_is_there() {
     assert_eq!(messages(&with_keys("{ mian: x }")), ["there is no upstream `mian`"]);
     assert_eq!(messages(&with_keys("{ main: '' }")), ["`main` is empty"]);
     assert!(!report(&with_keys("{ mian: sk-very-secret }")).contains("sk-very-secret"));
+}
+
+#[test]
+fn every_setting_tells_where_it_comes_from() {
+    let text = "\
+listen: 127.0.0.1:4100
+upstreams:
+  main:
+    base_url: http://${HOST}/v1
+    api_key: sk-written
+tools:
+  t:
+    command: { argv: [/bin/x] }
+    parameters: { type: object, properties: { a: { type: string } } }
+";
+    let env = |name: &str| (name == "HOST").then(|| "model.internal".to_owned());
+    let flags =
+        Flags { listen: Some("127.0.0.1:9".into()), mcp: vec!["late=/bin/y".into()], ..Flags::default() };
+    let loaded = read_text("fanfold.yaml", text, &env, &flags).finish().expect("no mistakes");
+    let all = loaded.effective().expect("settings");
+    let of = |path: &str| {
+        let found = all.iter().find(|setting| setting.path == path);
+        let found = found.unwrap_or_else(|| panic!("no {path} in {all:#?}"));
+        (found.value.as_str(), found.from, found.line)
+    };
+    use crate::config::effective::From;
+    assert_eq!(of("listen"), ("127.0.0.1:9", From::Flag, None));
+    assert_eq!(of("upstreams.main.base_url"), ("http://model.internal/v1", From::Environment, Some(4)));
+    assert_eq!(of("limits.rounds"), ("10", From::Default, None));
+    assert_eq!(of("tools.t.command.argv"), ("[\"/bin/x\"]", From::File, Some(8)));
+    assert_eq!(of("tools.t.parameters").1, From::File);
+    assert_eq!(of("tools.late.effect").1, From::Flag);
+    assert_eq!(of("tools.t.effect").1, From::Default);
+    assert!(!all.iter().any(|setting| setting.value.contains("sk-written")), "{all:#?}");
 }

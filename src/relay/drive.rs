@@ -17,6 +17,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, StatusCode};
 use tokio::sync::{Notify, mpsc};
@@ -28,10 +29,12 @@ use super::render::{self, To};
 use super::sink::{Gone, Sink, Wait, error_headers};
 use super::slots::Slots;
 use super::summary::{self, Summary};
+use super::watching::Watching;
 use crate::audit::{Audit, Facts};
 use crate::engine::{Action, Ask, Finish, Input, Limit, Parked, Run, RunId, Show, Turn, fingerprint, parcel};
 use crate::ledger::{Answer, End, Ledger, Owner, Run as LedgerRun, Superseded};
 use crate::policy::plan::TurnPlan;
+use crate::runs::Runs;
 use crate::store::Store;
 use crate::team::Team;
 use crate::team::account::{Account, Charged};
@@ -73,6 +76,10 @@ pub struct Parts {
     pub telemetry: Telemetry,
     /// Arguments and results may be logged.
     pub log_content: bool,
+    /// The last runs, if they are remembered.
+    pub runs: Option<Arc<Runs>>,
+    /// What was said in a run is remembered too.
+    pub runs_content: bool,
 }
 
 /// One turn, as the server hands it over.
@@ -96,6 +103,8 @@ pub struct Started {
     pub request: ChatRequest,
     /// The messages as the client sent them.
     pub messages: Raw,
+    /// The body as the client sent it.
+    pub sent: Bytes,
     /// Headers for the upstream.
     pub head: AskHead,
     /// Headers of every response.
@@ -154,6 +163,7 @@ pub(super) struct Driver {
     cost: Option<Money>,
     /// A quota that has nothing left.
     used_up: Option<Quota>,
+    watching: Option<Watching>,
 }
 
 /// The charging of a round, by its number.
@@ -162,9 +172,11 @@ struct Charging(u32, Pin<Box<dyn Future<Output = Charged> + Send>>);
 impl Driver {
     pub(super) fn new(started: Started, run: Option<Owner>, sink: Sink) -> Self {
         let owned = started.plan.owned.values().map(|tool| tool.definition.clone()).collect();
+        let turn = Turn::new(started.plan.clone(), fastrand::u64(..));
         Self {
+            watching: Watching::begin(&started, turn.decision()),
             turn_id: uuid::Uuid::now_v7(),
-            turn: Turn::new(started.plan.clone(), fastrand::u64(..)),
+            turn,
             owned,
             started,
             run,
@@ -195,6 +207,9 @@ impl Driver {
         let finish = loop {
             if let Some(finish) = self.perform(&mut actions) {
                 break finish;
+            }
+            if let Some(watching) = &mut self.watching {
+                watching.tell(&self.turn, self.audience != Audience::Client);
             }
             if self.sink.flush() == Err(Gone) {
                 self.client_left(&mut actions);
@@ -252,8 +267,14 @@ impl Driver {
         };
         match event {
             Event::Heard(ask, heard) => self.heard(ask, heard, pieces, actions),
-            Event::Ended(ended) => self.call_ended(ended, actions),
-            Event::Input(input) => self.step(input, actions),
+            Event::Ended(ended) => {
+                self.call_ended(ended, actions);
+                self.news();
+            }
+            Event::Input(input) => {
+                self.step(input, actions);
+                self.news();
+            }
             Event::Charged(round, charged) => {
                 self.charged(charged);
                 self.step(Input::Charged(round, self.used_up.map(limit)), actions);
@@ -261,6 +282,13 @@ impl Driver {
             Event::Gone => self.client_left(actions),
             Event::Comment => self.sink.comment(),
             Event::Room => {}
+        }
+    }
+
+    /// Something happened to a call, or to time.
+    fn news(&mut self) {
+        if let Some(watching) = &mut self.watching {
+            watching.news();
         }
     }
 
@@ -325,7 +353,8 @@ impl Driver {
         for action in actions.drain(..) {
             match action {
                 Action::Ask(ask) => {
-                    if let Some(why) = self.failed.take() {
+                    let again = self.failed.take();
+                    if let Some(why) = again {
                         let before = &self.started.targets[self.target].upstream;
                         let moves_on = ask.target != self.target;
                         summary::asked_again(&self.started.parts.telemetry, before, why, moves_on);
@@ -333,7 +362,12 @@ impl Driver {
                     if std::mem::replace(&mut self.target, ask.target) != ask.target {
                         self.sink.decided(self.turn.decision());
                     }
-                    let asked = ask_upstream(&self.started, &self.owned, &self.turn, &ask);
+                    let Some(body) = body_of(&self.started, &self.owned, &self.turn, &ask) else { continue };
+                    if let Some(watching) = &mut self.watching {
+                        again.into_iter().for_each(|why| watching.asked_again(ask.round, why));
+                        watching.asked(&ask, &body);
+                    }
+                    let asked = ask_upstream(&self.started, &ask, body);
                     self.reply = asked.map(|reply| (ask.id, reply));
                 }
                 Action::Cancel => self.reply = None,
@@ -353,6 +387,9 @@ impl Driver {
                     if self.first_shown.is_none() && matches!(show, Show::Part(_)) {
                         self.first_shown = Some(self.started.since.elapsed());
                     }
+                    if let Some(watching) = &mut self.watching {
+                        watching.shown(&show);
+                    }
                     self.sink.show(&show);
                 }
                 Action::Park(parked) => self.parked = Some(parked),
@@ -370,6 +407,7 @@ impl Driver {
 
     /// Starts a call as a task of its own: it waits for its slots and its permissions, then runs.
     fn start_call(&mut self, run: Run) {
+        let tries = self.watching.as_mut().map(|watching| watching.runs(&run)).unwrap_or_default();
         let started = &self.started;
         let idempotency_key = format!("{}-{}", self.turn_id, run.id);
         let stop = CancellationToken::new();
@@ -455,6 +493,7 @@ impl Driver {
                 result_limit: limit.min(tool.result_limit()),
                 deadline: Instant::now() + generous.silent,
                 progress: Progress::new(generous, heard.clone()),
+                tries,
             };
             let _in_flight = InFlight::new(&telemetry);
             let began = Instant::now();
@@ -506,6 +545,9 @@ impl Driver {
         };
         let totals = summary.totals();
         summary.record();
+        if let Some(watching) = self.watching.take() {
+            watching.end(&self.turn, &finish, summary.told());
+        }
         let limits = &self.turn.record().limits;
         if let Some(quota) = self.used_up.filter(|quota| limits.contains(&limit(*quota))) {
             self.started.account.ended_turn(quota);
@@ -605,10 +647,15 @@ const fn limit(quota: Quota) -> Limit {
     if quota.is_budget() { Limit::Budget } else { Limit::TokensPerMinute }
 }
 
-fn ask_upstream(started: &Started, owned: &[Arc<str>], turn: &Turn, ask: &Ask) -> Option<Reply> {
+/// The body of an ask, for the upstream that is asked.
+fn body_of(started: &Started, owned: &[Arc<str>], turn: &Turn, ask: &Ask) -> Option<Bytes> {
     let (target, plan) = (started.targets.get(ask.target)?, started.plan.targets.get(ask.target)?);
     let to = To { target, plan };
-    let body = render::asked(&started.request, &started.plan, to, owned, turn.appended(), ask);
+    Some(render::asked(&started.request, &started.plan, to, owned, turn.appended(), ask))
+}
+
+fn ask_upstream(started: &Started, ask: &Ask, body: Bytes) -> Option<Reply> {
+    let (target, plan) = (started.targets.get(ask.target)?, started.plan.targets.get(ask.target)?);
     let limits = &started.plan.rules.limits;
     let expect = Expect {
         stream: plan.habits.streams,

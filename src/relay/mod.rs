@@ -14,6 +14,7 @@ pub mod render;
 mod sink;
 mod slots;
 mod summary;
+pub mod watching;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

@@ -20,6 +20,7 @@ use super::body::Body;
 use super::headers::{end_to_end, tell};
 use super::metered::{Metered, Streams};
 use super::sink::error_response;
+use super::watching::Passed;
 use super::{render, summary};
 use crate::policy::parallel::Decision;
 use crate::policy::retry::Tries;
@@ -41,7 +42,7 @@ const LARGEST_ERROR: usize = 1024 * 1024;
 const BACK_OFF: Duration = Duration::from_millis(100);
 
 /// Whose request goes through, and what it is counted as.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Passing {
     /// Where it goes, in the order in which they are asked.
     pub targets: Targets,
@@ -98,7 +99,7 @@ impl Targets {
 }
 
 /// What the log says of a chat that goes through.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Turn {
     /// The request's id.
     pub request_id: String,
@@ -106,6 +107,8 @@ pub struct Turn {
     pub model: String,
     /// The decision about parallel calls.
     pub decision: Decision,
+    /// Its run, if runs are remembered.
+    pub run: Option<Box<Passed>>,
 }
 
 /// What is sent.
@@ -200,6 +203,10 @@ impl Passing {
         })
     }
 
+    fn run(&mut self) -> Option<&mut Passed> {
+        self.turn.as_mut()?.run.as_deref_mut()
+    }
+
     /// Sends a body that is held, again where nothing has been answered yet.
     async fn again(
         &mut self,
@@ -257,6 +264,9 @@ impl Passing {
                 self.targets.move_on();
             }
             tries = next.tries;
+            if let Some(run) = self.run() {
+                run.asked_again(failure.kind.label());
+            }
         }
     }
 
@@ -269,6 +279,9 @@ impl Passing {
                 tell(&mut self.headers, decision);
                 if let Some(turn) = &mut self.turn {
                     turn.decision = decision;
+                    if let Some(run) = &mut turn.run {
+                        run.decided(decision);
+                    }
                 }
                 body
             }
@@ -292,7 +305,7 @@ impl Passing {
         }
     }
 
-    fn ended(&self, outcome: &'static str, usage: Option<Tokens>) {
+    fn ended(mut self, outcome: &'static str, usage: Option<Tokens>, status: u16, said: &[u8]) {
         let team = &self.account.team.name;
         let labels = [
             ("team", team.clone().into()),
@@ -314,7 +327,10 @@ impl Passing {
             self.charge(tokens);
         }
         if let Some(turn) = &self.turn {
-            summary::relayed(self, turn, outcome, usage.unwrap_or_default());
+            summary::relayed(&self, turn, outcome, usage.unwrap_or_default());
+        }
+        if let Some(run) = self.turn.as_mut().and_then(|turn| turn.run.take()) {
+            run.end(outcome, usage.map(|tokens| (tokens.input, tokens.output)), status, said);
         }
     }
 }
@@ -341,27 +357,29 @@ impl Open {
     fn refused(mut self, error: &ErrorReply) -> Response<Body> {
         let mut response = error_response(error);
         if let Some(passing) = self.0.take() {
-            passing.ended(if error.status < 500 { "refused" } else { "error" }, None);
-            response.headers_mut().extend(passing.headers);
+            response.headers_mut().extend(passing.headers.clone());
+            passing.ended(if error.status < 500 { "refused" } else { "error" }, None, error.status, b"");
         }
         response
     }
 
     /// A refusal that goes on as it came.
     fn read(mut self, response: Response<Bytes>) -> Response<Body> {
+        let (status, said) = (response.status().as_u16(), response.body().clone());
         let mut answer = response.map(Body::Full);
         *answer.headers_mut() = end_to_end(answer.headers());
         answer.headers_mut().remove(CONTENT_LENGTH);
         if let Some(passing) = self.0.take() {
-            passing.ended("refused", None);
-            answer.headers_mut().extend(passing.headers);
+            answer.headers_mut().extend(passing.headers.clone());
+            passing.ended("refused", None, status, &said);
         }
         answer
     }
 
-    pub(super) fn end(&mut self, outcome: &'static str, usage: Option<Tokens>) {
+    /// It is over: `said` is the end of what the upstream said.
+    pub(super) fn end(&mut self, outcome: &'static str, usage: Option<Tokens>, status: u16, said: &[u8]) {
         if let Some(passing) = self.0.take() {
-            passing.ended(outcome, usage);
+            passing.ended(outcome, usage, status, said);
         }
     }
 }
@@ -370,7 +388,7 @@ impl Drop for Open {
     fn drop(&mut self) {
         if let Some(passing) = self.0.take() {
             passing.telemetry.counter(metrics::DISCONNECTS, &[]).increment(1);
-            passing.ended("client_gone", None);
+            passing.ended("client_gone", None, 0, b"");
         }
     }
 }
@@ -384,7 +402,10 @@ enum Answer {
 }
 
 /// The upstream's answer, with our headers. `round` is the time until its head came.
-fn through(response: Response<Incoming>, open: Open, chat: bool, round: Duration) -> Response<Body> {
+fn through(response: Response<Incoming>, mut open: Open, chat: bool, round: Duration) -> Response<Body> {
+    if let Some(run) = open.0.as_mut().and_then(Passing::run) {
+        run.answered();
+    }
     let (parts, body) = response.into_parts();
     let kind = Streams::of(&parts.headers, parts.status, chat);
     let mut headers = end_to_end(&parts.headers);

@@ -33,7 +33,7 @@ mod testing;
 pub mod text;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -119,6 +119,8 @@ pub struct Call {
     pub deadline: tokio::time::Instant,
     /// What becomes of the deadline when the call tells of its progress.
     pub progress: Progress,
+    /// Where it is told that the tool is tried again.
+    pub tries: Tries,
 }
 
 /// How a call that tells of its progress gets more time.
@@ -137,6 +139,22 @@ impl Progress {
     #[must_use]
     pub fn new(patience: Patience, heard: Arc<tokio::sync::Notify>) -> Self {
         Self { silent: patience.silent, latest: tokio::time::Instant::now() + patience.most, heard }
+    }
+}
+
+/// When a call was tried again, for whoever wants to know.
+#[derive(Debug, Clone, Default)]
+pub struct Tries(Arc<Mutex<Vec<tokio::time::Instant>>>);
+
+impl Tries {
+    /// The moments at which another try began.
+    #[must_use]
+    pub fn again(&self) -> Vec<tokio::time::Instant> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn tell(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(tokio::time::Instant::now());
     }
 }
 

@@ -19,6 +19,7 @@ use crate::relay::body::Body;
 use crate::relay::headers::{self, to_upstream};
 use crate::relay::pass::{self, Passing, Targets};
 use crate::relay::render::{To, first_question, relayed};
+use crate::relay::watching::{Of, Passed};
 use crate::relay::{Client, Started, begin};
 use crate::team::money::price_of;
 use crate::telemetry::metrics;
@@ -80,6 +81,21 @@ impl Proxy {
         match planned {
             _ if is_dry_run(&parts.headers)? => Ok(dry_run(&asked, &request, &planned, &body, &targets)),
             Plan::Relay(plans) => {
+                let mut turn = pass::Turn {
+                    request_id: asked.request_id,
+                    model: request.model.clone(),
+                    decision,
+                    run: None,
+                };
+                let upstream = targets.first().map(|target| &target.upstream.name);
+                let of = Of {
+                    team: &asked.team.name,
+                    route: &route,
+                    upstream: upstream.unwrap_or(&asked.team.name),
+                    stream: request.stream,
+                    since: asked.since,
+                };
+                turn.run = Passed::begin(&asked.snapshot.parts, &turn, of, &body);
                 let passing = Passing {
                     targets: Targets::new(targets.clone()).ok_or_else(|| no_model(&request.model))?,
                     telemetry: asked.snapshot.parts.telemetry.clone(),
@@ -90,11 +106,7 @@ impl Proxy {
                     since: asked.since,
                     headers: asked.headers,
                     shutdown: self.shutdown.clone(),
-                    turn: Some(pass::Turn {
-                        request_id: asked.request_id,
-                        model: request.model.clone(),
-                        decision,
-                    }),
+                    turn: Some(turn),
                 };
                 let question = |at: usize, refused: &[Fact]| {
                     let (target, mut plan) = (&targets[at], plans[at].clone());
@@ -135,6 +147,7 @@ impl Proxy {
                     plan,
                     request,
                     messages,
+                    sent: body,
                     traceparent: text(&parts.headers, "traceparent").map(str::to_owned),
                     head: AskHead { headers },
                     headers: asked.headers,
@@ -227,7 +240,7 @@ fn rules(asked: &Asked, route: &Route) -> Rules {
             .unwrap_or(global.strict_parallel),
         interim_text: route.policy.interim_text.or(team.policy.interim_text).unwrap_or(global.interim_text),
         call_timeout_cap: cap,
-        keep_content: asked.snapshot.parts.log_content,
+        keep_content: asked.snapshot.parts.log_content || asked.snapshot.parts.runs_content,
         charged: false,
         limits: if lowered == **limits { limits.clone() } else { lowered.into() },
     }
