@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use secrecy::ExposeSecret;
+use serde_json::value::RawValue;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -23,11 +24,13 @@ use tokio_util::task::TaskTracker;
 
 use self::tool_servers::ToolServers;
 use crate::admin::Admin;
+use crate::admin::inspector::{InUse, Inspector};
 use crate::audit::Audit;
 use crate::config::watch::{Cause, Watcher};
 use crate::config::{self, Flags, Loaded, process_env};
 use crate::policy::settings::Limits;
 use crate::relay::{Parts, Slots};
+use crate::runs::Runs;
 use crate::server::body::InFlightBudget;
 use crate::server::drain::{Drain, Stage};
 use crate::server::listener::{BindError, Listener, Options};
@@ -36,7 +39,7 @@ use crate::server::visitors::Visitors;
 use crate::store::{Bounds, Capacity, Health, Store};
 use crate::team::{Defaults, Teams};
 use crate::telemetry::{Telemetry, metrics};
-use crate::tools::Catalog;
+use crate::tools::{Catalog, Standing};
 use crate::units::Secret;
 use crate::upstream::{Routes, Upstream};
 
@@ -168,6 +171,9 @@ pub struct App {
 struct Keeper {
     telemetry: Telemetry,
     store: Arc<Store>,
+    runs: Option<Arc<Runs>>,
+    /// The settings in use, for the inspector.
+    config: Arc<ArcSwap<Box<RawValue>>>,
 }
 
 impl App {
@@ -181,7 +187,12 @@ impl App {
         let store = Store::new(&file.store, open, capacity(limits), telemetry.clone())
             .map_err(|why| StartError::Store { setting: why.setting, message: why.message })?;
         store.connect().await;
-        let keeper = Keeper { telemetry: telemetry.clone(), store: Arc::new(store) };
+        let keeper = Keeper {
+            telemetry: telemetry.clone(),
+            store: Arc::new(store),
+            runs: Runs::new(&file.runs),
+            config: Arc::new(ArcSwap::from_pointee(shown(loaded))),
+        };
         let catalog = Arc::new(catalog);
         let first = snapshot(loaded, &catalog, &keeper, None)?;
         let snapshot = Arc::new(ArcSwap::from_pointee(first));
@@ -221,12 +232,25 @@ impl App {
         let proxy = Proxy {
             address: app.proxy_address,
             snapshot,
-            servers: app.tool_servers.servers.clone(),
             drain: drain.clone(),
             tasks: turns,
             shutdown,
             bodies: InFlightBudget::new(limits.bodies_in_flight.0),
             turns: Arc::new(Semaphore::new(limits.turns_at_once as usize)),
+        };
+        let scheme = if file.tls.is_some() { "https" } else { "http" };
+        let (servers, in_use) = (app.tool_servers.clone(), app.snapshot.clone());
+        let in_use = move || {
+            let parts = &in_use.load().parts;
+            InUse { tools: parts.tools.clone(), content: parts.runs_content }
+        };
+        let inspector = Inspector {
+            runs: app.keeper.runs.clone(),
+            in_use: Arc::new(in_use),
+            standings: Arc::new(move || servers.standings()),
+            config: app.keeper.config.clone(),
+            base_url: format!("{scheme}://{}/v1", app.proxy_address),
+            tasks: app.admin_listeners.clone(),
         };
         let render = telemetry.clone();
         let visitors = Visitors::new(app.admin_address, &file.admin.hosts);
@@ -235,6 +259,7 @@ impl App {
             app.tool_servers.readiness.clone(),
             drain.clone(),
             visitors,
+            inspector,
         );
         app.listeners.spawn(listener.serve(Arc::new(proxy), drain));
         app.admin_listeners.spawn(admin.serve(Arc::new(admin_side), admin_drain));
@@ -294,12 +319,25 @@ impl App {
         self.keeper.telemetry.render()
     }
 
+    /// The tools that can be called now.
+    #[must_use]
+    pub fn tools(&self) -> Arc<Catalog> {
+        self.snapshot.load().parts.tools.clone()
+    }
+
+    /// How every tool server is.
+    #[must_use]
+    pub fn standings(&self) -> Vec<Standing> {
+        self.tool_servers.standings()
+    }
+
     /// Swaps in another configuration. Turns in flight finish on the old one. Listeners stay.
     pub fn reload(&self, loaded: &Loaded, catalog: Catalog) -> Result<(), StartError> {
         let catalog = Arc::new(catalog);
         let before = self.snapshot.load().parts.audit.clone();
         let new = snapshot(loaded, &catalog, &self.keeper, before.as_deref())?;
         self.tool_servers.replace(&new, catalog);
+        self.keeper.config.store(Arc::new(shown(loaded)));
         Ok(())
     }
 
@@ -412,6 +450,16 @@ fn capacity(limits: &Limits) -> Capacity {
     Capacity { parked, records: Bounds::RECORDS }
 }
 
+/// The settings as the inspector shows them.
+fn shown(loaded: &Loaded) -> Box<RawValue> {
+    let shown = serde_json::json!({
+        "source": loaded.name(),
+        "settings": loaded.effective().unwrap_or_default(),
+        "warnings": loaded.warnings().collect::<Vec<_>>(),
+    });
+    serde_json::value::to_raw_value(&shown).unwrap_or_default()
+}
+
 /// What a configuration amounts to. `before`: the audit log in use until now, whose chain goes on.
 fn snapshot(
     loaded: &Loaded,
@@ -450,6 +498,8 @@ fn snapshot(
             store: keeper.store.clone(),
             telemetry: keeper.telemetry.clone(),
             log_content: file.log.content,
+            runs: keeper.runs.clone(),
+            runs_content: file.runs.content,
         },
         policy: file.policy.clone(),
         limits,

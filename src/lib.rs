@@ -31,9 +31,10 @@
 //! | 2 service | [`tools`] | Knows which tools exist and runs one call within its limits. |
 //! | 2 service | [`audit`] | Writes what calls with effects are about to do, before they do it. |
 //! | 2 service | [`store`] | Keeps small expiring things. |
+//! | 2 service | [`runs`] | Remembers the last runs and tells who watches. |
 //! | 2 service | [`team`] | Turns a key into a team. |
 //! | 3 shell | [`relay`] | Performs the engine's actions until the turn ends, or hands bytes through. |
-//! | 4 shell | [`server`], [`admin`] | Accept, read, answer, drain; health and metrics. |
+//! | 4 shell | [`server`], [`admin`] | Accept, read, answer, drain; health, metrics and the inspector. |
 //! | 5 root | [`config`], [`demo`], [`app`], [`cli`] | Read what people wrote, build the parts, own start and stop. |
 //!
 //! # What is absent, on purpose
@@ -58,6 +59,7 @@ pub mod demo;
 pub mod engine;
 pub mod policy;
 pub mod relay;
+pub mod runs;
 pub mod server;
 pub mod sse;
 pub mod store;

@@ -13,10 +13,10 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::check::word;
-use super::servers::{Running, team};
+use super::servers::Running;
 use super::{Exit, ServerFlags, loaded, out, runtime};
 use crate::config::did_you_mean;
-use crate::tools::{Call, Catalog, Progress, Tool};
+use crate::tools::{Call, Catalog, Progress, Tool, Tries};
 use crate::wire::tool::{Outcome, OutcomeKind};
 
 /// How long processes of an ended call are waited for.
@@ -30,19 +30,14 @@ pub(super) struct Arguments {
     /// The arguments, as JSON.
     #[arg(default_value = "{}")]
     json: String,
-    /// With the tool servers of this team.
-    #[arg(long)]
-    team: Option<String>,
     #[command(flatten)]
     servers: ServerFlags,
 }
 
 /// 0 when the tool answered, 1 when the outcome is anything else, 2 for a tool that is not there.
 pub(super) fn run(path: Option<&Path>, arguments: &Arguments) -> Exit {
-    let read = loaded(path, &arguments.servers.flags())
-        .and_then(|(loaded, catalog)| Ok((team(&loaded, arguments.team.as_deref())?, catalog)));
-    let (team, catalog) = match read {
-        Ok(read) => read,
+    let catalog = match loaded(path, &arguments.servers.flags()) {
+        Ok((_, catalog)) => catalog,
         Err(exit) => return exit,
     };
     let runtime = match runtime() {
@@ -53,10 +48,9 @@ pub(super) fn run(path: Option<&Path>, arguments: &Arguments) -> Exit {
         // A tool of the file needs no server.
         let running = match catalog.tool(&arguments.tool) {
             Some(_) => None,
-            None => Some(Running::start(&catalog, std::slice::from_ref(&team)).await),
+            None => Some(Running::start(&catalog).await),
         };
-        let offered = running.as_ref().map(|running| running.catalog.of_team(&team));
-        let catalog = offered.as_ref().unwrap_or(&catalog);
+        let catalog = running.as_ref().map_or(&catalog, |running| &running.catalog);
         let done = match catalog.tool(&arguments.tool) {
             Some(tool) => Ok(called(tool, &arguments.json).await),
             None => {
@@ -96,6 +90,7 @@ async fn called(tool: &Tool, json: &str) -> (Outcome, Duration) {
         result_limit: tool.result_limit(),
         deadline: start + tool.spec().timeout,
         progress: Progress::new(tool.spec().patience(None), Arc::default()),
+        tries: Tries::default(),
     };
     let stop = CancellationToken::new();
     let running = tool.run(&call, &stop);

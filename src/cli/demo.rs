@@ -57,6 +57,7 @@ fn banner(app: &App) -> String {
         r#"fanfold demo: the real proxy, a scripted model, four tools. No key, no network.
 
   base URL   http://{proxy}/v1
+  inspector  http://{admin}/
   metrics    http://{admin}/metrics
 
 Three parallel tool calls, streaming:
@@ -71,6 +72,8 @@ The same as one JSON, with what ran and when:
     -H 'x-fanfold-include: transcript' -d '{{
     "model": "demo",
     "messages": [{{"role": "user", "content": "What is the weather in Paris, Tokyo and Lima?"}}]}}'
+
+Or in another terminal: fanfold ask "What is the weather in Paris, Tokyo and Lima?"
 
 Ctrl-C ends it.
 "#

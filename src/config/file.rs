@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{audit, policy, server, store, team, tools, upstream};
+use crate::{audit, policy, runs, server, store, team, tools, upstream};
 
 /// `fanfold.yaml`. Every key has a default but `upstreams`.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
@@ -50,6 +50,9 @@ pub struct File {
     /// What is written to the log.
     #[serde(default)]
     pub log: Log,
+    /// What is remembered of the last turns, for the inspector.
+    #[serde(default)]
+    pub runs: runs::settings::Settings,
 }
 
 fn listen() -> String {

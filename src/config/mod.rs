@@ -11,6 +11,7 @@
 //! with [`Reading::finish`], so that people see everything at once.
 
 mod check;
+pub mod effective;
 mod expand;
 pub mod file;
 pub mod print;
@@ -32,6 +33,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use self::effective::Written;
 use self::file::File;
 pub use self::problem::{Problem, Problems, Source};
 use self::problem::{Severity, render, sorted};
@@ -92,6 +94,12 @@ pub struct Loaded {
     written: Value,
     /// Values never to be printed.
     hidden: Vec<String>,
+    /// What was written where.
+    places: Written,
+    /// The paths the command line laid something over.
+    flags: Vec<String>,
+    /// It was given as a text of its own, not made from the environment.
+    named: bool,
 }
 
 impl Loaded {
@@ -118,14 +126,12 @@ impl Loaded {
         render(&self.source, &self.warnings, Severity::Warning, coloured)
     }
 
-    /// The files whose change should lead to a reload: the configuration, the files of its
-    /// secrets and of what was accepted of tool servers.
+    /// The files whose change should lead to a reload: the configuration and the files of its
+    /// secrets.
     #[must_use]
     pub fn watched(&self) -> Vec<PathBuf> {
         let mut paths: Vec<PathBuf> = self.source.path.iter().cloned().collect();
         secret_files(&self.written, &mut paths);
-        let pinned = self.file.tools.values().filter(|tool| tool.pin);
-        paths.extend(pinned.map(|tool| tool.pins.as_deref().unwrap_or(tools::pins::FILE).into()));
         paths
     }
 }
@@ -159,6 +165,9 @@ pub struct Reading {
     problems: Vec<Problem>,
     warnings: Vec<Problem>,
     hidden: Vec<String>,
+    places: Written,
+    flags: Vec<String>,
+    named: bool,
 }
 
 /// Reads the file at `path`, or `fanfold.yaml`, or what the environment alone says, and checks it.
@@ -171,7 +180,9 @@ pub fn read(path: Option<&Path>, env: Env<'_>, flags: &Flags) -> Result<Reading,
         Some(path) => path.display().to_string(),
         None => "the environment".into(),
     };
-    Ok(Reading::new(Source { path, name, shown: text.clone() }, &text, env, flags))
+    let named = path.is_some();
+    let reading = Reading::new(Source { path, name, shown: text.clone() }, &text, env, flags);
+    Ok(Reading { named, ..reading })
 }
 
 /// Reads a configuration that is given as text; `name` is what people call it.
@@ -276,7 +287,8 @@ impl Reading {
         let mut shape = shape::fit(&mut tree, &schema());
         shape.secrets.drain(..).for_each(|place| source.mask(place));
         problems.append(&mut shape.problems);
-        let mut reading = Self { hidden: expander.hidden, ..Self::failed(source, tree, problems) };
+        let places = Written::of(&tree, text);
+        let mut reading = Self { hidden: expander.hidden, places, ..Self::failed(source, tree, problems) };
         reading.shape = shape;
         reading.decode(flags);
         reading.check(env, flags, &upstreams, &tools);
@@ -284,8 +296,18 @@ impl Reading {
     }
 
     fn failed(source: Source, tree: Node, problems: Vec<Problem>) -> Self {
-        let (shape, warnings, hidden) = (Shape::default(), Vec::new(), Vec::new());
-        Self { source, tree, shape, file: None, problems, warnings, hidden }
+        Self {
+            source,
+            tree,
+            shape: Shape::default(),
+            file: None,
+            problems,
+            warnings: Vec::new(),
+            hidden: Vec::new(),
+            places: Written::default(),
+            flags: Vec::new(),
+            named: true,
+        }
     }
 
     /// Decodes what fits. With mistakes in it, the file serves only to look for more.
@@ -298,9 +320,11 @@ impl Reading {
             Ok(mut file) => {
                 if let Some(listen) = &flags.listen {
                     file.listen.clone_from(listen);
+                    self.flags.push("listen".into());
                 }
                 if let Some(listen) = &flags.admin_listen {
                     file.admin.listen.clone_from(listen);
+                    self.flags.push("admin.listen".into());
                 }
                 for flag in &flags.mcp {
                     if let Err(message) = server_flag::add(flag, &mut file.tools) {
@@ -396,6 +420,9 @@ impl Reading {
                 warnings: sorted(self.warnings),
                 written: self.tree.to_json(),
                 hidden: self.hidden,
+                places: self.places,
+                flags: self.flags,
+                named: self.named,
             }),
             _ => Err(Problems { source, list: sorted(self.problems) }),
         }

@@ -43,7 +43,7 @@ pub fn defaults() -> Result<String, Problem> {
 }
 
 /// The file with what its defaults are taken from elsewhere filled in.
-fn all_of(file: &File) -> Result<Value, Problem> {
+pub(super) fn all_of(file: &File) -> Result<Value, Problem> {
     let mut file = file.clone();
     for tool in file.tools.values_mut() {
         let effect = *tool.effect.get_or_insert_with(Effect::default);
@@ -71,7 +71,7 @@ fn only(all: &Value, written: &Value) -> Value {
 }
 
 /// Puts dots wherever the value of a secret variable was filled in.
-fn hide(value: &mut Value, secrets: &[String]) {
+pub(super) fn hide(value: &mut Value, secrets: &[String]) {
     match value {
         Value::String(text) => *text = hidden(text, secrets),
         Value::Array(list) => list.iter_mut().for_each(|v| hide(v, secrets)),

@@ -132,7 +132,8 @@ fn every_default_is_as_documented() {
             },
             "teams": {},
             "store": "memory",
-            "log": { "level": "info", "content": false }
+            "log": { "level": "info", "content": false },
+            "runs": { "keep": 500, "bytes": "64MiB", "content": false, "text": "64KiB", "watchers": 32 }
         })
     );
 }
@@ -859,7 +860,7 @@ fn files_of_secrets_are_watched_too() {
 /// The walk over the schema is ours: it has to know every word the schema uses.
 #[test]
 fn the_schema_says_nothing_the_walk_does_not_know() {
-    const KNOWN: [&str; 20] = [
+    const KNOWN: [&str; 21] = [
         "$schema",
         "title",
         "description",
@@ -880,6 +881,7 @@ fn the_schema_says_nothing_the_walk_does_not_know() {
         "minProperties",
         "format",
         "minimum",
+        "maximum",
     ];
     fn look(schema: &Value, at: &str) {
         let Value::Object(map) = schema else { return };
@@ -958,4 +960,38 @@ fn a_flag_adds_a_server() {
     assert_eq!(file.tools.keys().collect::<Vec<_>>(), ["sh", "tickets"]);
     let flags = Flags { mcp: vec![" ".into()], ..Flags::default() };
     assert!(reading_with(&with(""), &flags).finish().expect_err("a mistake").to_string().contains("--mcp"));
+}
+
+#[test]
+fn every_setting_tells_where_it_comes_from() {
+    let text = "\
+listen: 127.0.0.1:4100
+upstreams:
+  main:
+    base_url: http://${HOST}/v1
+    api_key: sk-written
+tools:
+  t:
+    command: { argv: [/bin/x] }
+    parameters: { type: object, properties: { a: { type: string } } }
+";
+    let env = |name: &str| (name == "HOST").then(|| "model.internal".to_owned());
+    let flags =
+        Flags { listen: Some("127.0.0.1:9".into()), mcp: vec!["late=/bin/y".into()], ..Flags::default() };
+    let loaded = read_text("fanfold.yaml", text, &env, &flags).finish().expect("no mistakes");
+    let all = loaded.effective().expect("settings");
+    let of = |path: &str| {
+        let found = all.iter().find(|setting| setting.path == path);
+        let found = found.unwrap_or_else(|| panic!("no {path} in {all:#?}"));
+        (found.value.as_str(), found.from, found.line)
+    };
+    use crate::config::effective::From;
+    assert_eq!(of("listen"), ("127.0.0.1:9", From::Flag, None));
+    assert_eq!(of("upstreams.main.base_url"), ("http://model.internal/v1", From::Environment, Some(4)));
+    assert_eq!(of("limits.rounds"), ("10", From::Default, None));
+    assert_eq!(of("tools.t.command.argv"), ("[\"/bin/x\"]", From::File, Some(8)));
+    assert_eq!(of("tools.t.parameters").1, From::File);
+    assert_eq!(of("tools.late.effect").1, From::Flag);
+    assert_eq!(of("tools.t.effect").1, From::Default);
+    assert!(!all.iter().any(|setting| setting.value.contains("sk-written")), "{all:#?}");
 }

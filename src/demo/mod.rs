@@ -61,11 +61,13 @@ impl Demo {
 
 /// The text of a `fanfold.yaml` that uses the demo's model and tools. Listeners are left out, so
 /// they are the usual ones. Ctrl-C ends it without the pause a load balancer would need.
+/// Nothing secret is said in a demo, so the inspector shows what is.
 #[must_use]
 pub fn config_yaml(addresses: &Addresses) -> String {
     let Addresses { model_base_url, tools_base_url } = addresses;
     format!(
         r#"server: {{ drain_accept: 0s }}
+runs: {{ content: true }}
 upstreams:
   demo:
     base_url: {model_base_url}

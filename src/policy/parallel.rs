@@ -71,6 +71,30 @@ impl Reason {
             Self::NotNeeded => "not_needed",
         }
     }
+
+    /// The reason as a person would say it.
+    #[must_use]
+    pub const fn sentence(self) -> &'static str {
+        match self {
+            Self::Default => "No tool is strict and the client did not say: calls may be parallel.",
+            Self::Client => {
+                "The client itself said what `parallel_tool_calls` is to be, and nothing speaks against it."
+            }
+            Self::StrictTool => {
+                "A tool in the request is strict, and strict schemas are only kept when calls come one at a time."
+            }
+            Self::NoTools => "There are no tools, so there is nothing to be parallel.",
+            Self::Unsupported => {
+                "The model or its server does not take `parallel_tool_calls`, so it is left out."
+            }
+            Self::RuleOff => {
+                "A tool is strict, but `policy.strict_parallel` is off here: the model may still call in parallel."
+            }
+            Self::NotNeeded => {
+                "A tool is strict, but this model server keeps strict schemas in parallel calls as well."
+            }
+        }
+    }
 }
 
 impl Decision {

@@ -25,13 +25,15 @@ use tokio_util::sync::CancellationToken;
 use super::sink::{Gone, Sink, Wait};
 use super::slots::Slots;
 use super::summary::{self, Summary};
+use super::watching::Watching;
 use crate::audit::{Audit, Facts};
 use crate::engine::{Action, Ask, Finish, Input, Parked, Run, RunId, Show, Turn, fingerprint, parcel};
 use crate::policy::plan::TurnPlan;
+use crate::runs::Runs;
 use crate::store::Store;
 use crate::team::Team;
 use crate::telemetry::Telemetry;
-use crate::tools::{Call, Catalog, Progress};
+use crate::tools::{Call, Catalog, Progress, Tries};
 use crate::upstream::{AskHead, Expect, Heard, Reply, Route};
 use crate::wire::failure::FailureKind;
 use crate::wire::raw::Raw;
@@ -59,6 +61,10 @@ pub struct Parts {
     pub telemetry: Telemetry,
     /// Arguments and results may be logged.
     pub log_content: bool,
+    /// The last runs, if they are remembered.
+    pub runs: Option<Arc<Runs>>,
+    /// What was said in a run is remembered too.
+    pub runs_content: bool,
 }
 
 /// One turn, as the server hands it over.
@@ -76,6 +82,8 @@ pub struct Started {
     pub request: ChatRequest,
     /// The messages as the client sent them.
     pub messages: Raw,
+    /// The body as the client sent it.
+    pub sent: Bytes,
     /// Headers for the upstream.
     pub head: AskHead,
     /// The request's id.
@@ -112,14 +120,17 @@ pub(super) struct Driver {
     /// What is to be kept before the client hears of the finish: its next request may come at once,
     /// and to another replica.
     parked: Option<Parked>,
+    watching: Option<Watching>,
 }
 
 impl Driver {
     pub(super) fn new(started: Started, sink: Sink) -> Self {
         let owned = started.plan.owned.values().map(|tool| tool.definition.clone()).collect();
+        let turn = Turn::new(started.plan.clone(), fastrand::u64(..));
         Self {
+            watching: Watching::begin(&started, turn.decision()),
             turn_id: uuid::Uuid::now_v7(),
-            turn: Turn::new(started.plan.clone(), fastrand::u64(..)),
+            turn,
             owned,
             started,
             sink,
@@ -145,6 +156,9 @@ impl Driver {
         let finish = loop {
             if let Some(finish) = self.perform(&mut actions) {
                 break finish;
+            }
+            if let Some(watching) = &mut self.watching {
+                watching.tell(&self.turn, self.client_gone);
             }
             if self.sink.flush() == Err(Gone) {
                 self.tell_gone(&mut actions);
@@ -191,11 +205,24 @@ impl Driver {
         };
         match event {
             Event::Heard(ask, heard) => self.heard(ask, heard, pieces, actions),
-            Event::Ended(ended) => self.call_ended(ended, actions),
-            Event::Input(input) => self.step(input, actions),
+            Event::Ended(ended) => {
+                self.call_ended(ended, actions);
+                self.news();
+            }
+            Event::Input(input) => {
+                self.step(input, actions);
+                self.news();
+            }
             Event::Gone => self.tell_gone(actions),
             Event::Comment => self.sink.comment(),
             Event::Room => {}
+        }
+    }
+
+    /// Something happened to a call, or to time.
+    fn news(&mut self) {
+        if let Some(watching) = &mut self.watching {
+            watching.news();
         }
     }
 
@@ -248,15 +275,25 @@ impl Driver {
         for action in actions.drain(..) {
             match action {
                 Action::Ask(ask) => {
-                    if let Some(why) = self.failed.take() {
+                    let again = self.failed.take();
+                    if let Some(why) = again {
                         summary::asked_again(&self.started, why);
                     }
-                    self.reply = Some((ask.id, ask_upstream(&self.started, &self.owned, &self.turn, &ask)));
+                    let Started { request, plan, .. } = &self.started;
+                    let body = render(request, plan, &self.owned, self.turn.appended(), &ask);
+                    if let Some(watching) = &mut self.watching {
+                        again.into_iter().for_each(|why| watching.asked_again(ask.round, why));
+                        watching.asked(&ask, &body);
+                    }
+                    self.reply = Some((ask.id, ask_upstream(&self.started, body)));
                 }
                 Action::Cancel => self.reply = None,
                 Action::Run(run) => start_call(
                     &self.started,
-                    format!("{}-{}", self.turn_id, run.id),
+                    Marks {
+                        idempotency_key: format!("{}-{}", self.turn_id, run.id),
+                        tries: self.watching.as_mut().map(|watching| watching.runs(&run)).unwrap_or_default(),
+                    },
                     run,
                     &self.news.0,
                     &mut self.calls,
@@ -271,6 +308,9 @@ impl Driver {
                 Action::Show(show) => {
                     if self.first_shown.is_none() && matches!(show, Show::Part(_)) {
                         self.first_shown = Some(self.started.since.elapsed());
+                    }
+                    if let Some(watching) = &mut self.watching {
+                        watching.shown(&show);
                     }
                     self.sink.show(&show);
                 }
@@ -300,6 +340,9 @@ impl Driver {
         };
         let totals = summary.totals();
         summary.record();
+        if let Some(watching) = self.watching.take() {
+            watching.end(&self.turn, &finish, summary.told());
+        }
         // The client's own pace must not keep a slot of the team: what is measured is measured.
         let told = tokio::select! {
             told = self.sink.finish(&finish, totals) => told,
@@ -361,8 +404,7 @@ pub(super) fn render(
     })
 }
 
-fn ask_upstream(started: &Started, owned: &[Arc<str>], turn: &Turn, ask: &Ask) -> Reply {
-    let body = render(&started.request, &started.plan, owned, turn.appended(), ask);
+fn ask_upstream(started: &Started, body: Bytes) -> Reply {
     let limits = &started.plan.rules.limits;
     let expect = Expect {
         stream: started.plan.habits.streams,
@@ -373,9 +415,15 @@ fn ask_upstream(started: &Started, owned: &[Arc<str>], turn: &Turn, ask: &Ask) -
     started.route.upstream.ask(body, &started.head, expect)
 }
 
+/// What a call carries beside what the engine says of it.
+struct Marks {
+    idempotency_key: String,
+    tries: Tries,
+}
+
 fn start_call(
     started: &Started,
-    idempotency_key: String,
+    Marks { idempotency_key, tries }: Marks,
     run: Run,
     news: &mpsc::Sender<Input>,
     calls: &mut JoinSet<(RunId, Outcome)>,
@@ -384,7 +432,7 @@ fn start_call(
 ) {
     let stop = CancellationToken::new();
     stops.insert(run.id, stop.clone());
-    let tool = started.parts.tools.tool_of(&started.team.name, &run.tool.name).cloned();
+    let tool = started.parts.tools.tool(&run.tool.name).cloned();
     let wanted = started.parts.slots.of(&run.tool.name, &started.team.calls);
     let telemetry = started.parts.telemetry.clone();
     let patience = run.tool.patience(started.plan.rules.call_timeout_cap);
@@ -450,6 +498,7 @@ fn start_call(
             result_limit: limit.min(tool.result_limit()),
             deadline: Instant::now() + generous.silent,
             progress: Progress::new(generous, heard.clone()),
+            tries,
         };
         let _in_flight = InFlight::new(&telemetry);
         let began = Instant::now();

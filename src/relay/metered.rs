@@ -88,7 +88,8 @@ impl Metered {
     fn end(&mut self, outcome: &'static str) {
         self.over = true;
         let refused = self.status.is_client_error();
-        self.open.end(if refused { "refused" } else { outcome }, usage_in(&self.tail));
+        let outcome = if refused { "refused" } else { outcome };
+        self.open.end(outcome, usage_in(&self.tail), self.status.as_u16(), &self.tail);
     }
 
     /// The reply broke off: what the client gets last.

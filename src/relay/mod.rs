@@ -12,6 +12,7 @@ pub mod pass;
 mod sink;
 mod slots;
 mod summary;
+pub mod watching;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

@@ -19,6 +19,7 @@ use super::headers::{end_to_end, tell};
 use super::metered::{Metered, Streams};
 use super::sink::error_response;
 use super::summary;
+use super::watching::Passed;
 use crate::policy::parallel::Decision;
 use crate::telemetry::{Telemetry, metrics};
 use crate::upstream::{Sent, Upstream, retry_after};
@@ -33,7 +34,7 @@ const LARGEST_ERROR: usize = 1024 * 1024;
 const BACK_OFF: Duration = Duration::from_millis(100);
 
 /// Whose request goes through, and what it is counted as.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Passing {
     /// Where it goes.
     pub upstream: Arc<Upstream>,
@@ -54,7 +55,7 @@ pub struct Passing {
 }
 
 /// What the log says of a chat that goes through.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Turn {
     /// The request's id.
     pub request_id: String,
@@ -62,6 +63,8 @@ pub struct Turn {
     pub model: String,
     /// The decision about parallel calls.
     pub decision: Decision,
+    /// Its run, if runs are remembered.
+    pub run: Option<Box<Passed>>,
 }
 
 /// What is sent.
@@ -129,6 +132,9 @@ impl Passing {
                 Err(failure) if failure.kind == FailureKind::ParallelRefused => {
                     summary::learned(&self.telemetry, &self.upstream, chat.model);
                     tell(&mut self.headers, Decision::UNSUPPORTED);
+                    if let Some(run) = self.run() {
+                        run.decided(Decision::UNSUPPORTED);
+                    }
                     self.again(method, path, headers, &(chat.without)(), true).await
                 }
                 answered => answered,
@@ -136,9 +142,13 @@ impl Passing {
         }
     }
 
+    fn run(&mut self) -> Option<&mut Passed> {
+        self.turn.as_mut()?.run.as_deref_mut()
+    }
+
     /// Sends a body that is held, again where nothing has been answered yet.
     async fn again(
-        &self,
+        &mut self,
         method: &Method,
         path: &str,
         headers: &HeaderMap,
@@ -165,6 +175,9 @@ impl Passing {
             self.telemetry.counter(metrics::UPSTREAM_RETRIES, &[("reason", label.into())]).increment(1);
             tokio::time::sleep(failure.wait.unwrap_or(BACK_OFF * (1 << attempt))).await;
             attempt += 1;
+            if let Some(run) = self.run() {
+                run.asked_again(label);
+            }
         }
     }
 
@@ -176,7 +189,7 @@ impl Passing {
         }
     }
 
-    fn ended(&self, outcome: &'static str, usage: Option<(u64, u64)>) {
+    fn ended(mut self, outcome: &'static str, usage: Option<(u64, u64)>, status: u16, said: &[u8]) {
         let labels = [
             ("team", self.team.clone().into()),
             ("model", self.model.clone().into()),
@@ -193,7 +206,10 @@ impl Passing {
             self.telemetry.counter(metrics::TOKENS, &labels).increment(count);
         }
         if let Some(turn) = &self.turn {
-            summary::relayed(self, turn, outcome, usage.unwrap_or_default());
+            summary::relayed(&self, turn, outcome, usage.unwrap_or_default());
+        }
+        if let Some(run) = self.turn.as_mut().and_then(|turn| turn.run.take()) {
+            run.end(outcome, usage, status, said);
         }
     }
 }
@@ -206,27 +222,29 @@ impl Open {
     fn refused(mut self, error: &ErrorReply) -> Response<Body> {
         let mut response = error_response(error);
         if let Some(passing) = self.0.take() {
-            passing.ended(if error.status < 500 { "refused" } else { "error" }, None);
-            response.headers_mut().extend(passing.headers);
+            response.headers_mut().extend(passing.headers.clone());
+            passing.ended(if error.status < 500 { "refused" } else { "error" }, None, error.status, b"");
         }
         response
     }
 
     /// A refusal that goes on as it came.
     fn read(mut self, response: Response<Bytes>) -> Response<Body> {
+        let (status, said) = (response.status().as_u16(), response.body().clone());
         let mut answer = response.map(Body::Full);
         *answer.headers_mut() = end_to_end(answer.headers());
         answer.headers_mut().remove(CONTENT_LENGTH);
         if let Some(passing) = self.0.take() {
-            passing.ended("refused", None);
-            answer.headers_mut().extend(passing.headers);
+            answer.headers_mut().extend(passing.headers.clone());
+            passing.ended("refused", None, status, &said);
         }
         answer
     }
 
-    pub(super) fn end(&mut self, outcome: &'static str, usage: Option<(u64, u64)>) {
+    /// It is over: `said` is the end of what the upstream said.
+    pub(super) fn end(&mut self, outcome: &'static str, usage: Option<(u64, u64)>, status: u16, said: &[u8]) {
         if let Some(passing) = self.0.take() {
-            passing.ended(outcome, usage);
+            passing.ended(outcome, usage, status, said);
         }
     }
 }
@@ -235,7 +253,7 @@ impl Drop for Open {
     fn drop(&mut self) {
         if let Some(passing) = self.0.take() {
             passing.telemetry.counter(metrics::DISCONNECTS, &[]).increment(1);
-            passing.ended("client_gone", None);
+            passing.ended("client_gone", None, 0, b"");
         }
     }
 }
@@ -249,7 +267,10 @@ enum Answer {
 }
 
 /// The upstream's answer, with our headers. `round` is the time until its head came.
-fn through(response: Response<Incoming>, open: Open, chat: bool, round: Duration) -> Response<Body> {
+fn through(response: Response<Incoming>, mut open: Open, chat: bool, round: Duration) -> Response<Body> {
+    if let Some(run) = open.0.as_mut().and_then(Passing::run) {
+        run.answered();
+    }
     let (parts, body) = response.into_parts();
     let kind = Streams::of(&parts.headers, parts.status, chat);
     let mut headers = end_to_end(&parts.headers);

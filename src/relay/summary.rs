@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::drive::Started;
 use super::pass::{self, Passing};
 use super::sink::Totals;
+use super::watching::Told;
 use crate::engine::{CallRecord, Finish, Record, RoundRecord, Turn};
 use crate::telemetry::{Telemetry, metrics};
 use crate::upstream::Upstream;
@@ -88,6 +89,11 @@ impl Summary<'_> {
                 _ => "error",
             },
         }
+    }
+
+    /// What the record of runs is told of the end.
+    pub(super) fn told(&self) -> Told {
+        Told { total: self.total, first: self.first, outcome: self.outcome(), client_gone: self.client_gone }
     }
 
     /// Writes metrics and the log line.
@@ -226,7 +232,7 @@ pub(super) fn relayed_timing(headers: &mut HeaderMap, round: Duration, total: Du
     }
 }
 
-fn millis(time: Duration) -> f64 {
+pub(super) fn millis(time: Duration) -> f64 {
     (time.as_secs_f64() * 1e5).round() / 100.0
 }
 

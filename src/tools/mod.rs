@@ -32,7 +32,7 @@ mod testing;
 pub mod text;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -44,7 +44,7 @@ use self::arguments::{Arguments, Schema};
 pub use self::load::LoadError;
 use self::load::Mistakes;
 use self::servers::Server;
-pub use self::servers::{Condition, NotOffered, Servers, Standing, Withheld, pins};
+pub use self::servers::{Condition, Servers, Standing};
 use self::settings::Settings;
 use crate::wire::tool::{Effect, OnDisconnect, Outcome, OutcomeKind, OwnedTool, Patience};
 
@@ -64,10 +64,8 @@ pub struct Defaults {
 #[derive(Debug)]
 pub struct Catalog {
     tools: BTreeMap<Arc<str>, Arc<Tool>>,
-    /// What teams have that have servers of their own, the tools of everybody included.
-    of_teams: BTreeMap<Arc<str>, BTreeMap<Arc<str>, Arc<Tool>>>,
     servers: BTreeMap<Arc<str>, Arc<Server>>,
-    not_offered: Vec<NotOffered>,
+    clashes: Vec<String>,
     children: TaskTracker,
 }
 
@@ -106,6 +104,8 @@ pub struct Call {
     pub deadline: tokio::time::Instant,
     /// What becomes of the deadline when the call tells of its progress.
     pub progress: Progress,
+    /// Where it is told that the tool is tried again.
+    pub tries: Tries,
 }
 
 /// How a call that tells of its progress gets more time.
@@ -124,6 +124,22 @@ impl Progress {
     #[must_use]
     pub fn new(patience: Patience, heard: Arc<tokio::sync::Notify>) -> Self {
         Self { silent: patience.silent, latest: tokio::time::Instant::now() + patience.most, heard }
+    }
+}
+
+/// When a call was tried again, for whoever wants to know.
+#[derive(Debug, Clone, Default)]
+pub struct Tries(Arc<Mutex<Vec<tokio::time::Instant>>>);
+
+impl Tries {
+    /// The moments at which another try began.
+    #[must_use]
+    pub fn again(&self) -> Vec<tokio::time::Instant> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn tell(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(tokio::time::Instant::now());
     }
 }
 
@@ -147,7 +163,7 @@ impl Catalog {
             errors.extend(mistakes.into_inner());
         }
         if errors.is_empty() {
-            Ok(Self { tools, of_teams: BTreeMap::new(), servers, not_offered: Vec::new(), children })
+            Ok(Self { tools, servers, clashes: Vec::new(), children })
         } else {
             Err(errors)
         }
@@ -159,43 +175,9 @@ impl Catalog {
         self.tools.get(name)
     }
 
-    /// Every tool that everybody has, by name.
+    /// Every tool, by name.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Tool>> {
         self.tools.values()
-    }
-
-    /// What a team has.
-    #[must_use]
-    pub fn of_team(&self, team: &str) -> Self {
-        Self {
-            tools: self.of_teams.get(team).unwrap_or(&self.tools).clone(),
-            of_teams: BTreeMap::new(),
-            servers: self.servers.clone(),
-            not_offered: self.not_offered.clone(),
-            children: self.children.clone(),
-        }
-    }
-
-    /// The tool of this name that a team has.
-    #[must_use]
-    pub fn tool_of(&self, team: &str, name: &str) -> Option<&Arc<Tool>> {
-        self.of_teams.get(team).unwrap_or(&self.tools).get(name)
-    }
-
-    /// Every tool a team has, by name.
-    pub fn iter_of(&self, team: &str) -> impl Iterator<Item = &Arc<Tool>> {
-        self.of_teams.get(team).unwrap_or(&self.tools).values()
-    }
-
-    /// Every tool there is, those of teams with the same name once for each of them.
-    pub fn every(&self) -> impl Iterator<Item = &Arc<Tool>> {
-        self.tools.values().chain(self.of_teams.values().flat_map(BTreeMap::values))
-    }
-
-    /// Whether there are servers that each team has for itself.
-    #[must_use]
-    pub fn has_servers_of_teams(&self) -> bool {
-        self.servers.values().any(|server| server.is_of_teams())
     }
 
     /// How many servers there are, whose tools are known only once they run.
@@ -204,10 +186,10 @@ impl Catalog {
         self.servers.len()
     }
 
-    /// Tools of servers that are not offered, and why.
+    /// Tools of servers that are not offered because another owner has the name, as sentences for the operator.
     #[must_use]
-    pub fn not_offered(&self) -> &[NotOffered] {
-        &self.not_offered
+    pub fn clashes(&self) -> &[String] {
+        &self.clashes
     }
 
     /// How many processes of command tools are still being ended or reaped, dropped calls included.
@@ -246,7 +228,7 @@ impl Tool {
     pub fn server(&self) -> Option<(&str, &str)> {
         match &self.kind {
             Kind::Http(_) | Kind::Command(_) => None,
-            Kind::Mcp(mcp) => Some((&mcp.server, &mcp.name)),
+            Kind::Mcp(mcp) => Some((&mcp.link.plan.name, &mcp.name)),
         }
     }
 

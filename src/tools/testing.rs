@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Call, Catalog, Defaults, LoadError, Progress, Tool};
+use super::{Call, Catalog, Defaults, LoadError, Progress, Tool, Tries};
 use crate::wire::tool::{Outcome, Patience};
 
 pub(super) const DEFAULTS: Defaults =
@@ -51,6 +51,7 @@ pub(super) fn call(arguments: &Value) -> Call {
             Patience { silent: Duration::from_secs(20), most: Duration::from_secs(20) },
             Arc::default(),
         ),
+        tries: Tries::default(),
     }
 }
 

@@ -7,7 +7,7 @@ use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use hyper::body::Incoming;
 
-use super::{Asked, Proxy, Refusal, SERVERS_OF_TEAM, holding, is_json, key, route, unknown_key};
+use super::{Asked, Proxy, Refusal, holding, is_json, route};
 use crate::engine::{parcel, parked_names, restore};
 use crate::policy::parallel::Decision;
 use crate::policy::pattern::fits_any;
@@ -15,6 +15,7 @@ use crate::policy::plan::{Circumstances, Plan, Rules, plan};
 use crate::relay::body::Body;
 use crate::relay::headers::{self, to_upstream};
 use crate::relay::pass::{self, Passing};
+use crate::relay::watching::{Of, Passed};
 use crate::relay::{Client, Started, begin, first_question};
 use crate::telemetry::metrics;
 use crate::upstream::{AskHead, Route};
@@ -34,7 +35,6 @@ impl Proxy {
         let (parts, incoming) = request.into_parts();
         content_type(&parts.headers)?;
         let place = self.place(&asked.team)?;
-        self.with_servers_of_team(&mut asked, &parts.headers).await?;
         let held = self.read(&asked, &parts.headers, incoming).await?;
         let (body, reservation) = held.into_parts();
         let mut request = ChatRequest::read(&body)?;
@@ -72,6 +72,15 @@ impl Proxy {
             _ if is_dry_run(&parts.headers)? => Ok(dry_run(&asked, &request, &planned, &body, &route)),
             Plan::Relay { rewrite, .. } => {
                 let body = if rewrite { rewritten(&request, decision) } else { body };
+                let mut turn = pass::Turn {
+                    request_id: asked.request_id,
+                    model: request.model.clone(),
+                    decision,
+                    run: None,
+                };
+                let of =
+                    Of { team: &asked.team.name, route: &route, stream: request.stream, since: asked.since };
+                turn.run = Passed::begin(&asked.snapshot.parts, &turn, of, &body);
                 let passing = Passing {
                     upstream: route.upstream.clone(),
                     telemetry: asked.snapshot.parts.telemetry.clone(),
@@ -80,11 +89,7 @@ impl Proxy {
                     since: asked.since,
                     headers: asked.headers,
                     shutdown: self.shutdown.clone(),
-                    turn: Some(pass::Turn {
-                        request_id: asked.request_id,
-                        model: request.model.clone(),
-                        decision,
-                    }),
+                    turn: Some(turn),
                 };
                 let chat = pass::Chat {
                     body,
@@ -113,6 +118,7 @@ impl Proxy {
                     plan,
                     request,
                     messages,
+                    sent: body,
                     traceparent: text(&parts.headers, "traceparent").map(str::to_owned),
                     head: AskHead { headers },
                     request_id: asked.request_id,
@@ -125,26 +131,6 @@ impl Proxy {
                 Ok(response.unwrap_or_default())
             }
         }
-    }
-}
-
-impl Proxy {
-    /// Starts the tool servers that the team has for itself, if they do not run, and goes on with what they offer.
-    async fn with_servers_of_team(&self, asked: &mut Asked, headers: &HeaderMap) -> Result<(), Refusal> {
-        let tools = &asked.snapshot.parts.tools;
-        let wants_none = named_tools(headers)?.is_some_and(|names| names.is_empty());
-        if wants_none || !tools.has_servers_of_teams() {
-            return Ok(());
-        }
-        let team = &asked.team;
-        self.servers
-            .ready(tools, &team.name, |beginning| team.may_use_some(beginning), SERVERS_OF_TEAM)
-            .await;
-        let snapshot = self.snapshot.load_full();
-        // A reload meanwhile may have taken the key away.
-        asked.team = snapshot.teams.of_key(key(headers)).map_err(|_| unknown_key())?;
-        asked.snapshot = snapshot;
-        Ok(())
     }
 }
 
@@ -219,7 +205,7 @@ fn rules(asked: &Asked, route: &Route) -> Rules {
             .unwrap_or(global.strict_parallel),
         interim_text: route.policy.interim_text.or(team.policy.interim_text).unwrap_or(global.interim_text),
         call_timeout_cap: cap,
-        keep_content: asked.snapshot.parts.log_content,
+        keep_content: asked.snapshot.parts.log_content || asked.snapshot.parts.runs_content,
         limits: if lowered == **limits { limits.clone() } else { lowered.into() },
     }
 }

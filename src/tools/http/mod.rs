@@ -125,6 +125,9 @@ impl Http {
         let mut attempts = 0;
         loop {
             attempts += 1;
+            if attempts > 1 {
+                call.tries.tell();
+            }
             let ended = self.attempt(filled, call, stop).await;
             let brief = ended.as_ref().map(|answer| answer.status).map_err(|fault| *fault);
             let pause = Duration::from_millis(fastrand::u64(PAUSE));

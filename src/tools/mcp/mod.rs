@@ -49,9 +49,7 @@ const MAX_ERROR: usize = 4 * 1024;
 /// What a call of a server's tool needs.
 #[derive(Debug)]
 pub(super) struct Mcp {
-    /// The server's name in the settings.
-    pub(super) server: Arc<str>,
-    /// The connection to it: of everybody, or of one team.
+    /// The server.
     pub(super) link: Arc<Link>,
     /// The tool's name for the server.
     pub(super) name: Arc<str>,
@@ -63,7 +61,8 @@ impl Mcp {
     /// Runs one call.
     pub(super) async fn run(&self, arguments: &Arguments, call: &Call, stop: &CancellationToken) -> Outcome {
         let State::Up(up) = self.link.state() else {
-            let what = format!("the server {} is not available right now; nothing was sent", self.server);
+            let what =
+                format!("the server {} is not available right now; nothing was sent", self.link.plan.name);
             return Outcome::failed(OutcomeKind::Error, &what);
         };
         let params = match self.params(arguments, call) {

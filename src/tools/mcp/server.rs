@@ -113,11 +113,8 @@ impl Link {
 
 impl Shared {
     fn set(&self, state: State) {
-        // In one step: who has seen the state sees the news as well.
-        self.news.send_modify(|news| {
-            self.state.send_replace(state);
-            *news = news.wrapping_add(1);
-        });
+        self.state.send_replace(state);
+        self.news.send_modify(|news| *news = news.wrapping_add(1));
     }
 }
 

@@ -1,0 +1,378 @@
+//! What a turn tells the record of runs: when something of it is new, and how it ended.
+//!
+//! The engine's record is the source; what it does not know is added here: what went upstream, what the
+//! client got, why a question was asked again, and when a tool was tried again.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use super::drive::{Parts, Started};
+use super::pass;
+use super::summary::millis;
+use crate::engine::{Ask, CallRecord, Finish, Part, Record, RoundRecord, Run, Show, Turn};
+use crate::policy::parallel::Decision;
+use crate::policy::plan::TurnPlan;
+use crate::runs::{About, Again, Asked, Call, CallContent, Content, End, Kind, Progress, Round, Text, Watch};
+use crate::tools::Tries;
+use crate::upstream::Route;
+use crate::wire::failure::FailureKind;
+use crate::wire::raw::Raw;
+use crate::wire::usage::Sum;
+
+/// The most that is kept of an id, an error's code or a name a model invented, in bytes.
+const LONGEST_WORD: usize = 128;
+
+/// A turn that is watched.
+pub(super) struct Watching {
+    watch: Watch,
+    plan: Arc<TurnPlan>,
+    /// When each round was asked again, and why.
+    again: Vec<(u32, Again)>,
+    /// The tries of the calls that ran, by round and id.
+    tries: HashMap<(u32, String), Tries>,
+    since: Instant,
+    told: Mark,
+    news: bool,
+    said: Option<Said>,
+}
+
+/// As much of a turn as tells whether a piece of a reply was news.
+type Mark = (usize, usize, bool, bool);
+
+/// What was said, where the operator wants it kept.
+#[derive(Default)]
+struct Said {
+    request: Option<Text>,
+    asked: Vec<Asked>,
+    answer: Text,
+}
+
+impl Watching {
+    /// `None`: runs are not remembered.
+    pub(super) fn begin(started: &Started, decision: Decision) -> Option<Self> {
+        let runs = started.parts.runs.as_ref()?;
+        let about = About {
+            id: uuid::Uuid::now_v7().to_string(),
+            request_id: started.request_id.clone(),
+            team: started.team.name.clone(),
+            model: started.request.model.clone(),
+            route: started.route.model.clone(),
+            upstream: started.route.upstream.name.clone(),
+            kind: Kind::Turn,
+            stream: started.plan.stream,
+            began: began(started.since),
+            tools: started.plan.owned.len(),
+        };
+        let mut watch = runs.begin(about, progress(&Record::default(), decision));
+        let said = started.parts.runs_content;
+        let said = said.then(|| Said { request: watch.hold(&started.sent), ..Said::default() });
+        Some(Self {
+            watch,
+            plan: started.plan.clone(),
+            again: Vec::new(),
+            tries: HashMap::new(),
+            since: started.since,
+            told: Mark::default(),
+            news: false,
+            said,
+        })
+    }
+
+    /// A round begins or is asked again.
+    pub(super) fn asked(&mut self, ask: &Ask, body: &Bytes) {
+        self.news = true;
+        if let Some(said) = &mut self.said {
+            let body = self.watch.hold(body);
+            said.asked.push(Asked { round: ask.round, attempt: ask.attempt, body });
+        }
+    }
+
+    /// The round's question failed and is asked again.
+    pub(super) fn asked_again(&mut self, round: u32, why: FailureKind) {
+        let at = millis(self.since.elapsed());
+        self.again.push((round, Again { at, why: why.label() }));
+    }
+
+    /// A call is about to run: its tries are told here.
+    pub(super) fn runs(&mut self, run: &Run) -> Tries {
+        self.news = true;
+        let tries = Tries::default();
+        self.tries.insert((run.round, short(&run.call_id)), tries.clone());
+        tries
+    }
+
+    /// The client gets to see something.
+    pub(super) fn shown(&mut self, show: &Show) {
+        let (Some(said), Show::Part(part)) = (&mut self.said, show) else { return };
+        write_part(&mut said.answer, part, self.watch.text());
+    }
+
+    /// Something happened that is worth telling.
+    pub(super) fn news(&mut self) {
+        self.news = true;
+    }
+
+    /// Tells what is new, if anything is.
+    pub(super) fn tell(&mut self, turn: &Turn, client_gone: bool) {
+        let record = turn.record();
+        let last = record.rounds.last();
+        let mark = (
+            record.rounds.len(),
+            record.calls.len(),
+            last.is_some_and(|round| round.first.is_some()),
+            last.is_some_and(|round| round.ended.is_some()),
+        );
+        if std::mem::replace(&mut self.told, mark) != mark || std::mem::take(&mut self.news) {
+            self.news = false;
+            self.watch.update(self.progress(turn, client_gone));
+        }
+    }
+
+    fn progress(&self, turn: &Turn, client_gone: bool) -> Progress {
+        let mut progress = progress(turn.record(), turn.decision());
+        progress.client_gone = client_gone;
+        for (round, again) in &self.again {
+            if let Some(round) = progress.rounds.get_mut((*round as usize).saturating_sub(1)) {
+                round.again.push(again.clone());
+            }
+        }
+        for call in &mut progress.calls {
+            call.effect = self.plan.owned.get(&call.tool).map(|tool| tool.effect);
+            if let Some(tries) = self.tries.get(&(call.round, call.id.clone())) {
+                call.again = tries.again().iter().map(|at| millis(at.duration_since(self.since))).collect();
+            }
+        }
+        progress
+    }
+
+    /// The turn is over.
+    pub(super) fn end(self, turn: &Turn, finish: &Finish, told: Told) {
+        let record = turn.record();
+        let progress = self.progress(turn, told.client_gone);
+        let (status, error) = match finish {
+            Finish::Answer(_) => (200, None),
+            Finish::Failed(error) => (error.status, Some(error)),
+            Finish::Gone => (0, None),
+        };
+        let usage = turn.usage();
+        let end = End {
+            total: millis(told.total),
+            first: told.first.map(millis),
+            outcome: told.outcome,
+            status,
+            error: error.map(|error| short(&error.code)),
+            tool_time: millis(record.tool_time()),
+            overhead: millis(record.overhead(told.total)),
+            tokens: tokens(usage),
+            tokens_partial: usage.is_partial(),
+            cost: None,
+        };
+        let most = self.watch.text();
+        let text = |text: &String| Text::of(text, most);
+        let content = self.said.map(|said| Content {
+            request: said.request,
+            calls: record
+                .calls
+                .iter()
+                .map(|call| CallContent {
+                    arguments: call.arguments.as_ref().map(text),
+                    result: call.result.as_ref().map(text),
+                })
+                .collect(),
+            asked: said.asked,
+            answer: Some(said.answer),
+            error: error.map(|error| text(&error.message)),
+        });
+        self.watch.end(progress, end, content);
+    }
+}
+
+/// What the summary of a turn knows of its end.
+pub(super) struct Told {
+    pub(super) total: Duration,
+    pub(super) first: Option<Duration>,
+    pub(super) outcome: &'static str,
+    pub(super) client_gone: bool,
+}
+
+/// A chat that goes through and is watched: a run of one round.
+#[derive(Debug)]
+pub struct Passed {
+    watch: Watch,
+    progress: Progress,
+    asked: Option<Asked>,
+    content: bool,
+    since: Instant,
+}
+
+impl Passed {
+    /// It begins; `body` is what goes upstream. `None`: runs are not remembered.
+    #[must_use]
+    pub fn begin(parts: &Parts, turn: &pass::Turn, of: Of<'_>, body: &Bytes) -> Option<Box<Self>> {
+        let runs = parts.runs.as_ref()?;
+        let about = About {
+            id: uuid::Uuid::now_v7().to_string(),
+            request_id: turn.request_id.clone(),
+            team: of.team.clone(),
+            model: turn.model.clone(),
+            route: of.route.model.clone(),
+            upstream: of.route.upstream.name.clone(),
+            kind: Kind::Relay,
+            stream: of.stream,
+            began: began(of.since),
+            tools: 0,
+        };
+        let asked = millis(of.since.elapsed());
+        let mut progress = progress(&Record::default(), turn.decision);
+        progress.rounds.push(Round { asked, ..Round::default() });
+        let mut watch = runs.begin(about, progress.clone());
+        let content = parts.runs_content;
+        let asked = content.then(|| Asked { round: 1, attempt: 0, body: watch.hold(body) });
+        Some(Box::new(Self { watch, progress, asked, content, since: of.since }))
+    }
+
+    /// The upstream failed and is asked again.
+    pub(super) fn asked_again(&mut self, why: &'static str) {
+        let at = millis(self.since.elapsed());
+        if let Some(round) = self.progress.rounds.last_mut() {
+            round.again.push(Again { at, why });
+        }
+        self.watch.update(self.progress.clone());
+    }
+
+    /// The upstream does not take `parallel_tool_calls`.
+    pub(super) fn decided(&mut self, decision: Decision) {
+        self.progress.parallel = decision.to_string();
+        self.progress.because = decision.reason.sentence();
+    }
+
+    /// The upstream's head is there.
+    pub(super) fn answered(&mut self) {
+        if let Some(round) = self.progress.rounds.last_mut() {
+            round.first = Some(millis(self.since.elapsed()));
+        }
+        self.watch.update(self.progress.clone());
+    }
+
+    /// It is over. `said`: the end of what the upstream said, as it came.
+    pub(super) fn end(mut self, outcome: &'static str, tokens: Option<(u64, u64)>, status: u16, said: &[u8]) {
+        let total = millis(self.since.elapsed());
+        self.progress.client_gone = outcome == "client_gone";
+        let first = self.progress.rounds.last().and_then(|round| round.first);
+        if let Some(round) = self.progress.rounds.last_mut() {
+            (round.ended, round.tokens) = (Some(total), tokens);
+        }
+        let end = End {
+            total,
+            first,
+            outcome,
+            status,
+            tokens: tokens.unwrap_or_default(),
+            tokens_partial: tokens.is_none(),
+            ..End::default()
+        };
+        let most = self.watch.text();
+        let content = self.content.then(|| Content {
+            // What goes upstream is what the client sent, but for `parallel_tool_calls`.
+            request: self.asked.as_ref().and_then(|asked| asked.body.clone()),
+            asked: self.asked.into_iter().collect(),
+            answer: (!said.is_empty())
+                .then(|| Text::of_bytes(&said[said.len().saturating_sub(most)..], most)),
+            ..Content::default()
+        });
+        self.watch.end(self.progress, end, content);
+    }
+}
+
+/// Whose chat goes through, and where.
+#[derive(Debug, Clone, Copy)]
+pub struct Of<'a> {
+    /// Who asks.
+    pub team: &'a Arc<str>,
+    /// Where it goes.
+    pub route: &'a Route,
+    /// The client wants a stream.
+    pub stream: bool,
+    /// When the request came.
+    pub since: Instant,
+}
+
+/// When a request that came at `since` came, in milliseconds since 1970.
+fn began(since: Instant) -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.saturating_sub(since.elapsed()).as_millis()).unwrap_or(u64::MAX)
+}
+
+fn progress(record: &Record, decision: Decision) -> Progress {
+    Progress {
+        parallel: decision.to_string(),
+        because: decision.reason.sentence(),
+        rounds: record.rounds.iter().map(round).collect(),
+        calls: record.calls.iter().map(call).collect(),
+        limits: record.limits.iter().map(|limit| limit.word()).collect(),
+        mixed: record.mixed,
+        client_gone: false,
+    }
+}
+
+fn round(round: &RoundRecord) -> Round {
+    Round {
+        asked: millis(round.asked),
+        first: round.first.map(millis),
+        ended: round.ended.map(millis),
+        again: Vec::new(),
+        finish: round.finish,
+        tokens: round.usage.as_ref().map(|usage| {
+            let mut sum = Sum::default();
+            sum.add(Some(usage));
+            tokens(&sum)
+        }),
+    }
+}
+
+fn call(call: &CallRecord) -> Call {
+    Call {
+        round: call.round,
+        id: short(&call.id),
+        tool: if call.known { call.tool.clone() } else { short(&call.tool).into() },
+        effect: None,
+        queued: millis(call.queued),
+        started: call.started.map(millis),
+        ended: call.ended.map(millis),
+        again: Vec::new(),
+        outcome: call.outcome,
+        shared: call.shared,
+    }
+}
+
+/// A word that a model or its server made up, no longer than people read.
+fn short(word: &str) -> String {
+    word[..word.floor_char_boundary(LONGEST_WORD)].to_owned()
+}
+
+fn tokens(usage: &Sum) -> (u64, u64) {
+    (usage.count("prompt_tokens"), usage.count("completion_tokens"))
+}
+
+/// Text as it is, then the client's own calls as they are written.
+fn write_part(answer: &mut Text, part: &Part, most: usize) {
+    if part.blank_line {
+        answer.push("\n\n", most);
+    }
+    if let Some(text) = part.text.as_ref().and_then(Raw::as_string) {
+        answer.push(&text, most);
+    }
+    for call in &part.calls {
+        if let Some(opening) = &call.opening {
+            let before = if answer.bytes == 0 { "" } else { "\n" };
+            answer.push(&format!("{before}→ {} ", opening.name), most);
+        }
+        if let Some(arguments) = call.arguments.as_ref().and_then(Raw::as_string) {
+            answer.push(&arguments, most);
+        }
+    }
+}

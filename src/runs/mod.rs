@@ -1,0 +1,246 @@
+//! Remembers the last runs and those that are under way, and tells who watches.
+//!
+//! ```text
+//!  a turn ─▶ Watch ── update ─▶ running ── end ─▶ the last `keep` runs, within `bytes`
+//!                        └─ if somebody watches ─▶ broadcast (who is slow loses updates)
+//! ```
+//!
+//! Whoever drives a turn says what is new when a round or a call begins or ends, never for a piece of
+//! text. Nothing here waits: a watcher that does not read misses events and is told so. What was said in
+//! a run is only taken along when the operator wants it, and counts against the same bound while the
+//! run goes on.
+
+mod run;
+pub mod settings;
+mod stats;
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde_json::value::RawValue;
+use tokio::sync::broadcast;
+
+pub use self::run::{
+    About, Again, Asked, Batch, Call, CallContent, Content, End, Kind, Progress, Round, Run, Summary, Text,
+};
+use self::settings::Settings;
+pub use self::stats::Figures;
+use self::stats::Stats;
+
+/// Events that wait for a slow watcher before it loses the oldest.
+const EVENTS: usize = 256;
+
+/// The runs of this process.
+#[derive(Debug)]
+pub struct Runs {
+    keep: usize,
+    bytes: usize,
+    /// How much is kept of one text, in bytes.
+    pub text: usize,
+    watchers: usize,
+    kept: Mutex<Kept>,
+    /// What runs that go on hold of what was said.
+    held: AtomicUsize,
+    events: broadcast::Sender<Arc<RawValue>>,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    running: HashMap<String, Arc<Run>>,
+    /// The oldest first.
+    ended: VecDeque<Entry>,
+    bytes: usize,
+    stats: Stats,
+}
+
+#[derive(Debug, Clone)]
+struct Entry {
+    run: Arc<Run>,
+    content: Option<Arc<Content>>,
+    size: usize,
+}
+
+/// A run somebody asked for.
+#[derive(Debug, Clone)]
+pub struct Found {
+    /// The run.
+    pub run: Arc<Run>,
+    /// What was said in it, if that is kept.
+    pub content: Option<Arc<Content>>,
+}
+
+impl Runs {
+    /// `None`: nothing is to be remembered.
+    #[must_use]
+    pub fn new(settings: &Settings) -> Option<Arc<Self>> {
+        if settings.keep == 0 {
+            return None;
+        }
+        Some(Arc::new(Self {
+            keep: settings.keep as usize,
+            bytes: settings.bytes.0,
+            text: settings.text.0,
+            watchers: settings.watchers as usize,
+            kept: Mutex::default(),
+            held: AtomicUsize::new(0),
+            events: broadcast::Sender::new(EVENTS),
+        }))
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A run begins.
+    #[must_use]
+    pub fn begin(self: &Arc<Self>, about: About, progress: Progress) -> Watch {
+        let about = Arc::new(about);
+        let watch = Watch { runs: self.clone(), about, held: 0, ended: false };
+        watch.update(progress);
+        watch
+    }
+
+    /// The runs that go on and those that ended, the newest first.
+    #[must_use]
+    pub fn list(&self) -> Vec<Arc<Run>> {
+        let kept = self.kept();
+        let mut all: Vec<Arc<Run>> = kept.running.values().cloned().collect();
+        all.extend(kept.ended.iter().map(|entry| entry.run.clone()));
+        drop(kept);
+        all.sort_by(|a, b| (b.about.began, &b.about.id).cmp(&(a.about.began, &a.about.id)));
+        all
+    }
+
+    /// A run by its id or its request's; of several the last.
+    #[must_use]
+    pub fn find(&self, id: &str) -> Option<Found> {
+        let kept = self.kept();
+        let named = |run: &Arc<Run>| run.about.id == id || run.about.request_id == id;
+        if let Some(run) = kept.running.values().find(|run| named(run)) {
+            return Some(Found { run: run.clone(), content: None });
+        }
+        let entry = kept.ended.iter().rev().find(|entry| named(&entry.run))?;
+        Some(Found { run: entry.run.clone(), content: entry.content.clone() })
+    }
+
+    /// How calls of a tool went.
+    #[must_use]
+    pub fn figures(&self, tool: &str) -> Figures {
+        self.kept().stats.of(tool)
+    }
+
+    /// Follows what happens, from now on: a run, as JSON, whenever something of it is new. `None`: as many
+    /// follow already as may.
+    #[must_use]
+    pub fn follow(&self) -> Option<broadcast::Receiver<Arc<RawValue>>> {
+        (self.events.receiver_count() < self.watchers).then(|| self.events.subscribe())
+    }
+
+    fn tell(&self, run: &Run) {
+        if self.events.receiver_count() == 0 {
+            return;
+        }
+        if let Ok(event) = serde_json::value::to_raw_value(run) {
+            // Nobody may be left by now.
+            let _nobody = self.events.send(event.into());
+        }
+    }
+
+    /// Takes room for what was said in a run that goes on.
+    fn hold(&self, bytes: usize) -> bool {
+        let taken = self.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |held| {
+            held.checked_add(bytes).filter(|held| *held <= self.bytes)
+        });
+        taken.is_ok()
+    }
+
+    fn keep(&self, run: Run, content: Option<Content>) {
+        let mut content = content;
+        let mut size = run.size();
+        let said = content.as_ref().map_or(0, Content::size);
+        if size + said > self.bytes {
+            content = None;
+        } else {
+            size += said;
+        }
+        let run = Arc::new(run);
+        let told = run.clone();
+        let mut kept = self.kept();
+        kept.running.remove(&run.about.id);
+        for call in &run.progress.calls {
+            kept.stats.add(call);
+        }
+        kept.bytes += size;
+        kept.ended.push_back(Entry { run, content: content.map(Arc::new), size });
+        while kept.ended.len() > self.keep || kept.bytes > self.bytes {
+            let Some(oldest) = kept.ended.pop_front() else { break };
+            kept.bytes -= oldest.size;
+        }
+        drop(kept);
+        // Who hears of it and asks finds it.
+        self.tell(&told);
+    }
+}
+
+/// A run that goes on. Dropped before its end was told, it counts as lost.
+#[derive(Debug)]
+pub struct Watch {
+    runs: Arc<Runs>,
+    about: Arc<About>,
+    held: usize,
+    ended: bool,
+}
+
+impl Watch {
+    /// What was known of the run at its start.
+    #[must_use]
+    pub fn about(&self) -> &About {
+        &self.about
+    }
+
+    /// How much is kept of one text, in bytes.
+    #[must_use]
+    pub fn text(&self) -> usize {
+        self.runs.text
+    }
+
+    /// Something is new.
+    pub fn update(&self, progress: Progress) {
+        let run = Arc::new(Run::new(self.about.clone(), progress, None));
+        self.runs.kept().running.insert(self.about.id.clone(), run.clone());
+        self.runs.tell(&run);
+    }
+
+    /// The beginning of a text, if there is memory left for it.
+    pub fn hold(&mut self, bytes: &[u8]) -> Option<Text> {
+        let size = bytes.len().min(self.runs.text);
+        self.runs.hold(size).then(|| {
+            self.held += size;
+            Text::of_bytes(bytes, self.runs.text)
+        })
+    }
+
+    /// The run is over.
+    pub fn end(mut self, progress: Progress, end: End, content: Option<Content>) {
+        self.ended = true;
+        self.runs.keep(Run::new(self.about.clone(), progress, Some(end)), content);
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.runs.held.fetch_sub(self.held, Ordering::Relaxed);
+        if self.ended {
+            return;
+        }
+        let running = self.runs.kept().running.get(&self.about.id).cloned();
+        if let Some(run) = running {
+            let end = End { outcome: "lost", ..End::default() };
+            self.runs.keep(Run::new(self.about.clone(), run.progress.clone(), Some(end)), None);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,136 @@
+//! The record of runs behind the real proxy: what is told of a turn and of a relayed chat, and what is not kept.
+
+mod support;
+
+use http::Method;
+use serde_json::{Value, json};
+use support::client;
+use support::lab::Lab;
+use support::proxy::{Proxy, chat, key, tool, with};
+
+async fn admin(proxy: &Proxy, path: &str) -> Value {
+    let url = format!("http://{}{path}", proxy.app.admin_address);
+    let got = client::send(Method::GET, &url, &[], None).await.expect("an answer");
+    serde_json::from_str(&got.body).unwrap_or_else(|_| panic!("{path}: {}", got.body))
+}
+
+/// The run of the last request.
+async fn last(proxy: &Proxy) -> Value {
+    let list = admin(proxy, "/api/runs").await;
+    admin(proxy, &format!("/api/runs/{}", list["runs"][0]["id"].as_str().expect("a run"))).await
+}
+
+/// A model that is busy once, calls twice and answers.
+fn script(lab: &Lab) {
+    let calls = json!([
+        { "name": "f", "arguments": { "city": "said in arguments" } },
+        { "name": "f", "arguments": { "city": "b" } },
+    ]);
+    let busy = json!({ "steps": [{ "answer": { "status": 503, "headers": {}, "body": {} } }] });
+    let rounds =
+        json!([busy, { "reply": { "calls": calls } }, { "reply": { "text": "said in the answer" } }]);
+    lab.script("s", json!({ "rounds": rounds, "advance": "requests" }));
+}
+
+async fn proxy(lab: &Lab, runs: Value) -> Proxy {
+    Proxy::before(lab, json!({ "tools": { "f": tool(lab, "echo", "f") }, "runs": runs })).await
+}
+
+#[tokio::test]
+async fn a_turn_is_told_with_its_rounds_calls_and_tries() {
+    let lab = Lab::start().await;
+    let proxy = proxy(&lab, json!({ "content": true, "text": "1KiB" })).await;
+    script(&lab);
+    assert_eq!(proxy.reply(&chat("s")).await.text, "said in the answer");
+    let found = last(&proxy).await;
+    let (run, content) = (&found["run"], &found["content"]);
+    assert_eq!(
+        (&run["kind"], &run["end"]["outcome"], &run["end"]["status"]),
+        (&json!("turn"), &json!("ok"), &json!(200))
+    );
+    assert_eq!(run["rounds"].as_array().unwrap().len(), 2);
+    assert_eq!(run["rounds"][0]["again"][0]["why"], "busy");
+    let calls = run["calls"].as_array().unwrap();
+    assert!(calls.iter().all(|call| call["outcome"] == "ok" && call["effect"] == "read"), "{calls:?}");
+    assert!(
+        calls[0]["queued"].as_f64() <= calls[0]["started"].as_f64()
+            && calls[0]["started"].as_f64() <= calls[0]["ended"].as_f64()
+    );
+    assert_eq!((&run["batches"][0]["calls"], &run["batches"][0]["round"]), (&json!(2), &json!(1)));
+    assert!(run["because"].as_str().unwrap().ends_with('.') && run["parallel"] == "on; reason=default");
+    let asked: Vec<(u64, u64)> = content["asked"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|a| (a["round"].as_u64().unwrap(), a["attempt"].as_u64().unwrap()))
+        .collect();
+    assert_eq!(asked, [(1, 0), (1, 1), (2, 0)]);
+    assert!(content["asked"][2]["body"]["text"].as_str().unwrap().len() <= 1024);
+    assert_eq!(content["answer"]["text"], "said in the answer");
+    assert_eq!(content["calls"][0]["arguments"]["text"], r#"{"city":"said in arguments"}"#);
+    let request: Value = serde_json::from_str(content["request"]["text"].as_str().unwrap()).unwrap();
+    assert_eq!(request, chat("s"), "as the client sent it");
+    let tools = admin(&proxy, "/api/tools").await;
+    assert_eq!(
+        (&tools["tools"][0]["name"], &tools["tools"][0]["figures"]["calls"]),
+        (&json!("f"), &json!(2))
+    );
+}
+
+#[tokio::test]
+async fn nothing_that_was_said_is_kept_unless_the_operator_wants_it() {
+    let lab = Lab::start().await;
+    let proxy = proxy(&lab, json!({})).await;
+    script(&lab);
+    let transcript = with(chat("s"), json!({ "fanfold": { "include": ["transcript"] } }));
+    assert!(
+        proxy.chat(&transcript).await.body.contains("said in arguments"),
+        "the client gets its transcript"
+    );
+    let found = last(&proxy).await;
+    assert_eq!((&found["content"], found["run"]["calls"].as_array().unwrap().len()), (&Value::Null, 2));
+    assert!(!found.to_string().contains("said in"), "{found}");
+}
+
+#[tokio::test]
+async fn a_relayed_chat_is_a_run_of_one_round() {
+    let lab = Lab::start().await;
+    let proxy = Proxy::before(&lab, json!({ "runs": { "content": true } })).await;
+    lab.script("s", json!({ "rounds": [{ "reply": { "text": "hello" } }] }));
+    assert_eq!(proxy.reply(&chat("s")).await.text, "hello");
+    let found = last(&proxy).await;
+    assert_eq!((&found["run"]["kind"], &found["run"]["end"]["outcome"]), (&json!("relay"), &json!("ok")));
+    assert!(found["run"]["end"]["tokens"][0].as_u64() > Some(0));
+    assert!(found["content"]["answer"]["text"].as_str().unwrap().contains("hello"));
+    proxy.chat(&chat("absent")).await;
+    let found = last(&proxy).await;
+    assert_eq!(found["run"]["end"]["outcome"], "refused", "{found}");
+}
+
+#[tokio::test]
+async fn a_failure_is_told_with_its_code_and_its_team() {
+    let lab = Lab::start().await;
+    let teams = json!({ "blue": { "keys": [key("k")] } });
+    let more = json!({ "tools": { "f": tool(&lab, "echo", "f") }, "teams": teams });
+    let proxy = Proxy::before(&lab, more).await;
+    let broken = json!({ "steps": [{ "answer": { "status": 401, "headers": {}, "body": {} } }] });
+    lab.script("s", json!({ "rounds": [broken] }));
+    let got =
+        proxy.text(&[("authorization", "Bearer k"), ("x-request-id", "mine-1")], chat("s").to_string()).await;
+    assert_eq!(got.status, 502);
+    let run = admin(&proxy, "/api/runs/mine-1").await["run"].clone();
+    assert_eq!(
+        (&run["team"], &run["end"]["error"], &run["end"]["status"]),
+        (&json!("blue"), &json!("upstream_auth_error"), &json!(502))
+    );
+}
+
+#[tokio::test]
+async fn nothing_is_remembered_where_nothing_is_to_be() {
+    let lab = Lab::start().await;
+    let proxy = proxy(&lab, json!({ "keep": 0 })).await;
+    script(&lab);
+    assert_eq!(proxy.reply(&chat("s")).await.text, "said in the answer");
+    let list = admin(&proxy, "/api/runs").await;
+    assert_eq!((&list["remembers"], &list["runs"]), (&json!(false), &json!([])));
+}
