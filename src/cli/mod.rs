@@ -2,9 +2,11 @@
 //!
 //! Exit codes: 0 fine, 1 failure, 2 wrong usage, 64 a configuration with mistakes in it.
 
+mod ask;
 mod audit;
 mod call;
 mod check;
+mod client;
 mod completions;
 mod config;
 mod demo;
@@ -13,9 +15,12 @@ mod keys;
 mod online;
 mod openapi;
 mod out;
+mod run;
 mod serve;
 mod servers;
+mod tail;
 mod tools;
+mod waterfall;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -54,6 +59,12 @@ enum Command {
     Tools(tools::Arguments),
     /// Run a tool once, as a model would, and show its result.
     Call(call::Arguments),
+    /// Ask a running fanfold one question and see how the answer comes about.
+    Ask(ask::Arguments),
+    /// Follow what a running fanfold does: a line for each round, batch and end.
+    Tail(tail::Arguments),
+    /// Show one run of a running fanfold.
+    Run(run::Arguments),
     /// Make keys for teams.
     #[command(subcommand)]
     Keys(keys::Command),
@@ -141,6 +152,9 @@ pub fn main() -> ExitCode {
         Command::Config(command) => config::run(path, &command),
         Command::Tools(arguments) => tools::run(path, &arguments),
         Command::Call(arguments) => call::run(path, &arguments),
+        Command::Ask(arguments) => ask::run(path, &arguments),
+        Command::Tail(arguments) => tail::run(path, &arguments),
+        Command::Run(arguments) => run::run(path, &arguments),
         Command::Keys(command) => keys::run(&command),
         Command::Audit(command) => audit::run(&command),
         Command::Healthcheck(arguments) => healthcheck::run(path, &arguments),

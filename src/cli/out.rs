@@ -18,9 +18,18 @@ pub(super) fn report(text: &str) {
 /// Whether reports may have colours: standard error is a terminal that can, and `NO_COLOR` is not
 /// set.
 pub(super) fn coloured() -> bool {
+    std::io::stderr().is_terminal() && colours_wanted()
+}
+
+/// The same for answers, which go to standard output.
+pub(super) fn coloured_answer() -> bool {
+    std::io::stdout().is_terminal() && colours_wanted()
+}
+
+fn colours_wanted() -> bool {
     let set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
-    std::io::stderr().is_terminal() && !set("NO_COLOR") && !dumb
+    !set("NO_COLOR") && !dumb
 }
 
 /// Rows with their columns below each other, two spaces apart, each row indented.

@@ -1,14 +1,19 @@
 //! `fanfold serve`: the proxy, until a signal ends it.
 
+use std::io::IsTerminal;
 use std::path::Path;
 
 use clap::Args;
 
+use super::servers::up;
 use super::{Exit, Overrides, loaded, out};
 use crate::app::{App, Origin, Signals, StartError};
 use crate::config::Loaded;
 use crate::telemetry::log;
-use crate::tools::Catalog;
+use crate::tools::{Catalog, Standing};
+
+/// So many tools are named.
+const SHOWN: usize = 12;
 
 #[derive(Debug, Clone, Default, Args)]
 pub(super) struct Arguments {
@@ -34,12 +39,20 @@ pub(super) fn run(path: Option<&Path>, arguments: &Arguments) -> Exit {
 
 async fn serve(loaded: Loaded, catalog: Catalog, origin: Origin) -> Result<(), StartError> {
     let signals = Signals::register(Some(&origin)).await?;
-    let (tools, tool_servers) = (catalog.iter().count(), catalog.servers());
+    let tool_servers = catalog.servers();
     let app = App::start(&loaded, catalog).await?;
+    let offered = app.tools();
+    let tools = offered.iter().count();
     let scheme = if loaded.file.tls.is_some() { "https" } else { "http" };
+    let base_url = format!("{scheme}://{}/v1", app.proxy_address);
+    let admin = format!("http://{}", app.admin_address);
+    if std::io::stderr().is_terminal() {
+        let names: Vec<&str> = offered.iter().map(|tool| &*tool.spec().name).collect();
+        out::report(&banner(&loaded, &base_url, &admin, &names, &app.standings()));
+    }
     tracing::info!(
-        base_url = format!("{scheme}://{}/v1", app.proxy_address),
-        admin = format!("http://{}", app.admin_address),
+        base_url,
+        admin,
         config = loaded.name(),
         upstreams = loaded.file.upstreams.len(),
         tools,
@@ -49,6 +62,36 @@ async fn serve(loaded: Loaded, catalog: Catalog, origin: Origin) -> Result<(), S
     );
     app.run(signals, Some(origin)).await;
     Ok(())
+}
+
+/// What somebody at a terminal wants to know first. Mistakes and warnings of the file stand above it.
+fn banner(loaded: &Loaded, base_url: &str, admin: &str, tools: &[&str], servers: &[Standing]) -> String {
+    let mut rows = vec![
+        ["base URL".to_owned(), base_url.to_owned()],
+        ["inspector".into(), format!("{admin}/")],
+        ["metrics".into(), format!("{admin}/metrics")],
+        ["config".into(), loaded.name().to_owned()],
+    ];
+    let shown = tools.iter().take(SHOWN).copied().collect::<Vec<_>>().join(", ");
+    rows.push([
+        "tools".into(),
+        match tools.len() {
+            0 => "none: chats are relayed".into(),
+            more if more > SHOWN => format!("{shown} and {} more", more - SHOWN),
+            _ => shown,
+        },
+    ]);
+    let keys = if loaded.file.teams.is_empty() {
+        "no keys: loopback only".into()
+    } else {
+        loaded.file.teams.keys().cloned().collect::<Vec<_>>().join(", ")
+    };
+    rows.push(["teams".into(), keys]);
+    for server in servers.iter().filter(|server| !up(server)) {
+        rows.push(["warning".into(), loaded.hide(&format!("the tool server {server}"))]);
+    }
+    let rows: Vec<Vec<String>> = rows.into_iter().map(Vec::from).collect();
+    format!("fanfold {}\n\n{}\n", env!("CARGO_PKG_VERSION"), out::table(&rows))
 }
 
 /// The runtime of a process that serves.
@@ -67,5 +110,37 @@ pub(super) fn ended(result: Result<(), StartError>) -> Exit {
             out::report(&format!("fanfold cannot start: {error}\n"));
             Exit::Failure
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Flags, read_text};
+    use crate::tools::Condition;
+
+    #[test]
+    fn the_banner_begins_with_the_base_url_and_names_what_is_wrong_with_its_cause() {
+        let text = "upstreams: { main: { base_url: http://127.0.0.1:1/v1 } }";
+        let loaded = read_text("fanfold.yaml", text, &|_| None, &Flags::default()).finish().unwrap();
+        let standing = |server: &str, condition| Standing {
+            server: server.into(),
+            place: "x".into(),
+            required: false,
+            condition,
+        };
+        let servers = [
+            standing("clock", Condition::Down("no such program".into())),
+            standing("fine", Condition::Up { tools: 1, revision: "r".into() }),
+        ];
+        let banner =
+            banner(&loaded, "http://127.0.0.1:4100/v1", "http://127.0.0.1:4101", &["a", "b"], &servers);
+        let version = env!("CARGO_PKG_VERSION");
+        assert_eq!(
+            banner,
+            format!(
+                "fanfold {version}\n\n  base URL   http://127.0.0.1:4100/v1\n  inspector  http://127.0.0.1:4101/\n  metrics    http://127.0.0.1:4101/metrics\n  config     fanfold.yaml\n  tools      a, b\n  teams      no keys: loopback only\n  warning    the tool server clock is down: no such program\n\n"
+            )
+        );
     }
 }
