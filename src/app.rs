@@ -232,6 +232,7 @@ impl App {
         let proxy = Proxy {
             address: app.proxy_address,
             snapshot,
+            servers: app.tool_servers.servers.clone(),
             drain: drain.clone(),
             tasks: turns,
             shutdown,

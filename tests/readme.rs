@@ -235,11 +235,16 @@ fn the_tool_servers_are_settings_without_a_mistake() {
     use std::os::unix::fs::PermissionsExt;
     let folder = tempfile::tempdir().unwrap();
     let upstream = "upstreams: { main: { base_url: http://127.0.0.1:1/v1 } }\n";
-    fs::write(folder.path().join("fanfold.yaml"), upstream.to_owned() + &only("yaml servers")).unwrap();
+    let teams = "teams: { blue: { keys: [{ sha256: \"09ae21604639c21cb5572b30566c73337f4552990b5611966ba0059e4a11c739\" }] } }\n";
+    let text = [upstream, teams, &only("yaml servers")].concat();
+    fs::write(folder.path().join("fanfold.yaml"), text).unwrap();
     let uvx = folder.path().join("uvx");
     fs::write(&uvx, "#!/bin/sh\n").unwrap();
     fs::set_permissions(&uvx, fs::Permissions::from_mode(0o755)).unwrap();
-    let out = shell("export TICKETS_TOKEN=t PATH=.:$PWD:$PATH; fanfold check", folder.path());
+    let out = shell(
+        "export TICKETS_TOKEN=t CRM_TOKEN=t CRM_TOKEN_BLUE=t PATH=.:$PWD:$PATH; fanfold check",
+        folder.path(),
+    );
     assert!(out.contains("clock__*") && out.contains("https://mcp.example/mcp"), "{out}");
 }
 

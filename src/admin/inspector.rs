@@ -194,7 +194,9 @@ fn tool(tool: &Tool, standings: &[Standing], figures: Figures) -> Value {
     let mut definition: Value = serde_json::from_str(&spec.definition).unwrap_or_default();
     let function = definition["function"].take();
     let of = tool.server().map(|(server, _)| server);
-    let standing = of.and_then(|name| standings.iter().find(|standing| &*standing.server == name));
+    // A server that is each team's own stands there once for each; one that is up is enough to call it.
+    let named = standings.iter().filter(|standing| Some(&*standing.server) == of);
+    let standing = named.max_by_key(|standing| state(standing) == "up");
     json!({
         "name": &*spec.name,
         "kind": tool.kind_name(),
@@ -214,6 +216,7 @@ fn tool(tool: &Tool, standings: &[Standing], figures: Figures) -> Value {
 fn server(standing: &Standing) -> Value {
     json!({
         "name": &*standing.server,
+        "team": standing.team.as_deref(),
         "place": standing.place,
         "required": standing.required,
         "state": state(standing),
@@ -223,6 +226,7 @@ fn server(standing: &Standing) -> Value {
 
 fn state(standing: &Standing) -> &'static str {
     match standing.condition {
+        Condition::Idle => "idle",
         Condition::Starting => "starting",
         Condition::Up { .. } => "up",
         Condition::Down(_) => "down",

@@ -23,6 +23,11 @@ impl Readiness {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).add(name, check);
     }
 
+    /// Takes a check back: what it was about is no more.
+    pub fn unset(&self, name: &'static str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).checks.remove(name);
+    }
+
     /// Says how something is without which it is ready all the same, in lines for the operator; none takes back what
     /// was said before.
     pub fn remark(&self, name: &'static str, lines: Vec<String>) {
@@ -93,6 +98,11 @@ mod tests {
             report.text(true),
             "[+] store ok\n[~] tool servers: clock is down: x\n[~] tool servers: git is up\nok\n"
         );
+        readiness.set("store", Err("gone".into()));
+        assert!(!readiness.report().ready());
+        readiness.unset("store");
+        assert!(readiness.report().ready());
+        readiness.set("store", Ok(()));
         readiness.remark("tool servers", Vec::new());
         assert_eq!(readiness.report().text(true), "[+] store ok\nok\n");
     }

@@ -2,6 +2,7 @@
 //!
 //! Also tells the operator: a gauge per server, and readiness, which only a required server can end.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -16,12 +17,14 @@ use crate::tools::{Catalog, Condition, Servers, Standing};
 
 /// How long the start waits for servers that are not required.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How often connections of teams are looked at that nobody needs.
+const IDLE_CHECK: Duration = Duration::from_secs(1);
 /// The check, and the remark, of readiness.
 const NAME: &str = "tool_servers";
 
 /// What follows.
 pub(super) struct ToolServers {
-    servers: Servers,
+    pub(super) servers: Arc<Servers>,
     /// The catalog of the configuration in use, without what servers offer. Whoever swaps the snapshot holds it.
     base: Mutex<Arc<Catalog>>,
     snapshot: Arc<ArcSwap<Snapshot>>,
@@ -39,7 +42,7 @@ impl ToolServers {
         snapshot: Arc<ArcSwap<Snapshot>>,
         telemetry: Telemetry,
     ) -> Result<Self, StartError> {
-        let servers = Servers::new();
+        let servers = Arc::new(Servers::new());
         servers.adopt(&catalog);
         servers.tried(&catalog, PATIENCE).await;
         let missing = servers.standings(&catalog).into_iter().find(|standing| !fine(standing));
@@ -47,7 +50,7 @@ impl ToolServers {
             servers.stop().await;
             let why = match standing.condition {
                 Condition::Down(why) => why.to_string(),
-                Condition::Starting | Condition::Up { .. } => "it did not start".into(),
+                Condition::Idle | Condition::Starting | Condition::Up { .. } => "it did not start".into(),
             };
             return Err(StartError::ToolServer { name: standing.server.to_string(), why });
         }
@@ -62,19 +65,28 @@ impl ToolServers {
         let mut base = self.base.lock().unwrap_or_else(PoisonError::into_inner);
         self.servers.adopt(&catalog);
         *base = catalog;
-        self.snapshot.store(Arc::new(snapshot.with_tools(self.servers.view(&base))));
-        self.tell(&base);
+        let news = *self.servers.news().borrow();
+        let view = self.servers.view(&base);
+        self.tell(&view);
+        self.snapshot.store(Arc::new(snapshot.with_tools(view)));
+        self.servers.seen(news);
     }
 
     /// Follows until told to stop. Several changes at once are one.
     pub(super) async fn follow(&self, stop: CancellationToken) {
         let mut news = self.servers.news();
+        let mut every = tokio::time::interval(IDLE_CHECK);
         // What happened since the start.
         self.refresh();
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
                 changed = news.changed() => if changed.is_err() { return },
+                _ = every.tick() => {
+                    let base = self.base.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                    self.servers.end_idle(&base);
+                    continue;
+                }
             }
             self.refresh();
         }
@@ -93,19 +105,31 @@ impl ToolServers {
 
     fn refresh(&self) {
         let base = self.base.lock().unwrap_or_else(PoisonError::into_inner);
+        let news = *self.servers.news().borrow();
         if base.servers() > 0 {
             let view = self.servers.view(&base);
+            self.tell(&view);
             self.snapshot.store(Arc::new(self.snapshot.load().with_tools(view)));
         }
-        self.tell(&base);
+        self.servers.seen(news);
     }
 
     fn tell(&self, catalog: &Catalog) {
         let standings = self.servers.standings(catalog);
+        let mut servers: BTreeMap<&str, (bool, u32)> = BTreeMap::new();
         for standing in &standings {
-            let up = matches!(standing.condition, Condition::Up { .. });
-            let labels = [("server", standing.server.to_string().into())];
+            let up = matches!(standing.condition, Condition::Up { .. } | Condition::Idle);
+            let (all_up, _) = servers.entry(&standing.server).or_insert((true, 0));
+            *all_up &= up;
+        }
+        for tool in catalog.not_offered().iter().filter(|tool| tool.waits()) {
+            let (_, waiting) = servers.entry(&tool.server).or_insert((true, 0));
+            *waiting += 1;
+        }
+        for (server, (up, waiting)) in servers {
+            let labels = [("server", server.to_owned().into())];
             self.telemetry.gauge(metrics::TOOL_SERVERS_UP, &labels).set(f64::from(u8::from(up)));
+            self.telemetry.gauge(metrics::TOOLS_WAITING, &labels).set(f64::from(waiting));
         }
         let missing: Vec<&str> =
             standings.iter().filter(|standing| !fine(standing)).map(|standing| &*standing.server).collect();
@@ -114,10 +138,12 @@ impl ToolServers {
         } else {
             Err(format!("required, but not up: {}", missing.join(", ")))
         };
-        if !standings.is_empty() {
-            self.readiness.set(NAME, check);
+        match standings.is_empty() {
+            true => self.readiness.unset(NAME),
+            false => self.readiness.set(NAME, check),
         }
-        self.readiness.remark(NAME, standings.iter().map(ToString::to_string).collect());
+        let waiting = catalog.not_offered().iter().filter(|tool| tool.waits()).map(ToString::to_string);
+        self.readiness.remark(NAME, standings.iter().map(ToString::to_string).chain(waiting).collect());
     }
 }
 

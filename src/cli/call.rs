@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::check::word;
-use super::servers::Running;
+use super::servers::{Running, team};
 use super::{Exit, ServerFlags, loaded, out, runtime};
 use crate::config::did_you_mean;
 use crate::tools::{Call, Catalog, Progress, Tool, Tries};
@@ -30,14 +30,19 @@ pub(super) struct Arguments {
     /// The arguments, as JSON.
     #[arg(default_value = "{}")]
     json: String,
+    /// With the tool servers of this team.
+    #[arg(long)]
+    team: Option<String>,
     #[command(flatten)]
     servers: ServerFlags,
 }
 
 /// 0 when the tool answered, 1 when the outcome is anything else, 2 for a tool that is not there.
 pub(super) fn run(path: Option<&Path>, arguments: &Arguments) -> Exit {
-    let catalog = match loaded(path, &arguments.servers.flags()) {
-        Ok((_, catalog)) => catalog,
+    let read = loaded(path, &arguments.servers.flags())
+        .and_then(|(loaded, catalog)| Ok((team(&loaded, arguments.team.as_deref())?, catalog)));
+    let (team, catalog) = match read {
+        Ok(read) => read,
         Err(exit) => return exit,
     };
     let runtime = match runtime() {
@@ -48,9 +53,10 @@ pub(super) fn run(path: Option<&Path>, arguments: &Arguments) -> Exit {
         // A tool of the file needs no server.
         let running = match catalog.tool(&arguments.tool) {
             Some(_) => None,
-            None => Some(Running::start(&catalog).await),
+            None => Some(Running::start(&catalog, std::slice::from_ref(&team)).await),
         };
-        let catalog = running.as_ref().map_or(&catalog, |running| &running.catalog);
+        let offered = running.as_ref().map(|running| running.catalog.of_team(&team));
+        let catalog = offered.as_ref().unwrap_or(&catalog);
         let done = match catalog.tool(&arguments.tool) {
             Some(tool) => Ok(called(tool, &arguments.json).await),
             None => {

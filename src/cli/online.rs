@@ -17,7 +17,7 @@ use rustls::{ClientConfig, RootCertStore};
 use secrecy::ExposeSecret;
 use tokio::time::timeout;
 
-use super::servers::{Running, up};
+use super::servers::Running;
 use super::{Exit, out, runtime};
 use crate::config::{Loaded, process_env, secret};
 use crate::tools::{Catalog, Condition};
@@ -35,7 +35,7 @@ pub(super) fn run(loaded: &Loaded, catalog: &Catalog) -> Exit {
         Ok(runtime) => runtime,
         Err(exit) => return exit,
     };
-    let mut rows = Vec::new();
+    let (mut rows, mut offered) = (Vec::new(), Vec::new());
     let mut exit = Exit::Fine;
     for (name, upstream) in &loaded.file.upstreams {
         let asked = runtime.block_on(async { timeout(PATIENCE, ask(upstream)).await });
@@ -49,27 +49,50 @@ pub(super) fn run(loaded: &Loaded, catalog: &Catalog) -> Exit {
         rows.push(vec![name.clone(), row]);
     }
     if catalog.servers() > 0 {
+        // Each team's own servers are asked with what the team has of its own.
+        let mut teams: Vec<Arc<str>> = loaded.file.teams.keys().map(|team| team.as_str().into()).collect();
+        if teams.is_empty() {
+            teams.push("default".into());
+        }
         let running = runtime.block_on(async {
-            let running = Running::start(catalog).await;
+            let running = Running::start(catalog, &teams).await;
             running.stop().await;
             running
         });
         for standing in &running.standings {
             let said = match &standing.condition {
-                Condition::Up { tools, revision } => format!("answers, {tools} tools, revision {revision}"),
-                Condition::Starting => "FAILED: it did not start".into(),
+                Condition::Up { tools, revision } => {
+                    let owner = standing.team.as_deref().unwrap_or_default();
+                    let offered = running.catalog.iter_of(owner).filter_map(|tool| tool.server());
+                    let offered = offered.filter(|(server, _)| *server == &*standing.server).count();
+                    format!("answers, {tools} tools, {offered} of them offered, revision {revision}")
+                }
+                Condition::Idle | Condition::Starting => "FAILED: it did not start".into(),
                 Condition::Down(why) => format!("FAILED: {why}"),
             };
-            if !up(standing) {
+            if !matches!(standing.condition, Condition::Up { .. }) {
                 exit = Exit::Failure;
             }
-            rows.push(vec![standing.server.to_string(), said]);
+            let name = match &standing.team {
+                Some(team) => format!("{} of {team}", standing.server),
+                None => standing.server.to_string(),
+            };
+            rows.push(vec![name, said]);
         }
-        for clash in running.catalog.clashes() {
-            out::report(&format!("warning: {clash}\n"));
+        offered.extend(running.catalog.every().filter_map(|tool| {
+            let (server, _) = tool.server()?;
+            Some(vec![tool.spec().name.to_string(), server.to_owned()])
+        }));
+        offered.sort();
+        offered.dedup();
+        for tool in running.catalog.not_offered() {
+            out::report(&format!("warning: {tool}\n"));
         }
     }
     out::answer(&format!("\nonline\n{}", loaded.hide(&out::table(&rows))));
+    if !offered.is_empty() {
+        out::answer(&format!("\noffered by tool servers\n{}", out::table(&offered)));
+    }
     exit
 }
 

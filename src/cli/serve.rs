@@ -125,6 +125,7 @@ mod tests {
         let loaded = read_text("fanfold.yaml", text, &|_| None, &Flags::default()).finish().unwrap();
         let standing = |server: &str, condition| Standing {
             server: server.into(),
+            team: None,
             place: "x".into(),
             required: false,
             condition,

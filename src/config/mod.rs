@@ -126,12 +126,14 @@ impl Loaded {
         render(&self.source, &self.warnings, Severity::Warning, coloured)
     }
 
-    /// The files whose change should lead to a reload: the configuration and the files of its
-    /// secrets.
+    /// The files whose change should lead to a reload: the configuration, the files of its
+    /// secrets and of what was accepted of tool servers.
     #[must_use]
     pub fn watched(&self) -> Vec<PathBuf> {
         let mut paths: Vec<PathBuf> = self.source.path.iter().cloned().collect();
         secret_files(&self.written, &mut paths);
+        let pinned = self.file.tools.values().filter(|tool| tool.pin);
+        paths.extend(pinned.map(|tool| tool.pins.as_deref().unwrap_or(tools::pins::FILE).into()));
         paths
     }
 }

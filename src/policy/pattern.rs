@@ -21,6 +21,15 @@ pub fn fits_any<'a>(patterns: impl IntoIterator<Item = &'a String>, name: &str) 
     patterns.into_iter().any(|pattern| fits(pattern, name))
 }
 
+/// Whether a pattern may fit a name that begins like this; which names there are shows only later.
+#[must_use]
+pub fn may_begin(pattern: &str, beginning: &str) -> bool {
+    match pattern.split_once('*') {
+        None => pattern.len() > beginning.len() && pattern.starts_with(beginning),
+        Some((head, _)) => head.starts_with(beginning) || beginning.starts_with(head),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

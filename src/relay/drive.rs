@@ -432,7 +432,7 @@ fn start_call(
 ) {
     let stop = CancellationToken::new();
     stops.insert(run.id, stop.clone());
-    let tool = started.parts.tools.tool(&run.tool.name).cloned();
+    let tool = started.parts.tools.tool_of(&started.team.name, &run.tool.name).cloned();
     let wanted = started.parts.slots.of(&run.tool.name, &started.team.calls);
     let telemetry = started.parts.telemetry.clone();
     let patience = run.tool.patience(started.plan.rules.call_timeout_cap);

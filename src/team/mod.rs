@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use tokio::sync::Semaphore;
 
-use crate::policy::pattern::fits_any;
+use crate::policy::pattern::{fits_any, may_begin};
 use crate::policy::settings::{LowerLimits, Overrides};
 use crate::wire::tool::OwnedTool;
 
@@ -36,6 +36,13 @@ pub struct Team {
 }
 
 impl Team {
+    /// Whether it may use a tool whose name begins like this.
+    #[must_use]
+    pub fn may_use_some(&self, beginning: &str) -> bool {
+        let patterns = self.may_use.as_ref();
+        patterns.is_none_or(|patterns| patterns.iter().any(|pattern| may_begin(pattern, beginning)))
+    }
+
     /// The same team, its slots included, when the operator's tools are these.
     #[must_use]
     pub fn with_tools(&self, tools: &[Arc<OwnedTool>]) -> Self {
@@ -110,10 +117,11 @@ impl Teams {
         teams
     }
 
-    /// The same teams when the operator's tools are these.
+    /// The same teams when the operator's tools for each of them are these.
     #[must_use]
-    pub fn with_tools(&self, tools: &[Arc<OwnedTool>]) -> Self {
-        let all: Vec<Arc<Team>> = self.all.iter().map(|team| Arc::new(team.with_tools(tools))).collect();
+    pub fn with_tools(&self, tools: impl Fn(&str) -> Vec<Arc<OwnedTool>>) -> Self {
+        let all: Vec<Arc<Team>> =
+            self.all.iter().map(|team| Arc::new(team.with_tools(&tools(&team.name)))).collect();
         let renewed = |team: &Arc<Team>| {
             let at = self.all.iter().position(|other| Arc::ptr_eq(other, team));
             at.and_then(|at| all.get(at)).unwrap_or(team).clone()
@@ -249,7 +257,7 @@ mod tests {
         let before = teams();
         let old = before.of_key(Some(b"fk-blue")).unwrap();
         let tool = |name: &str| Arc::new(OwnedTool { name: name.into(), ..(*old.tools[0]).clone() });
-        let after = before.with_tools(&[tool("b"), tool("ac"), tool("ad")]);
+        let after = before.with_tools(|_| vec![tool("b"), tool("ac"), tool("ad")]);
         for key in [&b"fk-blue"[..], b"fk-blue-2"] {
             let new = after.of_key(Some(key)).unwrap();
             assert_eq!(new.tools.iter().map(|t| &*t.name).collect::<Vec<_>>(), ["ac", "ad"]);

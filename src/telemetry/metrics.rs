@@ -81,6 +81,7 @@ table! {
     AUDIT_UP "fanfold_audit_up" Kind::Gauge, "", "Whether the audit log can be written (1) or not (0); only there with `audit`.";
     AUDIT_NOT_WRITTEN "fanfold_audit_not_written_total" Kind::Counter, "", "Audit records that could not be written.";
     TOOL_SERVERS_UP "fanfold_tool_servers_up" Kind::Gauge, "server", "Whether a tool server can be called (1) or not (0).";
+    TOOLS_WAITING "fanfold_tools_waiting" Kind::Gauge, "server", "Tools of a pinned server that are new or have changed and wait to be accepted.";
     RELOAD_SUCCESS "fanfold_config_reload_success" Kind::Gauge, "", "Whether the last reading of the configuration succeeded (1) or not (0).";
     BUILD_INFO "fanfold_build_info" Kind::Gauge, "version", "Always 1; the label tells the version.";
 }

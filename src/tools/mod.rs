@@ -44,7 +44,7 @@ use self::arguments::{Arguments, Schema};
 pub use self::load::LoadError;
 use self::load::Mistakes;
 use self::servers::Server;
-pub use self::servers::{Condition, Servers, Standing};
+pub use self::servers::{Condition, NotOffered, Servers, Standing, Withheld, pins};
 use self::settings::Settings;
 use crate::wire::tool::{Effect, OnDisconnect, Outcome, OutcomeKind, OwnedTool, Patience};
 
@@ -64,8 +64,10 @@ pub struct Defaults {
 #[derive(Debug)]
 pub struct Catalog {
     tools: BTreeMap<Arc<str>, Arc<Tool>>,
+    /// What teams have that have servers of their own, the tools of everybody included.
+    of_teams: BTreeMap<Arc<str>, BTreeMap<Arc<str>, Arc<Tool>>>,
     servers: BTreeMap<Arc<str>, Arc<Server>>,
-    clashes: Vec<String>,
+    not_offered: Vec<NotOffered>,
     children: TaskTracker,
 }
 
@@ -163,7 +165,7 @@ impl Catalog {
             errors.extend(mistakes.into_inner());
         }
         if errors.is_empty() {
-            Ok(Self { tools, servers, clashes: Vec::new(), children })
+            Ok(Self { tools, of_teams: BTreeMap::new(), servers, not_offered: Vec::new(), children })
         } else {
             Err(errors)
         }
@@ -175,9 +177,43 @@ impl Catalog {
         self.tools.get(name)
     }
 
-    /// Every tool, by name.
+    /// Every tool that everybody has, by name.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Tool>> {
         self.tools.values()
+    }
+
+    /// What a team has.
+    #[must_use]
+    pub fn of_team(&self, team: &str) -> Self {
+        Self {
+            tools: self.of_teams.get(team).unwrap_or(&self.tools).clone(),
+            of_teams: BTreeMap::new(),
+            servers: self.servers.clone(),
+            not_offered: self.not_offered.clone(),
+            children: self.children.clone(),
+        }
+    }
+
+    /// The tool of this name that a team has.
+    #[must_use]
+    pub fn tool_of(&self, team: &str, name: &str) -> Option<&Arc<Tool>> {
+        self.of_teams.get(team).unwrap_or(&self.tools).get(name)
+    }
+
+    /// Every tool a team has, by name.
+    pub fn iter_of(&self, team: &str) -> impl Iterator<Item = &Arc<Tool>> {
+        self.of_teams.get(team).unwrap_or(&self.tools).values()
+    }
+
+    /// Every tool there is, those of teams with the same name once for each of them.
+    pub fn every(&self) -> impl Iterator<Item = &Arc<Tool>> {
+        self.tools.values().chain(self.of_teams.values().flat_map(BTreeMap::values))
+    }
+
+    /// Whether there are servers that each team has for itself.
+    #[must_use]
+    pub fn has_servers_of_teams(&self) -> bool {
+        self.servers.values().any(|server| server.is_of_teams())
     }
 
     /// How many servers there are, whose tools are known only once they run.
@@ -186,10 +222,10 @@ impl Catalog {
         self.servers.len()
     }
 
-    /// Tools of servers that are not offered because another owner has the name, as sentences for the operator.
+    /// Tools of servers that are not offered, and why.
     #[must_use]
-    pub fn clashes(&self) -> &[String] {
-        &self.clashes
+    pub fn not_offered(&self) -> &[NotOffered] {
+        &self.not_offered
     }
 
     /// How many processes of command tools are still being ended or reaped, dropped calls included.
@@ -228,7 +264,7 @@ impl Tool {
     pub fn server(&self) -> Option<(&str, &str)> {
         match &self.kind {
             Kind::Http(_) | Kind::Command(_) => None,
-            Kind::Mcp(mcp) => Some((&mcp.link.plan.name, &mcp.name)),
+            Kind::Mcp(mcp) => Some((&mcp.server, &mcp.name)),
         }
     }
 

@@ -62,9 +62,52 @@ pub struct Settings {
     /// Of a server: without it fanfold does not start, and is not ready.
     #[serde(skip_serializing_if = "is_false")]
     pub required: bool,
+    /// Of a server: one connection for all, or one for each team; of a server with `command` that is one process.
+    #[serde(skip_serializing_if = "is_default")]
+    pub share: Share,
+    /// Of a server with `share: team`: headers and environment of single teams, over those of `mcp`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub teams: BTreeMap<String, OfTeam>,
+    /// Of a server with `share: team`: how long a team's connection is kept without a request of that team.
+    /// Default: 10m.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idle: Option<Span>,
+    /// Of a server: its tools are offered only as they were accepted with `fanfold tools accept`.
+    #[serde(skip_serializing_if = "is_false")]
+    pub pin: bool,
+    /// Of a server with `pin`: the file with what was accepted. Default: `fanfold.pins.json` in the working directory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pins: Option<String>,
     /// Of a server: what it says of its own tools may make their effect smaller than `effect`, too.
     #[serde(skip_serializing_if = "is_false")]
     pub trust_annotations: bool,
+}
+
+/// Who shares a connection to a server.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Share {
+    /// Everybody.
+    #[default]
+    Process,
+    /// The requests of one team.
+    Team,
+}
+
+/// One of `teams:` of a tool: what a team has of its own.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct OfTeam {
+    /// Headers of every request to `url`; one of the same name in `mcp` is left out.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub headers: BTreeMap<String, Secret>,
+    /// More of the environment of the program, over that of `mcp`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, Secret>,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]

@@ -75,7 +75,7 @@ pub(super) fn describe(content_type: Option<&str>, full: Full) -> String {
 }
 
 /// Somebody else's short text for one line of a message: control characters gone, at most `limit` bytes.
-pub(super) fn tame(text: &str, limit: usize) -> String {
+pub fn tame(text: &str, limit: usize) -> String {
     let mut out = String::new();
     for c in text.chars().map(|c| if c.is_control() { ' ' } else { c }) {
         if out.len() + c.len_utf8() > limit {

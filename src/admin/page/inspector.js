@@ -515,7 +515,7 @@ async function drawTools() {
   $('tools').replaceChildren(h('div', {},
     h('h1', {}, 'Tools'), h('p', {}, `${count(tools.length, 'tool')} that fanfold runs. Times are of the last 512 calls.`),
     servers.length ? h('section', { class: 'card' }, h('table', {}, h('thead', {}, h('tr', {}, ['server', 'place', 'state', ''].map((name) => h('th', {}, name)))),
-      h('tbody', {}, servers.map((server) => h('tr', {}, h('td', {}, h('b', {}, server.name)), h('td', { class: 'mono' }, server.place), h('td', {}, tag(server.state, server.state), server.required ? [' ', tag('required')] : null), h('td', { class: 'about' }, server.says)))))) : null,
+      h('tbody', {}, servers.map((server) => h('tr', {}, h('td', {}, h('b', {}, server.name), server.team ? ` of ${server.team}` : null), h('td', { class: 'mono' }, server.place), h('td', {}, tag(server.state, server.state), server.required ? [' ', tag('required')] : null), h('td', { class: 'about' }, server.says)))))) : null,
     h('section', { class: 'card' }, h('table', {}, h('thead', {}, h('tr', {}, head.map(([name, kind]) => h('th', { class: kind }, name)))), h('tbody', {}, tools.map(row))))));
 }
 

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use super::{Check, matches};
 use crate::config::suggest::did_you_mean;
+use crate::policy::pattern::may_begin;
 use crate::team::settings::Settings;
 
 /// The SHA-256 of nothing: what a hash tool prints when its input did not arrive.
@@ -112,13 +113,5 @@ impl Check<'_> {
                 "narrow the team's `tools:`, or its clients have to narrow each request",
             );
         }
-    }
-}
-
-/// Whether a pattern may match a name that begins like this; which names there are shows only later.
-fn may_begin(pattern: &str, beginning: &str) -> bool {
-    match pattern.split_once('*') {
-        None => pattern.len() > beginning.len() && pattern.starts_with(beginning),
-        Some((head, _)) => head.starts_with(beginning) || beginning.starts_with(head),
     }
 }

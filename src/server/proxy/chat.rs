@@ -7,7 +7,7 @@ use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use hyper::body::Incoming;
 
-use super::{Asked, Proxy, Refusal, holding, is_json, route};
+use super::{Asked, Proxy, Refusal, SERVERS_OF_TEAM, holding, is_json, key, route, unknown_key};
 use crate::engine::{parcel, parked_names, restore};
 use crate::policy::parallel::Decision;
 use crate::policy::pattern::fits_any;
@@ -35,6 +35,7 @@ impl Proxy {
         let (parts, incoming) = request.into_parts();
         content_type(&parts.headers)?;
         let place = self.place(&asked.team)?;
+        self.with_servers_of_team(&mut asked, &parts.headers).await?;
         let held = self.read(&asked, &parts.headers, incoming).await?;
         let (body, reservation) = held.into_parts();
         let mut request = ChatRequest::read(&body)?;
@@ -131,6 +132,26 @@ impl Proxy {
                 Ok(response.unwrap_or_default())
             }
         }
+    }
+}
+
+impl Proxy {
+    /// Starts the tool servers that the team has for itself, if they do not run, and goes on with what they offer.
+    async fn with_servers_of_team(&self, asked: &mut Asked, headers: &HeaderMap) -> Result<(), Refusal> {
+        let tools = &asked.snapshot.parts.tools;
+        let wants_none = named_tools(headers)?.is_some_and(|names| names.is_empty());
+        if wants_none || !tools.has_servers_of_teams() {
+            return Ok(());
+        }
+        let team = &asked.team;
+        self.servers
+            .ready(tools, &team.name, |beginning| team.may_use_some(beginning), SERVERS_OF_TEAM)
+            .await;
+        let snapshot = self.snapshot.load_full();
+        // A reload meanwhile may have taken the key away.
+        asked.team = snapshot.teams.of_key(key(headers)).map_err(|_| unknown_key())?;
+        asked.snapshot = snapshot;
+        Ok(())
     }
 }
 

@@ -12,6 +12,7 @@ mod models;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -36,7 +37,7 @@ use crate::relay::pass::{self, Passing};
 use crate::relay::{Parts, error_response};
 use crate::team::{Team, Teams};
 use crate::telemetry::metrics;
-use crate::tools::Catalog;
+use crate::tools::{Catalog, Servers};
 use crate::upstream::Routes;
 use crate::wire::error::ErrorReply;
 use crate::wire::raw::Members;
@@ -44,6 +45,8 @@ use crate::wire::raw::Members;
 /// The decision of a request that has no tools to decide about.
 const NO_DECISION: &str = "off; reason=no_tools";
 const CHAT: &str = "/v1/chat/completions";
+/// How long a team's request waits for the tool servers the team has for itself; it goes on without the others.
+const SERVERS_OF_TEAM: Duration = Duration::from_secs(5);
 
 /// Everything a request needs that a reload may change.
 #[derive(Debug)]
@@ -66,11 +69,11 @@ impl Snapshot {
     /// The same, with another catalog: what servers offer has changed. Slots, upstreams and their memories stay.
     #[must_use]
     pub fn with_tools(&self, tools: Catalog) -> Self {
-        let specs: Vec<_> = tools.iter().map(|tool| tool.spec().clone()).collect();
-        let of_tools = tools.iter().filter_map(|tool| Some((tool.spec().name.clone(), tool.at_once()?)));
+        let specs = |team: &str| tools.iter_of(team).map(|tool| tool.spec().clone()).collect();
+        let of_tools = tools.every().filter_map(|tool| Some((tool.spec().name.clone(), tool.at_once()?)));
         let slots = Arc::new(self.parts.slots.with_tools(of_tools));
         Self {
-            teams: self.teams.with_tools(&specs),
+            teams: self.teams.with_tools(specs),
             routes: self.routes.clone(),
             parts: Parts { tools: Arc::new(tools), slots, ..self.parts.clone() },
             policy: self.policy.clone(),
@@ -86,6 +89,8 @@ pub struct Proxy {
     pub address: SocketAddr,
     /// The current snapshot.
     pub snapshot: Arc<ArcSwap<Snapshot>>,
+    /// The tool servers.
+    pub servers: Arc<Servers>,
     /// The stage of stopping.
     pub drain: Drain,
     /// The tasks of turns.

@@ -33,8 +33,8 @@ pub(in crate::tools) struct Listed {
     pub(in crate::tools) description: Option<Arc<str>>,
     /// The schema of its arguments, as it came.
     pub(in crate::tools) parameters: Arc<str>,
-    /// The same, compiled.
-    pub(in crate::tools) schema: Arc<Schema>,
+    /// The same, compiled; or why it is no good.
+    pub(in crate::tools) schema: Result<Arc<Schema>, Arc<str>>,
     /// What the server says of its effects.
     pub(in crate::tools) said: Option<ToolAnnotations>,
 }
@@ -89,8 +89,7 @@ impl Schemas {
     }
 }
 
-/// Asks a server for all of its tools, page by page. A tool whose schema is no good is left out, with a line in the
-/// log. The error is for the operator.
+/// Asks a server for all of its tools, page by page. A tool whose schema is no good is told of in the log. The error is for the operator.
 pub(super) async fn list(
     server: &str,
     peer: &Peer<RoleClient>,
@@ -131,22 +130,17 @@ fn read(server: &str, tools: Vec<Tool>, texts: &HashMap<String, Arc<str>>) -> Re
         if bytes > MAX_BYTES {
             return Err(format!("its tools are described in more than {} MiB", MAX_BYTES >> 20));
         }
-        match Schema::compile(&value) {
-            Ok(schema) => listed.push(Listed {
-                name: Arc::from(&*tool.name),
-                description,
-                parameters,
-                schema: Arc::new(schema),
-                said: tool.annotations,
-            }),
-            Err(broken) => tracing::warn!(
+        let schema = Schema::compile(&value).map(Arc::new).map_err(|broken| {
+            let why = format!("{} ({})", broken.message, tame(&broken.path.join("."), 100));
+            tracing::warn!(
                 server,
                 tool = tame(&tool.name, 100),
-                "a tool is left out: its schema is no good: {} ({})",
-                broken.message,
-                tame(&broken.path.join("."), 100)
-            ),
-        }
+                "a tool is left out: its schema is no good: {why}"
+            );
+            Arc::from(why)
+        });
+        let name = Arc::from(&*tool.name);
+        listed.push(Listed { name, description, parameters, schema, said: tool.annotations });
     }
     Ok(listed)
 }
@@ -178,7 +172,8 @@ mod tests {
             tool(r#"{"name":"good","title":"t","inputSchema":{"type":"object"}}"#),
         ];
         let listed = read("s", tools, &HashMap::new()).unwrap();
-        assert_eq!(listed.iter().map(|tool| &*tool.name).collect::<Vec<_>>(), ["good"]);
-        assert_eq!(listed[0].description.as_deref(), Some("t"));
+        let good: Vec<bool> = listed.iter().map(|tool| tool.schema.is_ok()).collect();
+        assert_eq!(good, [false, true]);
+        assert_eq!(listed[1].description.as_deref(), Some("t"));
     }
 }

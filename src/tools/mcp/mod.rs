@@ -49,7 +49,9 @@ const MAX_ERROR: usize = 4 * 1024;
 /// What a call of a server's tool needs.
 #[derive(Debug)]
 pub(super) struct Mcp {
-    /// The server.
+    /// The server's name in the settings.
+    pub(super) server: Arc<str>,
+    /// The connection to it: of everybody, or of one team.
     pub(super) link: Arc<Link>,
     /// The tool's name for the server.
     pub(super) name: Arc<str>,
@@ -61,8 +63,7 @@ impl Mcp {
     /// Runs one call.
     pub(super) async fn run(&self, arguments: &Arguments, call: &Call, stop: &CancellationToken) -> Outcome {
         let State::Up(up) = self.link.state() else {
-            let what =
-                format!("the server {} is not available right now; nothing was sent", self.link.plan.name);
+            let what = format!("the server {} is not available right now; nothing was sent", self.server);
             return Outcome::failed(OutcomeKind::Error, &what);
         };
         let params = match self.params(arguments, call) {

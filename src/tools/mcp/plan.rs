@@ -118,6 +118,12 @@ impl Plan {
         })
     }
 
+    /// The same, of one team.
+    pub(in crate::tools) fn of_team(self, team: &str) -> Self {
+        let name = format!("{} of {team}", self.name).into();
+        Self { name, ..self }
+    }
+
     /// Whether the server need not be started anew for this other plan: the settings and the secrets are the same.
     pub(in crate::tools) fn same(&self, other: &Self) -> bool {
         let secrets = match (&self.way, &other.way) {

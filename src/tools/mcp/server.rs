@@ -113,8 +113,11 @@ impl Link {
 
 impl Shared {
     fn set(&self, state: State) {
-        self.state.send_replace(state);
-        self.news.send_modify(|news| *news = news.wrapping_add(1));
+        // In one step: who has seen the state sees the news as well.
+        self.news.send_modify(|news| {
+            self.state.send_replace(state);
+            *news = news.wrapping_add(1);
+        });
     }
 }
 

@@ -23,7 +23,8 @@ use super::listing::Schemas;
 pub(super) const MAX_MESSAGE: usize = 8 * 1024 * 1024;
 /// The most bytes of a line that is dropped before the server is taken for broken.
 const MAX_DROPPED: u64 = 256 * 1024 * 1024;
-/// Lines a server may send: so many each second, and so many at once.
+/// Lines a server may send that nobody asked for: so many each second, and so many at once. Each message that is sent
+/// to it allows one more, so who answers fast does not flood.
 const RATE: u32 = 1000;
 const BURST: u32 = 10_000;
 /// The most messages that wait until the server reads.
@@ -168,6 +169,7 @@ impl<R: AsyncRead + Unpin + Send, W: AsyncWrite + Unpin + Send + 'static> Transp
     ) -> impl Future<Output = Result<(), io::Error>> + Send + 'static {
         let (write, broken) = (Arc::clone(&self.write), self.broken.clone());
         let permit = Arc::clone(&self.sends).try_acquire_owned();
+        self.allowance.give();
         async move {
             let Ok(_permit) = permit else { return Err(io::Error::other("too many messages wait for it")) };
             let mut line = serde_json::to_vec(&message)?;
@@ -286,6 +288,10 @@ impl Allowance {
         Self { left: BURST, since: Instant::now() }
     }
 
+    fn give(&mut self) {
+        self.left = self.left.saturating_add(1).min(BURST);
+    }
+
     fn take(&mut self) -> bool {
         let seconds = self.since.elapsed().as_secs();
         if seconds > 0 {
@@ -301,7 +307,7 @@ impl Allowance {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncWriteExt as _, DuplexStream};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 
     use super::*;
 
@@ -375,6 +381,23 @@ mod tests {
         assert!(heard([lines, vec![FINE.to_vec()]].concat()).await.is_empty());
         let few = vec![b"noise\n".repeat(1000); 5];
         assert_eq!(heard([few, vec![FINE.to_vec()]].concat()).await.len(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_only_answers_does_not_flood() {
+        let (read, mut server) = tokio::io::duplex(64 * 1024);
+        let (write, mut asked) = tokio::io::duplex(64 * 1024);
+        let mut pipes = Pipes::new("s".into(), read, write, Schemas::default());
+        let ping = r#"{"jsonrpc":"2.0","id":7,"method":"ping"}"#;
+        let mut heard = vec![0; 4096];
+        for n in 0..3 * BURST {
+            let message = serde_json::from_str::<TxJsonRpcMessage<RoleClient>>(ping).unwrap();
+            pipes.send(message).await.unwrap();
+            let read = asked.read(&mut heard).await.unwrap();
+            assert!(read > 0);
+            server.write_all(FINE).await.unwrap();
+            assert!(pipes.receive().await.is_some(), "after {n} answers");
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -95,7 +95,7 @@ impl Rig {
     async fn down(&self, server: &str) -> String {
         match self.until(server, |condition| matches!(condition, Condition::Down(_))).await {
             Condition::Down(why) => why.to_string(),
-            Condition::Starting | Condition::Up { .. } => unreachable!(),
+            Condition::Idle | Condition::Starting | Condition::Up { .. } => unreachable!(),
         }
     }
 
@@ -184,12 +184,18 @@ async fn a_name_that_two_owners_have_is_refused_to_the_second_and_both_are_named
     .await;
     let view = rig.servers.view(&rig.catalog);
     assert_eq!(view.iter().map(|tool| tool.kind_name()).collect::<Vec<_>>(), ["command", "mcp"]);
-    let clashes = view.clashes().join("\n");
+    let clashes: Vec<String> = view.not_offered().iter().map(ToString::to_string).collect();
+    let clashes = clashes.join("\n");
     assert!(
-        clashes.contains("`echo` belongs to the tool of the configuration; `echo` of the server `s`"),
+        clashes.contains("the tool `echo` of the server `s` is not offered: the name `echo` belongs to the tool of the configuration"),
         "{clashes}"
     );
-    assert!(clashes.contains("`no` of the server `s`; `no` of the server `t`"), "{clashes}");
+    assert!(
+        clashes.contains(
+            "the tool `no` of the server `t` is not offered: the name `no` belongs to `no` of the server `s`"
+        ),
+        "{clashes}"
+    );
 }
 
 #[tokio::test]

@@ -1,0 +1,275 @@
+//! Tool servers behind the real proxy: what a team has for itself, what was pinned, what is left when it is over.
+//!
+//! The servers are `tests/support/rogue.py`, which wants Python 3.
+
+mod support;
+
+use std::path::Path;
+use std::time::Duration;
+
+use fanfold::config::{Flags, read_text};
+use fanfold::team::digest;
+use serde_json::{Value, json};
+use support::client;
+use support::gateway::{Gateway, soon};
+use support::lab::Lab;
+use support::process::{Process, folder_with, run};
+use tokio::time::sleep;
+
+const ROGUE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/rogue.py");
+
+fn hex(key: &str) -> String {
+    digest(key.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn teams() -> Value {
+    json!({
+        "blue": { "keys": [{ "sha256": hex("fk-blue") }] },
+        "red": { "keys": [{ "sha256": hex("fk-red") }] },
+        "grey": { "keys": [{ "sha256": hex("fk-grey") }], "tools": [] },
+    })
+}
+
+fn config(tools: &Value, teams: &Value) -> String {
+    let upstreams = json!({ "lab": { "base_url": "LAB/v1" } });
+    format!("upstreams: {upstreams}\ntools: {tools}\nteams: {teams}\n")
+}
+
+/// One turn of a team in which the model makes these calls; what it was told of each, in order.
+async fn turn(lab: &Lab, gateway: &Gateway, name: &str, key: &str, calls: &[(&str, Value)]) -> Vec<String> {
+    let calls: Vec<Value> =
+        calls.iter().map(|(name, arguments)| json!({ "name": name, "arguments": arguments })).collect();
+    lab.script(name, json!({ "rounds": [{ "reply": { "calls": calls } }, { "reply": { "text": "done" } }] }));
+    let bodies = asked(lab, gateway, name, key).await;
+    let messages = bodies[1]["messages"].as_array().cloned().unwrap_or_default();
+    let told = messages.iter().filter(|message| message["role"] == "tool");
+    told.map(|message| message["content"].as_str().unwrap_or_default().to_owned()).collect()
+}
+
+/// The names of the tools a team's model is offered.
+async fn offered(lab: &Lab, gateway: &Gateway, name: &str, key: &str) -> Vec<String> {
+    lab.script(name, json!({ "rounds": [{ "reply": { "text": "done" } }] }));
+    let bodies = asked(lab, gateway, name, key).await;
+    let tools = bodies[0]["tools"].as_array().cloned().unwrap_or_default();
+    tools.iter().filter_map(|tool| Some(tool["function"]["name"].as_str()?.to_owned())).collect()
+}
+
+/// Asks, and gives the bodies that went to the model.
+async fn asked(lab: &Lab, gateway: &Gateway, name: &str, key: &str) -> Vec<Value> {
+    let body =
+        json!({ "model": format!("script:{name}"), "messages": [{ "role": "user", "content": "hi" }] });
+    let url = format!("{}/chat/completions", gateway.base_url());
+    let bearer = format!("Bearer {key}");
+    let headers = [("authorization", bearer.as_str())];
+    let got = soon(client::send(http::Method::POST, &url, &headers, Some(&body))).await.expect("an answer");
+    assert!(got.body.contains("done"), "{}", got.body);
+    lab.journal().bodies(name)
+}
+
+fn alive(pid: &str) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z'))
+}
+
+async fn gone(pid: &str) {
+    soon(async {
+        while alive(pid) {
+            sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+}
+
+/// The processes a rogue with this log has started so far.
+fn started(log: &Path) -> Vec<String> {
+    let text = std::fs::read_to_string(log).unwrap_or_default();
+    text.lines().filter_map(|line| Some(line.strip_prefix("start ")?.to_owned())).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_team_has_its_own_process_with_its_own_environment_and_idle_ones_end() {
+    let (lab, folder) = (Lab::start().await, tempfile::tempdir().expect("a folder"));
+    let log = folder.path().join("log");
+    let tools = json!({ "s": {
+        "mcp": { "command": ["python3", ROGUE], "env": { "ROGUE_LOG": log, "CANARY": "nobody's" } },
+        "share": "team", "idle": "3s", "only": ["echo"], "effect": "read",
+        "teams": { "blue": { "env": { "CANARY": "blue's" } }, "red": { "env": { "CANARY": "red's" } } },
+    } });
+    let gateway = Gateway::start(&lab, &config(&tools, &teams())).await;
+    assert_eq!(started(&log).len(), 0, "nobody needed it");
+    assert!(offered(&lab, &gateway, "grey", "fk-grey").await.is_empty());
+    assert_eq!(started(&log).len(), 0, "the team may not use it");
+
+    let mut seen = Vec::new();
+    for (name, key, canary) in
+        [("one", "fk-blue", "blue's"), ("two", "fk-red", "red's"), ("three", "fk-blue", "blue's")]
+    {
+        let told = turn(&lab, &gateway, name, key, &[("s__echo", json!({ "a": name }))]).await;
+        let told: Value = serde_json::from_str(&told[0]).expect("what the server heard");
+        assert_eq!((&told["canary"], &told["arguments"]["a"]), (&json!(canary), &json!(name)));
+        assert!(!told.to_string().contains("fk-"), "the client's key is not handed on: {told}");
+        seen.push(told["pid"].to_string());
+    }
+    assert!(seen[0] != seen[1], "each team has its own process");
+    // A process that was idle meanwhile, on a slow machine, was started anew.
+    for pid in started(&log) {
+        gone(&pid).await;
+    }
+    let before = started(&log).len();
+    let told = turn(&lab, &gateway, "later", "fk-red", &[("s__echo", json!({}))]).await;
+    assert!(told[0].contains("red's"), "{told:?}");
+    assert_eq!(started(&log).len(), before + 1, "it is started again when the team needs it");
+    gateway.ends_at_baseline(&lab).await;
+    for pid in started(&log) {
+        gone(&pid).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_team_whose_server_is_down_has_none_of_its_tools_and_the_others_keep_theirs() {
+    let (lab, folder) = (Lab::start().await, tempfile::tempdir().expect("a folder"));
+    let tools = json!({ "s": {
+        "mcp": { "command": ["python3", ROGUE], "env": { "ROGUE_LOG": folder.path().join("log") }, "start_timeout": "15s" },
+        "share": "team", "only": ["echo"], "effect": "read",
+        "teams": { "red": { "env": { "ROGUE_FAILS": "1" } } },
+    } });
+    let gateway = Gateway::start(&lab, &config(&tools, &teams())).await;
+    assert!(offered(&lab, &gateway, "red", "fk-red").await.is_empty());
+    assert_eq!(offered(&lab, &gateway, "blue", "fk-blue").await, ["s__echo"]);
+    assert!(offered(&lab, &gateway, "again", "fk-red").await.is_empty());
+    let url = format!("http://{}/readyz?verbose", gateway.app.admin_address);
+    let ready = client::send(http::Method::GET, &url, &[], None);
+    let ready = soon(ready).await.expect("an answer").body;
+    assert!(ready.contains("s of blue is up, 15 tools") && ready.contains("s of red is down: "), "{ready}");
+    gateway.ends_at_baseline(&lab).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pinned_tool_is_offered_as_it_was_accepted_and_no_other() {
+    let command = json!(["python3", ROGUE]).to_string();
+    let yaml = format!(
+        "upstreams: {{ main: {{ base_url: 'http://127.0.0.1:1/v1' }} }}
+tools: {{ s: {{ mcp: {{ command: {command}, env: {{ PATH: '{}' }} }}, pin: true, pins: FOLDER/pins.json, only: [echo, slow, new] }} }}
+",
+        std::env::var("PATH").unwrap_or_default()
+    );
+    let folder = folder_with(&yaml);
+    let folder = folder.path();
+    let (_, out, _) = run(folder, &["tools"]).await;
+    assert!(out.contains("not accepted yet") && !out.contains("offered\n"), "{out}");
+    let (code, out, err) = run(folder, &["tools", "accept"]).await;
+    assert_eq!((code, out.contains("accepted 2 tools of s")), (0, true), "{out}{err}");
+    let (code, out, err) = run(folder, &["tools"]).await;
+    assert!(code == 0 && out.contains("s__echo") && out.contains("s__slow"), "{out}{err}");
+    assert!(!out.contains("not accepted") && out.contains("left out by `only`"), "{out}");
+
+    // One tool has changed since, one has come.
+    let changed = std::fs::read_to_string(folder.join("fanfold.yaml"))
+        .expect("the file")
+        .replace("env: {", "env: { ROGUE_NEW: '1',");
+    std::fs::write(folder.join("fanfold.yaml"), changed).expect("written");
+    let (_, out, err) = run(folder, &["tools", "--json"]).await;
+    let tools: Value = serde_json::from_str(&out).expect("JSON");
+    let state = |name: &str| {
+        let all = tools.as_array().expect("a list");
+        all.iter()
+            .find(|tool| tool["server"]["tool"] == name)
+            .map(|tool| (tool["state"].clone(), tool["because"].clone()))
+    };
+    assert_eq!(state("echo"), Some(("offered".into(), Value::Null)), "{out}");
+    let why =
+        |text: &str| Some(("not offered".into(), Value::from(format!("{text} (`fanfold tools accept`)"))));
+    assert_eq!(state("slow"), why("changed since it was accepted"));
+    assert_eq!(state("new"), why("not accepted yet"));
+    assert!(err.contains("warning: the tool `slow` of the server `s` is not offered: changed"), "{err}");
+
+    let text = std::fs::read_to_string(folder.join("fanfold.yaml")).expect("the file");
+    let process = Process::in_folder(folder_with(
+        &text.split_once("upstreams").map(|(_, rest)| format!("upstreams{rest}")).unwrap_or_default(),
+    ))
+    .await;
+    let of = |path: &str| format!("http://{}{path}", process.admin);
+    let ready = soon(client::send(http::Method::GET, &of("/readyz?verbose"), &[], None))
+        .await
+        .expect("an answer")
+        .body;
+    assert!(ready.contains("the tool `slow` of the server `s` is not offered: changed"), "{ready}");
+    let metrics =
+        soon(client::send(http::Method::GET, &of("/metrics"), &[], None)).await.expect("an answer").body;
+    assert!(metrics.contains("fanfold_tools_waiting{server=\"s\"} 2"), "{metrics}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_ends_even_when_fanfold_is_killed() {
+    let yaml = format!(
+        "upstreams: {{ main: {{ base_url: 'http://127.0.0.1:1/v1' }} }}
+tools: {{ s: {{ mcp: {{ command: {}, env: {{ ROGUE_LOG: FOLDER/log, PATH: '{}' }} }} }} }}
+",
+        json!(["python3", ROGUE]),
+        std::env::var("PATH").unwrap_or_default()
+    );
+    let process = Process::start(&yaml).await;
+    let log = process.folder.path().join("log");
+    let pids = soon(async {
+        loop {
+            let pids = started(&log);
+            if !pids.is_empty() {
+                return pids;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    let _folder = process.killed().await;
+    for pid in pids {
+        gone(&pid).await;
+    }
+}
+
+/// What this process has open, and how many tasks live.
+fn held() -> (usize, usize) {
+    let open = std::fs::read_dir("/proc/self/fd").map(Iterator::count).unwrap_or_default();
+    (open, tokio::runtime::Handle::current().metrics().num_alive_tasks())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_left_of_a_thousand_calls_once_a_reload_has_removed_the_server() {
+    let (lab, folder) = (Lab::start().await, tempfile::tempdir().expect("a folder"));
+    let log = folder.path().join("log");
+    let text = |tools: &Value| {
+        config(tools, &json!({})).replace("LAB", &lab.url())
+            + "listen: 127.0.0.1:0\nadmin: { listen: 127.0.0.1:0 }\n"
+    };
+    let load = |tools: &Value| {
+        let reading = read_text("the test", &text(tools), &|_| None, &Flags::default());
+        reading.finish_with_tools().unwrap_or_else(|problems| panic!("{problems}"))
+    };
+    let (bare, bare_catalog) = load(&json!({}));
+    let gateway = Gateway { app: fanfold::app::App::start(&bare, bare_catalog).await.expect("it starts") };
+    sleep(Duration::from_millis(200)).await;
+    let before = held();
+    let (loaded, catalog) = load(&json!({ "s": {
+        "mcp": { "command": ["python3", ROGUE], "env": { "ROGUE_LOG": log } }, "effect": "read",
+    } }));
+    gateway.app.reload(&loaded, catalog).expect("it reloads");
+    gateway.metric_becomes("fanfold_tool_servers_up{server=\"s\"}", 1.0).await;
+    let calls: Vec<(&str, Value)> = (0..50).map(|n| ("s__echo", json!({ "a": n }))).collect();
+    for n in 0..20 {
+        let told = turn(&lab, &gateway, &format!("turn{n}"), "any", &calls).await;
+        assert!(told.len() == 50 && told.iter().all(|told| told.contains("\"pid\"")), "{told:?}");
+    }
+    let (loaded, catalog) = load(&json!({}));
+    gateway.app.reload(&loaded, catalog).expect("it reloads");
+    for pid in started(&log) {
+        gone(&pid).await;
+        assert!(!Path::new(&format!("/proc/{pid}")).exists(), "no zombie");
+    }
+    soon(async {
+        // Idle connections of the lab and of its client end when they like.
+        while held().0 > before.0 + 4 || held().1 > before.1 + 4 {
+            sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+    gateway.ends_at_baseline(&lab).await;
+}
