@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 /// Every module with its layer. Those of one layer do not import each other, but where `SIDEWAYS`
 /// says so.
-const LAYERS: [(&str, u8); 19] = [
+const LAYERS: [(&str, u8); 20] = [
     ("units", 0),
     ("wire", 0),
     ("sse", 0),
