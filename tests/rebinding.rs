@@ -73,6 +73,7 @@ async fn run(catalog: &Catalog) -> OutcomeKind {
         result_limit: 1024,
         deadline: Instant::now() + Duration::from_millis(700),
         progress: Progress::new(tool.spec().patience(None), Arc::default()),
+        tries: fanfold::tools::Tries::default(),
     };
     tool.run(&call, &CancellationToken::new()).await.kind
 }

@@ -30,7 +30,9 @@ use support::scripts;
 const MODES: [(&str, bool); 4] = [("stream", true), ("stream", false), ("whole", true), ("whole", false)];
 
 async fn before(lab: &Lab, mode: &str, tools: Value) -> Proxy {
-    let upstream = json!({ "base_url": lab.base_url(), "mode": mode });
+    // So many broken replies would open the upstream's breaker.
+    let upstream = json!({ "base_url": lab.base_url(), "mode": mode, "breaker": { "requests": 1_000_000 },
+        "retries": { "per_second": 10_000 } });
     Proxy::before(lab, json!({ "upstreams": { "main": upstream }, "tools": tools })).await
 }
 

@@ -215,6 +215,9 @@ impl Passing {
         headers: &HeaderMap,
         mut asked: Asked<'_>,
     ) -> Result<Answer, ErrorReply> {
+        // The body may be another one than the client sent, and says its length itself.
+        let mut headers = headers.clone();
+        headers.remove(CONTENT_LENGTH);
         let (mut tries, upstreams) = (Tries::default(), self.targets.list.len());
         let chat = matches!(asked, Asked::Chat(..));
         loop {

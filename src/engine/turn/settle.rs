@@ -22,6 +22,8 @@ impl Turn {
     pub(super) fn round_settled(&mut self, actions: &mut Vec<Action>) {
         let Stage::Round(round) = &self.stage else { return };
         match (round.any_of_ours(), round.foreign() > 0) {
+            // What the round used decides about the next one.
+            (false, false) if round.unformatted && round.charging => {}
             // The answer is there, but had to be asked for without the client's format.
             (false, false) if round.unformatted => self.format(actions),
             (false, foreign) => {
