@@ -406,6 +406,7 @@ async fn a_hundred_thousand_interleaved_calls_of_two_teams_never_cross() {
                     result_limit: 65_536,
                     deadline: tokio::time::Instant::now() + Duration::from_secs(120),
                     progress: Progress::new(tool.spec().patience(None), Arc::default()),
+                    tries: fanfold::tools::Tries::default(),
                 };
                 let outcome = tool.run(&call, &tokio_util::sync::CancellationToken::new()).await;
                 let heard: Value = serde_json::from_str(&outcome.content)

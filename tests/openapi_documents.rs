@@ -77,6 +77,7 @@ async fn run(catalog: &Catalog, name: &str, arguments: &Value) -> Outcome {
         result_limit: 64 * 1024,
         deadline: Instant::now() + Duration::from_secs(60),
         progress: Progress::new(tool.spec().patience(None), Arc::default()),
+        tries: fanfold::tools::Tries::default(),
     };
     tool.run(&call, &CancellationToken::new()).await
 }
