@@ -103,7 +103,7 @@ impl<'a> Prefixes<'a> {
 }
 
 /// The names under which something may be parked for these messages: the first id of each message
-/// with calls, each once. Of more than [`MOST_NAMES`] the last.
+/// with calls, each once. Of more than `MOST_NAMES` the last.
 #[must_use]
 pub fn parked_names(messages: &Raw) -> Vec<String> {
     if memchr::memmem::find(messages.bytes(), b"tool_calls").is_none() {

@@ -2,7 +2,7 @@
 //!
 //! A request takes the team as it is when it comes. What a team may use is also asked again when a tool is
 //! called: a permission that is taken away is gone at once, also for turns that are running, while limits and
-//! rules of a running turn stay as they were. So there is one state of a team, [`Rights`], that all its
+//! rules of a running turn stay as they were. So there is one state of a team, `Rights`, that all its
 //! generations share; everything else of it is fixed.
 
 pub mod account;

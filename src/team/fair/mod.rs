@@ -1,6 +1,6 @@
 //! Places that teams share and wait for: among the turns of the process, and among its tool calls.
 //!
-//! [`Queue`] is the shell of [`order`]: it wakes those that are served. While there is room a place costs
+//! [`Queue`] is the shell of `order`: it wakes those that are served. While there is room a place costs
 //! one lock that is held for a few look-ups; nobody waits and nothing is allocated but the team's name in a
 //! map.
 

@@ -1,10 +1,10 @@
 //! An OpenAPI document, read as tools: one per operation.
 //!
-//! Pure, but for [`file`]. An operation becomes the settings of an HTTP tool, so its arguments are rendered by
+//! Pure, but for [`mod@file`]. An operation becomes the settings of an HTTP tool, so its arguments are rendered by
 //! the same encoders and held to the same bounds as those a person wrote. Path, query and header
 //! parameters and the members of a body become the members of one schema; a body that is no object of
 //! named members becomes one argument. What cannot be told in that way is listed with its reason and
-//! never dropped in silence. [`load`] makes tools of a document that the configuration names.
+//! never dropped in silence. `load` makes tools of a document that the configuration names.
 
 pub mod file;
 pub(super) mod load;

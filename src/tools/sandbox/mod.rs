@@ -7,7 +7,7 @@
 //!                                      └▶ limits ─▶ exec bwrap ─▶ namespaces ─▶ program  (bwrap)
 //! ```
 //!
-//! Promises: what a process may read, write and reach is what the system needs ([`SYSTEM`]), its own directory, and
+//! Promises: what a process may read, write and reach is what the system needs (`SYSTEM`), its own directory, and
 //! what the settings name; nothing runs without the fence, because the fence is up before the program is. With
 //! bubblewrap a process has process ids and a network of its own, and nothing of it outlives it. Landlock fences
 //! files, TCP and signals; it knows neither UDP nor the end of grandchildren.
