@@ -171,6 +171,40 @@ async fn another_teams_key_opens_neither_the_models_nor_the_tools_of_a_team() {
 }
 
 #[tokio::test]
+async fn a_body_that_hides_its_model_is_refused_to_a_team_with_a_list() {
+    let lab = Lab::start().await;
+    let teams = json!({ "blue": { "keys": [key("fk-blue")], "models": ["cheap-*"] } });
+    let proxy = Proxy::before(&lab, json!({ "teams": teams })).await;
+    let address = proxy.app.proxy_address;
+    let ask = async |path: &str, kind: &str, body: &str| {
+        let text = format!(
+            "POST {path} HTTP/1.1\r\nhost: a\r\nauthorization: Bearer fk-blue\r\ncontent-type: {kind}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        within(support::raw::exchange(address, text.as_bytes())).await.status
+    };
+    const JSON: &str = "application/json";
+    for (kind, body, status) in [
+        (JSON, r#"{"model":"dear"}"#, 404),
+        (JSON, r#"{"model":"cheap-1","model":"dear"}"#, 400),
+        (JSON, r#"{"model":"cheap-1","\u006dodel":"dear"}"#, 400),
+        (JSON, "\u{feff}{\"model\":\"dear\"}", 400),
+        (JSON, r#"{"model":"dear"} ;"#, 400),
+        ("application/octet-stream", r#"{"model":"dear"}"#, 404),
+        ("multipart/form-data", r#"{"model":"dear"}"#, 404),
+        ("multipart/form-data; boundary=x", "--x--", 400),
+    ] {
+        assert_eq!(ask("/v1/responses", kind, body).await, status, "{kind} {body}");
+        assert_eq!(ask("/v1/embeddings", kind, body).await, status, "{kind} {body}");
+    }
+    assert_eq!(lab.journal().requests().count(), 0, "none of them reached the upstream");
+    assert!(
+        ![400, 404]
+            .contains(&ask("/v1/audio/transcriptions", "multipart/form-data; boundary=x", "--x--").await)
+    );
+}
+
+#[tokio::test]
 async fn a_tool_that_is_taken_away_in_the_middle_of_a_turn_is_not_called_any_more() {
     let lab = Lab::start().await;
     let tools = json!({ "first": tool(&lab, "echo", "first"), "second": tool(&lab, "echo", "second") });

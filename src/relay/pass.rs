@@ -251,8 +251,18 @@ impl Passing {
                 continue;
             }
             self.failed(&failure);
-            // What is no chat may have had effects there.
-            let harmless = chat || failure.kind != FailureKind::ServerError;
+            // What is no chat may have had effects there, once it was sent.
+            let reads =
+                matches!(*method, Method::GET | Method::HEAD) && failure.kind != FailureKind::ServerError;
+            let unsent = matches!(
+                failure.kind,
+                FailureKind::Unresolved
+                    | FailureKind::Unreachable
+                    | FailureKind::ConnectTimeout
+                    | FailureKind::LeftAlone
+                    | FailureKind::Busy
+            );
+            let harmless = chat || reads || unsent;
             let Some(next) = tries.after(&failure, upstreams).filter(|_| harmless) else {
                 self.keep_limits(&limits);
                 return Err(tries.last_word(&failure));

@@ -52,7 +52,9 @@ impl Proxy {
         let price = price_of(&asked.snapshot.prices, &request.model);
         let rules = Rules { charged: account.charges_usage(price), ..rules(&asked, &route) };
         let stream = request.stream;
-        let needs_rule = fits_any(&asked.snapshot.policy.strict_parallel_models, &request.model);
+        // The operator's list goes beyond the models that are known to need it.
+        let more = &asked.snapshot.policy.strict_parallel_models;
+        let needs_rule = request.model.starts_with("ft:") || fits_any(more, &request.model);
         let targets = route.targets(|sum| fastrand::u32(..sum));
         let habits: Vec<Habits> =
             targets.iter().map(|target| route.habits(target, &request.model, needs_rule, stream)).collect();

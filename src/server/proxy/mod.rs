@@ -302,7 +302,8 @@ impl Proxy {
     async fn relay(&self, request: Request<Incoming>, mut asked: Asked) -> Result<Response<Body>, Refusal> {
         let (account, place) = self.enter(&mut asked).await?;
         let (parts, incoming) = request.into_parts();
-        let rest = parts.uri.path_and_query().map_or("", |p| p.as_str()).trim_start_matches("/v1").to_owned();
+        let target = parts.uri.path_and_query().map_or("", |p| p.as_str());
+        let rest = target.strip_prefix("/v1").unwrap_or(target).to_owned();
         let headers = to_upstream(&parts.headers, &asked.request_id, false);
         let named;
         let (route, price, model, body, reservation) = if let Some(id) = one_model(&parts) {
@@ -310,7 +311,7 @@ impl Proxy {
             named = id;
             let held = pass::Held { body: Bytes::new(), model: Some(&named) };
             (route.clone(), None, route.model.clone(), pass::Request::Whole(held), None)
-        } else if self.routed_by_model(&parts.headers, &parts.method, &asked) {
+        } else if self.routed_by_model(&parts, &asked) {
             let held = self.read(&asked, &parts.headers, incoming).await?;
             let (body, reservation) = held.into_parts();
             let route = route_of_body(&asked, &body)?;
@@ -342,12 +343,14 @@ impl Proxy {
     }
 
     /// Whether the body has to be looked at: the model decides where it goes, whether it may, or what it costs.
-    fn routed_by_model(&self, headers: &HeaderMap, method: &Method, asked: &Asked) -> bool {
-        let kind = headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    fn routed_by_model(&self, parts: &http::request::Parts, asked: &Asked) -> bool {
+        let kind = parts.headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
         // Forms and files hold no JSON; anything else may, whatever it is called.
         let kind = kind.to_ascii_lowercase();
         let opaque = ["multipart/", "application/octet-stream"].iter().any(|of| kind.starts_with(of));
-        let has_body = !matches!(*method, Method::GET | Method::HEAD | Method::DELETE);
+        // Where models are held back, a body is not a form because it says so.
+        let opaque = opaque && (!asked.team.restricts_models() || takes_forms(parts.uri.path()));
+        let has_body = !matches!(parts.method, Method::GET | Method::HEAD | Method::DELETE);
         let matters = asked.snapshot.routes.ask_for_model()
             || asked.team.restricts_models()
             || !asked.snapshot.prices.is_empty();
@@ -411,7 +414,22 @@ fn holding<H: Send + 'static>(response: Response<Body>, held: H) -> Response<Bod
     Response::from_parts(parts, Body::boxed(body))
 }
 
+/// The paths of the API that take forms and files. Which model those name is not looked at.
+fn takes_forms(path: &str) -> bool {
+    ["/v1/audio/", "/v1/images/", "/v1/files", "/v1/uploads", "/v1/videos", "/v1/containers"]
+        .iter()
+        .any(|of| path.starts_with(of))
+}
+
 fn route_of_body(asked: &Asked, body: &Bytes) -> Result<Arc<crate::upstream::Route>, Refusal> {
+    if asked.team.restricts_models()
+        && !body.is_empty()
+        && let Err(why) = Members::read(body)
+    {
+        // Another reader might find a model in it that is not this team's.
+        let message = format!("The body has to be one plain JSON object: {why}");
+        return Err(ErrorReply::new(400, "invalid_json", message).into());
+    }
     match model_of(body) {
         Some(model) => route(asked, &model),
         // What is no JSON names no model.

@@ -22,7 +22,12 @@ pub fn read(path: &Path) -> Result<Value, String> {
     match json {
         Some(Ok(document)) => Ok(document),
         // YAML may begin with a brace, too.
-        Some(Err(why)) => serde_saphyr::from_str(&text).map_err(|_| why.to_string()),
-        None => serde_saphyr::from_str(&text).map_err(|why| why.to_string()),
+        Some(Err(why)) => yaml(&text).map_err(|_| why.to_string()),
+        None => yaml(&text).map_err(|why| why.to_string()),
     }
+}
+
+/// As YAML 1.2 reads it: `y` and `no` are texts, not truth values.
+fn yaml(text: &str) -> Result<Value, serde_saphyr::Error> {
+    serde_saphyr::from_str_with_options(text, serde_saphyr::options! { strict_booleans: true })
 }
