@@ -220,6 +220,7 @@ async function open(id) {
   state.marked = null;
   state.drawn = null;
   changed.add(id);
+  show();
   try {
     const found = await get(`api/runs/${encodeURIComponent(id)}`);
     if (state.selected !== id) return;
@@ -231,6 +232,11 @@ async function open(id) {
     state.open = null;
     $('detail').replaceChildren(h('div', { class: 'empty' }, h('h1', {}, 'This run is not here'), h('p', {}, String(error.message))));
   }
+  show();
+}
+
+/** Draws the list with the selected run in sight. */
+function show() {
   draw();
   const row = state.rows.get(state.selected);
   if (row) row.scrollIntoView({ block: 'nearest' });
@@ -536,7 +542,12 @@ async function drawConfig() {
 
 // ---- where we are
 
-const go = (id) => { location.hash = `run=${encodeURIComponent(id)}`; };
+/** Goes there now: the event of a changed address comes later, and the next key must not be lost to it. */
+function to(hash) {
+  location.hash = hash;
+  route();
+}
+const go = (id) => to(`run=${encodeURIComponent(id)}`);
 
 function route() {
   const hash = location.hash.slice(1);
@@ -575,7 +586,7 @@ function keys(event) {
       if (event.target.id === 'filter') { event.target.value = ''; draw(); }
       event.target.blur();
     } else if ($('detail').contains(document.activeElement)) $('rows').focus();
-    else location.hash = '';
+    else to('');
     return;
   }
   if (event.key === 'Enter' && event.target.id === 'filter' && state.order.length) {
