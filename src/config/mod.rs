@@ -415,7 +415,11 @@ impl Reading {
         for error in errors {
             let path: Vec<&str> =
                 ["tools", &error.tool].into_iter().chain(error.path.iter().map(String::as_str)).collect();
-            if !self.shape.explains(&path) {
+            let explained = match error.missing {
+                [] => self.shape.explains(&path),
+                keys => keys.iter().any(|key| self.shape.explains(&[&path[..], &[key]].concat())),
+            };
+            if !explained {
                 self.add(&path, &error.message, error.fix.as_deref().unwrap_or_default());
             }
         }

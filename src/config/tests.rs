@@ -795,7 +795,6 @@ teams:
 
 #[test]
 fn an_unknown_key_hides_nothing_but_itself() {
-    // Without it there may be more to say of the tool as a whole; that is said once the key is right.
     let text = with(
         "lisen: 1\ntools: { d: { description: nothing, timout: 3s }, e: { htpp: { url: \"ftp://x\" } } }\nteams: { blue: { keys: [], x: 1, tools: [nobody] } }",
     );
@@ -803,6 +802,7 @@ fn an_unknown_key_hides_nothing_but_itself() {
         messages(&text),
         [
             "unknown key `lisen`",
+            "nothing says how to run it",
             "unknown key `timout`",
             "unknown key `htpp`",
             "unknown key `x`",

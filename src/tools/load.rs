@@ -9,6 +9,8 @@ pub struct LoadError {
     pub tool: String,
     /// Where below the tool: `["http", "url"]`; empty for the tool as a whole.
     pub path: Vec<String>,
+    /// The keys below the path of which one is missing; empty when something else is wrong.
+    pub missing: &'static [&'static str],
     /// What is wrong, as a sentence. It never holds a secret.
     pub message: String,
     /// What to write instead, when that can be said.
@@ -31,6 +33,7 @@ impl Mistakes {
         self.all.push(LoadError {
             tool: self.tool.clone(),
             path: path.iter().map(S::to_string).collect(),
+            missing: &[],
             message: message.into(),
             fix: None,
         });
@@ -45,6 +48,14 @@ impl Mistakes {
         self.add(path, message);
         if let Some(last) = self.all.last_mut() {
             last.fix = Some(fix.into());
+        }
+    }
+
+    /// One of these keys of the tool has to be there, and none is.
+    pub(super) fn add_missing(&mut self, keys: &'static [&'static str], message: &str, fix: &str) {
+        self.add_with_fix::<&str>(&[], message, fix);
+        if let Some(last) = self.all.last_mut() {
+            last.missing = keys;
         }
     }
 

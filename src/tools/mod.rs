@@ -412,8 +412,8 @@ impl Tool {
             (Some(http), None) => Kind::Http(Box::new(http?)),
             (None, Some(command)) => Kind::Command(Box::new(command?)),
             (None, None) => {
-                mistakes.add_with_fix::<&str>(
-                    &[],
+                mistakes.add_missing(
+                    &["http", "command", "mcp", "openapi"],
                     "nothing says how to run it",
                     "add `http:`, `command:`, `mcp:` or `openapi:`",
                 );
