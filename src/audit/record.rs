@@ -75,24 +75,8 @@ impl Entry {
     /// The line, its end left out.
     pub(super) fn line(&self, time: jiff::Timestamp, before: &Hash) -> Vec<u8> {
         let before = hex(before);
-        let mut line = Line {
-            time: format!("{time:.6}"),
-            event: self.word(),
-            pid: None,
-            version: None,
-            torn: None,
-            team: None,
-            request_id: None,
-            call_id: None,
-            key: None,
-            tool: None,
-            effect: None,
-            arguments_sha256: None,
-            arguments: None,
-            outcome: None,
-            ms: None,
-            prev: &before,
-        };
+        let mut line =
+            Line { time: format!("{time:.6}"), event: self.word(), prev: &before, ..Line::default() };
         match self {
             Self::Start { torn } => {
                 line.pid = Some(std::process::id());
@@ -135,7 +119,7 @@ pub(super) fn word(outcome: &Outcome) -> &'static str {
     }
 }
 
-#[derive(Serialize)]
+#[derive(Default, Serialize)]
 struct Line<'a> {
     time: String,
     event: &'static str,
