@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::client::{Addresses, Client, Events, Whom, agent, message, whole};
 use super::waterfall::{Paint, draw, headline, tame};
-use super::{Exit, out, runtime};
+use super::{Exit, answer_of, out};
 use crate::config::process_env;
 
 /// How often a live drawing is renewed while nothing is new.
@@ -54,17 +54,7 @@ pub(super) fn run(path: Option<&Path>, arguments: &Arguments) -> Exit {
             }
         }
     };
-    let runtime = match runtime() {
-        Ok(runtime) => runtime,
-        Err(exit) => return exit,
-    };
-    match runtime.block_on(ask(&configured, arguments)) {
-        Ok(()) => Exit::Fine,
-        Err(why) => {
-            out::report(&format!("{why}\n"));
-            Exit::Failure
-        }
-    }
+    answer_of(ask(&configured, arguments)).err().unwrap_or(Exit::Fine)
 }
 
 async fn ask(at: &Addresses, arguments: &Arguments) -> Result<(), String> {

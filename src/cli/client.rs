@@ -35,6 +35,14 @@ pub(super) struct Whom {
     pub(super) admin: Option<String>,
 }
 
+impl Whom {
+    /// The address of its admin side, without a path and a `/` at the end.
+    pub(super) fn admin(&self, path: Option<&Path>) -> String {
+        let admin = self.admin.clone().unwrap_or_else(|| Addresses::of(path).admin);
+        admin.trim_end_matches('/').to_owned()
+    }
+}
+
 /// The addresses of a running fanfold.
 pub(super) struct Addresses {
     /// With its `/v1`.

@@ -198,6 +198,14 @@ fn runtime() -> Result<tokio::runtime::Runtime, Exit> {
     })
 }
 
+/// What was asked over the network; a failure is told and becomes the exit.
+fn answer_of<T>(asking: impl Future<Output = Result<T, String>>) -> Result<T, Exit> {
+    runtime()?.block_on(asking).map_err(|why| {
+        out::report(&format!("{why}\n"));
+        Exit::Failure
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;

@@ -6,9 +6,9 @@ use clap::Args;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 
-use super::client::{Addresses, Client, Whom};
+use super::client::{Client, Whom};
 use super::waterfall::{Paint, draw, headline, tame};
-use super::{Exit, out, runtime};
+use super::{Exit, answer_of, out};
 
 /// The longest argument or result that is shown, in characters.
 const SHOWN: usize = 100;
@@ -27,18 +27,11 @@ pub(super) struct Arguments {
 
 /// 1 when there is no such run, or nobody to ask.
 pub(super) fn run(path: Option<&Path>, arguments: &Arguments) -> Exit {
-    let admin = arguments.whom.admin.clone().unwrap_or_else(|| Addresses::of(path).admin);
-    let runtime = match runtime() {
-        Ok(runtime) => runtime,
-        Err(exit) => return exit,
-    };
-    match runtime.block_on(find(admin.trim_end_matches('/'), &arguments.id)) {
+    let admin = arguments.whom.admin(path);
+    match answer_of(find(&admin, &arguments.id)) {
         Ok(found) if arguments.json => out::answer(&format!("{found:#}\n")),
         Ok(found) => out::answer(&text(&found, Paint(out::coloured_answer()))),
-        Err(why) => {
-            out::report(&format!("{why}\n"));
-            return Exit::Failure;
-        }
+        Err(exit) => return exit,
     }
     Exit::Fine
 }

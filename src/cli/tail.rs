@@ -8,9 +8,9 @@ use bytes::Bytes;
 use clap::Args;
 use serde_json::Value;
 
-use super::client::{Addresses, Client, Whom};
+use super::client::{Client, Whom};
 use super::waterfall::{Paint, batch, seconds, tame};
-use super::{Exit, out, runtime};
+use super::{Exit, answer_of, out};
 
 /// Runs that are followed at once; the rest is told when it ends.
 const FOLLOWED: usize = 10_000;
@@ -30,18 +30,8 @@ pub(super) struct Arguments {
 
 /// 1 when there is nobody to follow, or it ends.
 pub(super) fn run(path: Option<&Path>, arguments: &Arguments) -> Exit {
-    let admin = arguments.whom.admin.clone().unwrap_or_else(|| Addresses::of(path).admin);
-    let runtime = match runtime() {
-        Ok(runtime) => runtime,
-        Err(exit) => return exit,
-    };
-    match runtime.block_on(follow(admin.trim_end_matches('/'), arguments)) {
-        Ok(()) => Exit::Fine,
-        Err(why) => {
-            out::report(&format!("{why}\n"));
-            Exit::Failure
-        }
-    }
+    let admin = arguments.whom.admin(path);
+    answer_of(follow(&admin, arguments)).err().unwrap_or(Exit::Fine)
 }
 
 async fn follow(admin: &str, arguments: &Arguments) -> Result<(), String> {
