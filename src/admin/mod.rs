@@ -145,7 +145,8 @@ mod tests {
     use tokio_util::task::TaskTracker;
 
     use crate::admin::inspector::InUse;
-    use crate::runs::{About, Kind, Progress, Runs, Watch};
+    use crate::runs::Runs;
+    use crate::runs::tests::begin;
     use crate::server::listener::{Listener, Options};
     use crate::server::settings::Settings;
     use crate::server::testing::{get, soon, to_end};
@@ -280,22 +281,6 @@ mod tests {
             assert_eq!(asked(&admin, "GET", path, "evil.example").await.0, 403, "{path}");
         }
         assert_eq!(asked(&admin, "HEAD", "/livez", "localhost").await.0, 200);
-    }
-
-    fn begin(runs: &Arc<Runs>, id: &str) -> Watch {
-        let about = About {
-            id: id.into(),
-            request_id: format!("of-{id}"),
-            team: "blue".into(),
-            model: "<b>m</b>".into(),
-            route: "*".into(),
-            upstream: "main".into(),
-            kind: Kind::Turn,
-            stream: false,
-            began: 1,
-            tools: 0,
-        };
-        runs.begin(about, Progress::default())
     }
 
     #[tokio::test]

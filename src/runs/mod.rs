@@ -243,4 +243,4 @@ impl Drop for Watch {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

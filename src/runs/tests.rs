@@ -6,12 +6,13 @@ fn runs(keep: u32, bytes: usize) -> Arc<Runs> {
     Runs::new(&settings).unwrap()
 }
 
-fn begin(runs: &Arc<Runs>, id: &str) -> Watch {
+/// A turn of the team `blue` that has begun. The name of its model would be markup.
+pub(crate) fn begin(runs: &Arc<Runs>, id: &str) -> Watch {
     let about = About {
         id: id.into(),
         request_id: format!("of-{id}"),
         team: "blue".into(),
-        model: "m".into(),
+        model: "<b>m</b>".into(),
         route: "*".into(),
         upstream: "main".into(),
         kind: Kind::Turn,
