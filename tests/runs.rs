@@ -134,3 +134,32 @@ async fn nothing_is_remembered_where_nothing_is_to_be() {
     let list = admin(&proxy, "/api/runs").await;
     assert_eq!((&list["remembers"], &list["runs"]), (&json!(false), &json!([])));
 }
+
+#[tokio::test]
+async fn a_run_of_a_model_with_a_price_tells_what_it_cost() {
+    let lab = Lab::start().await;
+    // 10 tokens of input and 5 of output a round: 10 · 2.50 + 5 · 10.00 = 75 millionths.
+    let usage = json!({ "prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15 });
+    let calls = json!({ "reply": { "calls": [{ "name": "f", "arguments": {} }], "usage": usage } });
+    let answer = json!({ "reply": { "text": "done", "usage": usage } });
+    lab.script("turn", json!({ "rounds": [calls, answer] }));
+    lab.script("relay", json!({ "rounds": [answer] }));
+    lab.script("free", json!({ "rounds": [answer] }));
+    let price = json!({ "input": 2.50, "output": 10.00 });
+    let more = json!({
+        "tools": { "f": tool(&lab, "echo", "f") },
+        "prices": { "script:turn": price, "script:relay": price },
+        "currency": "EUR",
+    });
+    let proxy = Proxy::before(&lab, more).await;
+    let mut told = Vec::new();
+    for (script, tools) in [("turn", json!(["f"])), ("relay", json!([])), ("free", json!(["f"]))] {
+        proxy.reply(&with(chat(script), json!({ "fanfold": { "tools": tools } }))).await;
+        let run = last(&proxy).await["run"].clone();
+        let listed = admin(&proxy, "/api/runs").await["runs"][0].clone();
+        assert_eq!(listed["cost"], run["end"]["cost"], "the list says the same");
+        told.push((run["kind"].clone(), run["end"]["cost"].clone()));
+    }
+    let expected = [("turn", json!("0.00015 EUR")), ("relay", json!("0.000075 EUR")), ("turn", Value::Null)];
+    assert_eq!(told, expected.map(|(kind, cost)| (json!(kind), cost)));
+}

@@ -155,6 +155,7 @@ impl Lines {
         if let Some(tokens) = end["tokens"].as_array() {
             parts.push(format!("{} + {} tokens", tokens[0], tokens[1]));
         }
+        parts.extend(end["cost"].as_str().map(tame));
         if let Some(error) = end["error"].as_str() {
             parts.push(self.paint.bad(error));
         }
@@ -201,11 +202,11 @@ mod tests {
         assert_eq!(lines.of(&run), "abcdef  batch    2 calls in 0.80 s, one after another 1.60 s, ×2.0\n");
         assert_eq!(lines.of(&run), "");
         run["rounds"] = json!([done, second]);
-        run["end"] = json!({ "outcome": "ok", "total": 1000.0, "tokens": [1, 2] });
+        run["end"] = json!({ "outcome": "ok", "total": 1000.0, "tokens": [1, 2], "cost": "0.03 EUR" });
         assert_eq!(
             lines.of(&run),
             "abcdef  round 2  m, blue: first token 0.05 s, reply 0.10 s, asked again: reset\n\
-             abcdef  ok       1.00 s, 2 rounds, 2 calls, 0.80 s saved, 1 + 2 tokens\n"
+             abcdef  ok       1.00 s, 2 rounds, 2 calls, 0.80 s saved, 1 + 2 tokens, 0.03 EUR\n"
         );
         assert!(lines.told.is_empty());
     }

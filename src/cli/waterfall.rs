@@ -50,6 +50,9 @@ pub(super) fn headline(run: &Value, paint: Paint) -> String {
     if let Some(tokens) = end["tokens"].as_array() {
         text.push_str(&format!(", {} + {} tokens", tokens[0], tokens[1]));
     }
+    if let Some(cost) = end["cost"].as_str() {
+        text.push_str(&format!(", {}", tame(cost)));
+    }
     text.push('\n');
     text
 }

@@ -20,7 +20,7 @@ use super::body::Body;
 use super::headers::{end_to_end, tell};
 use super::metered::{Metered, Streams};
 use super::sink::error_response;
-use super::watching::Passed;
+use super::watching::{Over, Passed};
 use super::{render, summary};
 use crate::policy::parallel::Decision;
 use crate::policy::retry::Tries;
@@ -339,11 +339,16 @@ impl Passing {
         if let Some(tokens) = usage {
             self.charge(tokens);
         }
+        let Some(turn) = &mut self.turn else { return };
+        let run = turn.run.take();
+        let priced = self.price.zip(usage);
+        let cost = priced.map(|(price, tokens)| summary::money(price.of(tokens), &self.account));
         if let Some(turn) = &self.turn {
-            summary::relayed(&self, turn, outcome, usage.unwrap_or_default());
+            summary::relayed(&self, turn, outcome, usage.unwrap_or_default(), cost.as_deref());
         }
-        if let Some(run) = self.turn.as_mut().and_then(|turn| turn.run.take()) {
-            run.end(outcome, usage.map(|tokens| (tokens.input, tokens.output)), status, said);
+        if let Some(run) = run {
+            let tokens = usage.map(|tokens| (tokens.input, tokens.output));
+            run.end(Over { outcome, tokens, status, cost, said });
         }
     }
 }

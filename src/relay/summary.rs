@@ -109,7 +109,13 @@ impl Summary<'_> {
 
     /// What the record of runs is told of the end.
     pub(super) fn told(&self) -> Told {
-        Told { total: self.total, first: self.first, outcome: self.outcome(), client_gone: self.client_gone }
+        Told {
+            total: self.total,
+            first: self.first,
+            outcome: self.outcome(),
+            client_gone: self.client_gone,
+            cost: self.cost(),
+        }
     }
 
     /// Writes metrics and the log line.
@@ -223,9 +229,14 @@ impl Summary<'_> {
 }
 
 /// A chat that went through: a turn of one round, in which nothing had to be done.
-pub(super) fn relayed(passing: &Passing, turn: &pass::Turn, outcome: &'static str, tokens: Tokens) {
+pub(super) fn relayed(
+    passing: &Passing,
+    turn: &pass::Turn,
+    outcome: &'static str,
+    tokens: Tokens,
+    cost: Option<&str>,
+) {
     let telemetry = &passing.telemetry;
-    let cost = passing.price.map(|price| money(price.of(tokens), &passing.account));
     let team = ("team", passing.account.team.name.clone().into());
     telemetry.histogram(metrics::INFERENCE_CALLS, std::slice::from_ref(&team)).record(1.0);
     telemetry.counter(metrics::TURNS, &[team, ("outcome", outcome.into())]).increment(1);
@@ -241,13 +252,13 @@ pub(super) fn relayed(passing: &Passing, turn: &pass::Turn, outcome: &'static st
         ms = millis(passing.since.elapsed()),
         input_tokens = tokens.input,
         output_tokens = tokens.output,
-        cost = cost.as_deref(),
+        cost,
         "turn"
     );
 }
 
 /// An amount with its currency.
-fn money(cost: Money, account: &Account) -> String {
+pub(super) fn money(cost: Money, account: &Account) -> String {
     format!("{cost} {}", account.currency)
 }
 

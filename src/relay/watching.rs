@@ -172,7 +172,7 @@ impl Watching {
             overhead: millis(record.overhead(told.total)),
             tokens: tokens(usage),
             tokens_partial: usage.is_partial(),
-            cost: None,
+            cost: told.cost,
         };
         let most = self.watch.text();
         let text = |text: &String| Text::of(text, most);
@@ -200,6 +200,8 @@ pub(super) struct Told {
     pub(super) first: Option<Duration>,
     pub(super) outcome: &'static str,
     pub(super) client_gone: bool,
+    /// With its currency.
+    pub(super) cost: Option<String>,
 }
 
 /// A chat that goes through and is watched: a run of one round.
@@ -261,8 +263,9 @@ impl Passed {
         self.watch.update(self.progress.clone());
     }
 
-    /// It is over. `said`: the end of what the upstream said, as it came.
-    pub(super) fn end(mut self, outcome: &'static str, tokens: Option<(u64, u64)>, status: u16, said: &[u8]) {
+    /// It is over.
+    pub(super) fn end(mut self, over: Over<'_>) {
+        let Over { outcome, tokens, status, cost, said } = over;
         let total = millis(self.since.elapsed());
         self.progress.client_gone = outcome == "client_gone";
         let first = self.progress.rounds.last().and_then(|round| round.first);
@@ -276,6 +279,7 @@ impl Passed {
             status,
             tokens: tokens.unwrap_or_default(),
             tokens_partial: tokens.is_none(),
+            cost,
             ..End::default()
         };
         let most = self.watch.text();
@@ -289,6 +293,20 @@ impl Passed {
         });
         self.watch.end(self.progress, end, content);
     }
+}
+
+/// How a chat that went through ended.
+pub(super) struct Over<'a> {
+    /// The metric's word for it.
+    pub(super) outcome: &'static str,
+    /// Tokens the upstream reported: input and output.
+    pub(super) tokens: Option<(u64, u64)>,
+    /// The status of the answer.
+    pub(super) status: u16,
+    /// What it cost, with its currency.
+    pub(super) cost: Option<String>,
+    /// The end of what the upstream said, as it came.
+    pub(super) said: &'a [u8],
 }
 
 /// Whose chat goes through, and where.

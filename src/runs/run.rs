@@ -133,9 +133,9 @@ pub struct End {
     pub tokens: (u64, u64),
     /// A round did not report its tokens.
     pub tokens_partial: bool,
-    /// What it cost, where prices are known.
+    /// What it cost, with its currency, where its model has a price.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub cost: Option<f64>,
+    pub cost: Option<String>,
 }
 
 /// The calls of one round, which ran side by side.
@@ -191,7 +191,7 @@ impl Run {
             outcome: end.as_ref().map(|end| end.outcome),
             error: end.as_ref().and_then(|end| end.error.as_deref()),
             tokens: end.as_ref().map(|end| end.tokens),
-            cost: end.as_ref().and_then(|end| end.cost),
+            cost: end.as_ref().and_then(|end| end.cost.as_deref()),
         }
     }
 
@@ -242,7 +242,7 @@ pub struct Summary<'a> {
     pub error: Option<&'a str>,
     pub tokens: Option<(u64, u64)>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub cost: Option<f64>,
+    pub cost: Option<&'a str>,
 }
 
 /// Per round, what its calls took together and in sum. Calls that shared another's run are that run.

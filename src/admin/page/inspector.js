@@ -280,7 +280,7 @@ function drawRun() {
       run.kind === 'turn' ? figure(String(run.calls.length), run.calls.length === 1 ? 'call' : 'calls') : null,
       saved >= 1 ? figure(seconds(saved), 'saved by running in parallel') : null,
       end ? figure(`${end.tokens[0]} + ${end.tokens[1]}${end.tokens_partial ? '?' : ''}`, end.tokens_partial ? 'tokens reported' : 'tokens in + out') : null,
-      end && end.cost !== undefined ? figure(end.cost.toFixed(4), 'cost') : null,
+      end && end.cost !== undefined ? figure(end.cost, 'cost') : null,
       end && end.overhead ? figure(seconds(end.overhead), 'overhead') : null),
     h('section', { class: 'card', 'aria-label': 'Waterfall' }, waterfall(current)),
     decision(run),
