@@ -26,6 +26,7 @@
 //! | 0 pure | [`sse`] | Bytes to events, in bounded memory. |
 //! | 1 pure | [`policy`] | Relay, turn or refuse; the strict-versus-parallel rule. |
 //! | 1 pure | [`engine`] | Given everything heard so far, what happens next. |
+//! | 2 service | [`trust`] | Whose certificates are believed. |
 //! | 2 service | [`telemetry`] | Names and writes metrics and logs. |
 //! | 2 service | [`upstream`] | Sends one ask and delivers its reply as engine inputs. |
 //! | 2 service | [`tools`] | Knows which tools exist and runs one call within its limits. |
@@ -68,6 +69,7 @@ pub mod store;
 pub mod team;
 pub mod telemetry;
 pub mod tools;
+pub mod trust;
 pub mod units;
 pub mod upstream;
 pub mod wire;

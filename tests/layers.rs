@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 
 /// Every module with its layer. Those of one layer do not import each other, but where `SIDEWAYS`
 /// says so.
-const LAYERS: [(&str, u8); 20] = [
+const LAYERS: [(&str, u8); 21] = [
     ("units", 0),
     ("wire", 0),
     ("sse", 0),
     ("policy", 1),
     ("engine", 1),
+    ("trust", 2),
     ("telemetry", 2),
     ("upstream", 2),
     ("tools", 2),
@@ -31,8 +32,9 @@ const LAYERS: [(&str, u8); 20] = [
 ];
 
 /// Imports within a layer that are meant: who, and whom.
-const SIDEWAYS: [(&str, &str); 18] = [
+const SIDEWAYS: [(&str, &str); 19] = [
     ("wire", "units"),
+    ("upstream", "trust"),
     ("engine", "policy"),
     ("upstream", "telemetry"),
     ("tools", "telemetry"),

@@ -16,11 +16,12 @@ use hyper_util::rt::TokioExecutor;
 use serde_json::Value;
 use tokio::time::timeout;
 
-use super::http::{chain, tls};
+use super::http::chain;
 use super::reading;
 use crate::config::file::File;
 use crate::config::{Flags, is_there, process_env};
 use crate::sse::{Decoder, Event};
+use crate::trust;
 
 /// How long an answer that is not a stream may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -83,8 +84,11 @@ pub(super) struct Client(Legacy<HttpsConnector<HttpConnector>, Full<Bytes>>);
 
 impl Client {
     pub(super) fn new() -> Result<Self, String> {
-        let connector =
-            HttpsConnectorBuilder::new().with_tls_config(tls(None)?).https_or_http().enable_http1().build();
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(trust::tls(None)?)
+            .https_or_http()
+            .enable_http1()
+            .build();
         Ok(Self(Legacy::builder(TokioExecutor::new()).build(connector)))
     }
 

@@ -15,7 +15,7 @@ use hyper::body::Incoming;
 use hyper_util::client::legacy::{Client, ResponseFuture};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
-use super::connect::{Connector, tls};
+use super::connect::Connector;
 use super::fault;
 use super::health::{Health, Key, Standing, Ticket};
 use super::place::Place;
@@ -25,6 +25,7 @@ use super::upload::Upload;
 use crate::policy::parallel::model_refuses_parameter;
 use crate::policy::plan::Habits;
 use crate::telemetry::Telemetry;
+use crate::trust;
 use crate::units::Secret;
 use crate::wire::error::Said;
 use crate::wire::failure::{Fact, Failure, FailureKind, kind_of_status};
@@ -143,7 +144,7 @@ impl Upstream {
             })?;
             headers.insert(header, value);
         }
-        let tls = tls(settings.ca.as_deref()).map_err(|e| wrong("ca", e))?;
+        let tls = trust::tls(settings.ca.as_deref()).map_err(|e| wrong("ca", e))?;
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .timer(TokioTimer::new())

@@ -4,7 +4,6 @@ use std::error::Error;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -12,9 +11,6 @@ use http::Uri;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::dns::{GaiAddrs, GaiResolver, Name};
-use rustls::RootCertStore;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 use tower_service::Service;
 
 type BoxError = Box<dyn Error + Send + Sync>;
@@ -94,41 +90,4 @@ impl Service<Uri> for Connector {
         let connecting = tokio::time::timeout(self.within, self.inner.call(uri));
         Box::pin(async move { connecting.await.unwrap_or_else(|_| Err(ConnectError::Timeout.into())) })
     }
-}
-
-/// TLS towards an upstream: the authorities of a PEM file, or the system's.
-pub(super) fn tls(ca: Option<&str>) -> Result<rustls::ClientConfig, String> {
-    let roots = match ca {
-        Some(path) => roots_of(path)?,
-        None => system_roots(),
-    };
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    Ok(rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|e| e.to_string())?
-        .with_root_certificates(roots)
-        .with_no_client_auth())
-}
-
-fn roots_of(path: &str) -> Result<RootCertStore, String> {
-    let read = || format!("the certificate file {path} cannot be read");
-    let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_file_iter(path).map_err(|e| format!("{}: {e}", read()))? {
-        let certificate = certificate.map_err(|e| format!("{}: {e}", read()))?;
-        roots.add(certificate).map_err(|e| format!("a certificate in {path} cannot be used: {e}"))?;
-    }
-    if roots.is_empty() {
-        return Err(format!("{path} holds no certificate; it has to be a PEM file"));
-    }
-    Ok(roots)
-}
-
-/// The system's authorities; where there are none, Mozilla's.
-fn system_roots() -> RootCertStore {
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    if roots.is_empty() {
-        roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
-    }
-    roots
 }
