@@ -25,6 +25,7 @@ use self::tool_servers::ToolServers;
 use crate::admin::Admin;
 use crate::admin::inspector::{InUse, Inspector};
 use crate::audit::Audit;
+use crate::config::file::File;
 use crate::config::watch::{Cause, Watcher};
 use crate::config::{self, Flags, Loaded, process_env};
 use crate::ledger::{self, Ledger};
@@ -39,6 +40,7 @@ use crate::server::visitors::Visitors;
 use crate::store::{Bounds, Capacity, Health, Store};
 use crate::team::fair::Queue;
 use crate::team::{Defaults, Teams};
+use crate::telemetry::traces::{Tracer, Wrong, resolve};
 use crate::telemetry::{Telemetry, metrics};
 use crate::tools::{Catalog, Standing};
 use crate::units::Secret;
@@ -79,6 +81,8 @@ pub enum StartError {
     },
     /// The audit log cannot be written.
     Audit(String),
+    /// Traces cannot be sent as configured.
+    Traces(String),
     /// The system refuses something.
     System(String),
 }
@@ -92,7 +96,7 @@ impl fmt::Display for StartError {
             Self::ToolServer { name, why } => {
                 write!(f, "the tool server `{name}` is required, but is not up: {why}")
             }
-            Self::Audit(message) | Self::System(message) => f.write_str(message),
+            Self::Audit(message) | Self::Traces(message) | Self::System(message) => f.write_str(message),
         }
     }
 }
@@ -183,6 +187,10 @@ struct Keeper {
     runs: Option<Arc<Runs>>,
     /// The settings in use, for the inspector.
     config: Arc<ArcSwap<Box<RawValue>>>,
+    /// Who waits for what is sent to a collector.
+    exporters: TaskTracker,
+    /// Cancelled when nothing more is to be done beside serving.
+    upkeep: CancellationToken,
 }
 
 impl App {
@@ -198,6 +206,7 @@ impl App {
         store.connect().await;
         let store = Arc::new(store);
         let ledger = Ledger::new(store.clone(), ledger_settings(limits));
+        let (admin_listeners, upkeep) = (TaskTracker::new(), CancellationToken::new());
         let keeper = Keeper {
             telemetry: telemetry.clone(),
             store,
@@ -206,6 +215,8 @@ impl App {
             ledger,
             runs: Runs::new(&file.runs),
             config: Arc::new(ArcSwap::from_pointee(shown(loaded))),
+            exporters: admin_listeners.clone(),
+            upkeep: upkeep.clone(),
         };
         let catalog = Arc::new(catalog);
         log_remarks(&catalog);
@@ -241,8 +252,8 @@ impl App {
             shutdown: shutdown.clone(),
             turns: turns.clone(),
             listeners: TaskTracker::new(),
-            admin_listeners: TaskTracker::new(),
-            upkeep: CancellationToken::new(),
+            admin_listeners,
+            upkeep,
         };
         let proxy = Proxy {
             address: app.proxy_address,
@@ -553,6 +564,7 @@ fn snapshot(
             log_content: file.log.content,
             runs: keeper.runs.clone(),
             runs_content: file.runs.content,
+            traces: tracer(file, keeper).map_err(StartError::Traces)?,
         },
         policy: file.policy.clone(),
         limits,
@@ -560,6 +572,23 @@ fn snapshot(
         prices: Arc::new(file.prices.clone()),
         currency: file.currency.as_str().into(),
     })
+}
+
+/// What takes the spans of turns. A reload makes a new one; what the one before still has is sent when the last
+/// turn that knows it is over.
+fn tracer(file: &File, keeper: &Keeper) -> Result<Option<Arc<Tracer>>, String> {
+    let Some(settings) = &file.traces else { return Ok(None) };
+    let open = |secret: &Secret| {
+        config::secret::open(secret, &process_env).map(|secret| secret.expose_secret().to_owned())
+    };
+    let in_words = |mistakes: Vec<Wrong>| {
+        let each = mistakes.iter().map(|mistake| format!("traces.{}: {}", mistake.setting, mistake.message));
+        each.collect::<Vec<_>>().join("; ")
+    };
+    let Some(resolved) = resolve(settings, &process_env, &open).map_err(in_words)? else { return Ok(None) };
+    let (tracer, exporter) = Tracer::new(settings, resolved, &keeper.telemetry);
+    keeper.exporters.spawn(exporter.run(keeper.upkeep.clone()));
+    Ok(Some(Arc::new(tracer)))
 }
 
 /// Says which operations of OpenAPI documents are left out.

@@ -32,8 +32,9 @@ const LAYERS: [(&str, u8); 21] = [
 ];
 
 /// Imports within a layer that are meant: who, and whom.
-const SIDEWAYS: [(&str, &str); 19] = [
+const SIDEWAYS: [(&str, &str); 20] = [
     ("wire", "units"),
+    ("telemetry", "trust"),
     ("upstream", "trust"),
     ("engine", "policy"),
     ("upstream", "telemetry"),

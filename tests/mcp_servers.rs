@@ -402,7 +402,7 @@ async fn a_hundred_thousand_interleaved_calls_of_two_teams_never_cross() {
                     arguments: json!({ "a": key }).to_string(),
                     idempotency_key: key.clone(),
                     request_id: key.clone(),
-                    traceparent: None,
+                    trace: None,
                     result_limit: 65_536,
                     deadline: tokio::time::Instant::now() + Duration::from_secs(120),
                     progress: Progress::new(tool.spec().patience(None), Arc::default()),

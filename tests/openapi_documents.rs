@@ -73,7 +73,7 @@ async fn run(catalog: &Catalog, name: &str, arguments: &Value) -> Outcome {
         arguments: arguments.to_string(),
         idempotency_key: "key".into(),
         request_id: "request".into(),
-        traceparent: None,
+        trace: None,
         result_limit: 64 * 1024,
         deadline: Instant::now() + Duration::from_secs(60),
         progress: Progress::new(tool.spec().patience(None), Arc::default()),

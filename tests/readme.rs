@@ -147,6 +147,7 @@ fn every_block_is_of_a_kind_that_a_test_runs() {
         "yaml sandbox",
         "yaml teams",
         "yaml replicas",
+        "yaml traces",
         "text drawing",
         "json record",
         "sh audit",
@@ -242,6 +243,15 @@ fn the_teams_are_settings_without_a_mistake() {
     fs::write(folder.path().join("fanfold.yaml"), upstream.to_owned() + &only("yaml teams")).unwrap();
     let out = shell("fanfold check 2>warnings; test ! -s warnings", folder.path());
     assert!(out.contains("blue") && out.contains("batch"), "{out}");
+}
+
+#[test]
+fn the_traces_are_settings_without_a_mistake() {
+    let folder = tempfile::tempdir().unwrap();
+    let upstream = "upstreams: { main: { base_url: http://127.0.0.1:1/v1 } }\n";
+    fs::write(folder.path().join("fanfold.yaml"), upstream.to_owned() + &only("yaml traces")).unwrap();
+    let out = shell("fanfold check 2>warnings; cat warnings", folder.path());
+    assert!(out.contains("fanfold.yaml is fine") && !out.contains("warning"), "{out}");
 }
 
 #[test]
@@ -396,10 +406,12 @@ fn limits_and_their_defaults_are_those_of_the_program() {
         table("| limit |").into_iter().map(|row| (code(&row[0])[0].clone(), row[1].clone())).collect();
     let mut there = BTreeMap::new();
     let upstream = &printed["upstreams"]["main"];
+    let traces = serde_json::to_value(fanfold::telemetry::traces::settings::Settings::default()).unwrap();
     let parts = [
         ("limits", &printed["limits"]),
         ("runs", &printed["runs"]),
         ("server", &printed["server"]),
+        ("traces", &traces),
         ("upstreams.NAME", upstream),
     ];
     for (part, values) in parts {

@@ -69,7 +69,7 @@ async fn run(catalog: &Catalog) -> OutcomeKind {
         arguments: "{}".into(),
         idempotency_key: "key".into(),
         request_id: "request".into(),
-        traceparent: None,
+        trace: None,
         result_limit: 1024,
         deadline: Instant::now() + Duration::from_millis(700),
         progress: Progress::new(tool.spec().patience(None), Arc::default()),

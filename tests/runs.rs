@@ -139,7 +139,7 @@ async fn nothing_is_remembered_where_nothing_is_to_be() {
 async fn a_run_of_a_model_with_a_price_tells_what_it_cost() {
     let lab = Lab::start().await;
     // 10 tokens of input and 5 of output a round: 10 · 2.50 + 5 · 10.00 = 75 millionths.
-    let usage = json!({ "prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15 });
+    let usage = json!([10, 5]);
     let calls = json!({ "reply": { "calls": [{ "name": "f", "arguments": {} }], "usage": usage } });
     let answer = json!({ "reply": { "text": "done", "usage": usage } });
     lab.script("turn", json!({ "rounds": [calls, answer] }));
@@ -153,8 +153,8 @@ async fn a_run_of_a_model_with_a_price_tells_what_it_cost() {
     });
     let proxy = Proxy::before(&lab, more).await;
     let mut told = Vec::new();
-    for (script, tools) in [("turn", json!(["f"])), ("relay", json!([])), ("free", json!(["f"]))] {
-        proxy.reply(&with(chat(script), json!({ "fanfold": { "tools": tools } }))).await;
+    for (script, tools) in [("turn", "f"), ("relay", "none"), ("free", "f")] {
+        assert_eq!(proxy.chat_with(&[("x-fanfold-tools", tools)], &chat(script)).await.status, 200);
         let run = last(&proxy).await["run"].clone();
         let listed = admin(&proxy, "/api/runs").await["runs"][0].clone();
         assert_eq!(listed["cost"], run["end"]["cost"], "the list says the same");

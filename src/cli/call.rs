@@ -92,7 +92,7 @@ async fn called(tool: &Tool, json: &str) -> (Outcome, Duration) {
         arguments: json.into(),
         idempotency_key: Uuid::now_v7().to_string(),
         request_id: Uuid::now_v7().to_string(),
-        traceparent: None,
+        trace: None,
         result_limit: tool.result_limit(),
         deadline: start + tool.spec().timeout,
         progress: Progress::new(tool.spec().patience(None), Arc::default()),

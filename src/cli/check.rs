@@ -6,7 +6,8 @@ use clap::Args;
 
 use super::tools::row;
 use super::{Exit, Overrides, loaded, online, out};
-use crate::config::Loaded;
+use crate::config::{Loaded, process_env};
+use crate::telemetry::traces::{Resolved, resolve};
 use crate::tools::sandbox::Host;
 use crate::tools::{Catalog, Remark};
 use crate::units::Secret;
@@ -34,6 +35,20 @@ pub(super) fn run(path: Option<&Path>, arguments: &Arguments) -> Exit {
     }
 }
 
+/// Where traces go, and which.
+fn traces(loaded: &Loaded) -> Vec<Vec<String>> {
+    let Some(settings) = &loaded.file.traces else { return Vec::new() };
+    // Mistakes were told when it was read.
+    let resolved = resolve(settings, &process_env, &|_| Ok("secret".into())).ok().flatten();
+    let row = |to: Resolved| {
+        let part = format!("{} of the turns", to.sampling.ratio);
+        let which = if to.sampling.heeds_client { format!("as the client says, else {part}") } else { part };
+        let content = if settings.content { "with content" } else { "without content" };
+        vec![to.url.to_string(), which, content.to_owned()]
+    };
+    resolved.map(row).into_iter().collect()
+}
+
 /// What the configuration amounts to.
 fn summary(loaded: &Loaded, catalog: &Catalog) -> String {
     let file = &loaded.file;
@@ -54,6 +69,7 @@ fn summary(loaded: &Loaded, catalog: &Catalog) -> String {
     part("upstreams", upstreams(loaded));
     part("routes", file.routes.iter().map(route).collect());
     part("teams", teams(loaded));
+    part("traces", traces(loaded));
     part("tool servers", servers(loaded));
     part("tools", catalog.iter().map(|tool| row(tool)).collect());
     if file.tools.values().any(|tool| tool.command.is_some()) {

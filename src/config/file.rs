@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{audit, policy, runs, server, store, team, tools, upstream};
+use crate::{audit, policy, runs, server, store, team, telemetry, tools, upstream};
 
 /// `fanfold.yaml`. Every key has a default but `upstreams`.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
@@ -59,6 +59,9 @@ pub struct File {
     /// What is remembered of the last turns, for the inspector.
     #[serde(default)]
     pub runs: runs::settings::Settings,
+    /// Sends a trace of each turn to an OpenTelemetry collector. None: there are no traces.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traces: Option<telemetry::traces::settings::Settings>,
 }
 
 fn listen() -> String {

@@ -394,6 +394,24 @@ fn each_rule_has_its_sentence() {
         (with("audit: { file: /nonexistent/a.jsonl }"), "there is no folder /nonexistent"),
         (with("audit: { file: / }"), "`/` is no file to write the audit log into"),
         (with("audit: { on_error: deny }"), "`audit` has no `file`"),
+        (
+            with("traces: { endpoint: \"localhost:4318\" }"),
+            "the collector's URL `localhost:4318` does not begin with http:// or https://",
+        ),
+        (
+            with("traces: { endpoint: \"http://h:4317/v1\", protocol: grpc }"),
+            "the collector's URL `http://h:4317/v1` has a path, which gRPC has no use for",
+        ),
+        (with("traces: { sample: 2 }"), "`sample` must be from 0 to 1, not 2"),
+        (with("traces: { protocol: udp }"), "`protocol` must be `grpc` or `http`, not `udp`"),
+        (
+            with("traces: { headers: { authorization: { env: UNSET } } }"),
+            "the environment variable `UNSET` is not set",
+        ),
+        (
+            with("traces: { ca: /nonexistent/ca.pem }"),
+            "the certificate file /nonexistent/ca.pem cannot be read: I/O error: No such file or directory (os error 2)",
+        ),
         (with("store: redis"), "`store` must be `memory`, not `redis`"),
         (with("store: 5"), "`store` must be `memory` or a map of keys and values, not the number 5"),
         (with("store: { timeout: 1s }"), "`store` has no `redis`"),
@@ -589,6 +607,14 @@ fn what_is_probably_not_meant_is_warned_about() {
         (with("tools: { t: { http: { url: \"https://a\" }, timeout: 10m } }"), "`timeout` is longer than a whole turn (300s)"),
         ("upstreams: { a: { base_url: https://x.example } }".into(), "`base_url` has no path"),
         ("upstreams: { a: { base_url: http://x.example/v1, api_key: k } }".into(), "the API key travels unencrypted to this upstream"),
+        (
+            with("traces: { endpoint: \"http://h:4317\" }"),
+            "collectors listen on port 4317 for gRPC, and the protocol is `http`",
+        ),
+        (
+            with("traces: { endpoint: \"http://otel.example:4318\", headers: { authorization: x } }"),
+            "the headers travel unencrypted to this collector",
+        ),
         ("upstreams: { a: { base_url: https://x/v1 }, b: { base_url: https://y/v1 } }\nroutes: [{ model: x, upstreams: [a] }]".into(), "no route leads to `b`"),
     ];
     for (text, wanted) in cases {

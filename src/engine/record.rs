@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Limit;
+use super::{Limit, RunId};
 use crate::wire::raw::Raw;
 use crate::wire::tool::OutcomeKind;
 
@@ -48,6 +48,8 @@ pub struct CallRecord {
     pub id: String,
     /// The tool, or the name the model invented.
     pub tool: Arc<str>,
+    /// The number of its run, if it had one of its own.
+    pub run: Option<RunId>,
     /// The tool exists.
     pub known: bool,
     /// The arguments as JSON text; only where content is kept.
@@ -134,6 +136,7 @@ mod tests {
             round,
             id: String::new(),
             tool: "t".into(),
+            run: None,
             known: true,
             arguments: None,
             queued: ms(started),

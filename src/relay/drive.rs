@@ -28,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use super::render::{self, To};
 use super::sink::{Gone, Sink, Wait, error_headers};
 use super::slots::Slots;
+use super::spans::{self, Said};
 use super::summary::{self, Summary};
 use super::watching::Watching;
 use crate::audit::{Audit, Facts};
@@ -41,6 +42,7 @@ use crate::team::account::{Account, Charged};
 use crate::team::money::{Money, Price};
 use crate::team::quota::Quota;
 use crate::telemetry::Telemetry;
+use crate::telemetry::traces::{About, Trace, Tracer};
 use crate::tools::{Call, Catalog, Progress};
 use crate::upstream::{AskHead, Asking, Expect, Heard, Reply, Route, Target};
 use crate::wire::error::ErrorReply;
@@ -80,6 +82,8 @@ pub struct Parts {
     pub runs: Option<Arc<Runs>>,
     /// What was said in a run is remembered too.
     pub runs_content: bool,
+    /// What takes the spans of turns, if there are traces.
+    pub traces: Option<Arc<Tracer>>,
 }
 
 /// One turn, as the server hands it over.
@@ -111,8 +115,8 @@ pub struct Started {
     pub headers: HeaderMap,
     /// The request's id.
     pub request_id: String,
-    /// The trace the request belongs to.
-    pub traceparent: Option<String>,
+    /// The trace it belongs to.
+    pub trace: Trace,
     /// Cancelled when the client is gone.
     pub gone: CancellationToken,
     /// Cancelled when the process ends.
@@ -164,6 +168,8 @@ pub(super) struct Driver {
     /// A quota that has nothing left.
     used_up: Option<Quota>,
     watching: Option<Watching>,
+    /// The answer, where it goes into the trace.
+    answer: Option<Said>,
 }
 
 /// The charging of a round, by its number.
@@ -175,6 +181,7 @@ impl Driver {
         let turn = Turn::new(started.plan.clone(), fastrand::u64(..));
         Self {
             watching: Watching::begin(&started, turn.decision()),
+            answer: Said::begin(&started.parts, &started.trace),
             turn_id: uuid::Uuid::now_v7(),
             turn,
             owned,
@@ -390,6 +397,9 @@ impl Driver {
                     if let Some(watching) = &mut self.watching {
                         watching.shown(&show);
                     }
+                    if let Some(answer) = &mut self.answer {
+                        answer.shown(&show);
+                    }
                     self.sink.show(&show);
                 }
                 Action::Park(parked) => self.parked = Some(parked),
@@ -418,7 +428,7 @@ impl Driver {
         let telemetry = started.parts.telemetry.clone();
         let patience = run.tool.patience(started.plan.rules.call_timeout_cap);
         let limit = started.plan.rules.limits.tool_result.0;
-        let (request_id, traceparent) = (started.request_id.clone(), started.traceparent.clone());
+        let (request_id, trace) = (started.request_id.clone(), started.trace.carried(About::Run(run.id)));
         let news = self.news.0.clone();
         let audit = started.parts.audit.clone().filter(|_| Audit::is_about(run.tool.effect));
         let ledger = self.run.as_deref().cloned().filter(|_| run.tool.effect == Effect::Write);
@@ -489,7 +499,7 @@ impl Driver {
                 arguments: run.arguments,
                 idempotency_key,
                 request_id,
-                traceparent,
+                trace,
                 result_limit: limit.min(tool.result_limit()),
                 deadline: Instant::now() + generous.silent,
                 progress: Progress::new(generous, heard.clone()),
@@ -545,6 +555,7 @@ impl Driver {
         };
         let totals = summary.totals();
         summary.record();
+        spans::of_turn(&summary, self.answer.take());
         if let Some(watching) = self.watching.take() {
             watching.end(&self.turn, &finish, summary.told());
         }
@@ -665,7 +676,12 @@ fn ask_upstream(started: &Started, ask: &Ask, body: Bytes) -> Option<Reply> {
     };
     let model = target.model(&started.request.model);
     let asking = Asking { team: &started.team.name, model: Some(model), again: ask.attempt > 0 };
-    Some(target.upstream.ask(body, &started.head, expect, asking))
+    if !started.trace.is_ours() {
+        return Some(target.upstream.ask(body, &started.head, expect, asking));
+    }
+    let mut head = started.head.clone();
+    started.trace.put(&mut head.headers, About::Round(ask.round));
+    Some(target.upstream.ask(body, &head, expect, asking))
 }
 
 /// Whether a call may run: its tool was not taken away, and the team's quota has one left.

@@ -13,6 +13,7 @@ pub mod pass;
 pub mod render;
 mod sink;
 mod slots;
+mod spans;
 mod summary;
 pub mod watching;
 

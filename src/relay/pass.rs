@@ -21,11 +21,12 @@ use super::headers::{end_to_end, tell};
 use super::metered::{Metered, Streams};
 use super::sink::error_response;
 use super::watching::{Over, Passed};
-use super::{render, summary};
+use super::{render, spans, summary};
 use crate::policy::parallel::Decision;
 use crate::policy::retry::Tries;
 use crate::team::account::Account;
 use crate::team::money::Price;
+use crate::telemetry::traces::{Trace, Tracer};
 use crate::telemetry::{Telemetry, metrics};
 use crate::upstream::{Answered, Asking, Sent, State, Target, retry_after};
 use crate::wire::error::ErrorReply;
@@ -109,6 +110,10 @@ pub struct Turn {
     pub decision: Decision,
     /// Its run, if runs are remembered.
     pub run: Option<Box<Passed>>,
+    /// The trace it belongs to.
+    pub trace: Trace,
+    /// What takes its spans, if there are traces.
+    pub traces: Option<Arc<Tracer>>,
 }
 
 /// What is sent.
@@ -345,6 +350,7 @@ impl Passing {
         let cost = priced.map(|(price, tokens)| summary::money(price.of(tokens), &self.account));
         if let Some(turn) = &self.turn {
             summary::relayed(&self, turn, outcome, usage.unwrap_or_default(), cost.as_deref());
+            spans::of_relay(&self, turn, (outcome, status), usage, cost.as_deref());
         }
         if let Some(run) = run {
             let tokens = usage.map(|tokens| (tokens.input, tokens.output));

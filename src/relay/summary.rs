@@ -13,6 +13,7 @@ use super::watching::Told;
 use crate::engine::{CallRecord, Finish, Record, RoundRecord, Turn};
 use crate::team::account::Account;
 use crate::team::money::Money;
+use crate::telemetry::traces::Recorded;
 use crate::telemetry::{Telemetry, metrics};
 use crate::upstream::Upstream;
 use crate::wire::failure::{Fact, Failure, FailureKind};
@@ -89,12 +90,12 @@ impl Summary<'_> {
     }
 
     /// What the turn cost, if its model has a price.
-    fn cost(&self) -> Option<String> {
+    pub(super) fn cost(&self) -> Option<String> {
         self.cost.map(|cost| money(cost, &self.started.account))
     }
 
     /// The turn's outcome, as a label.
-    fn outcome(&self) -> &'static str {
+    pub(super) fn outcome(&self) -> &'static str {
         match self.finish {
             Finish::Answer(_) => "ok",
             Finish::Gone => "client_gone",
@@ -179,9 +180,14 @@ impl Summary<'_> {
         }
     }
 
+    /// Whether the turn ended because of this round.
+    pub(super) fn failed_in(&self, round: &RoundRecord, last: bool) -> bool {
+        last && !matches!(self.finish, Finish::Answer(_)) && round.finish.is_none()
+    }
+
     fn record_round(&self, round: &RoundRecord, last: bool) {
         let started = self.started;
-        let failed = last && !matches!(self.finish, Finish::Answer(_)) && round.finish.is_none();
+        let failed = self.failed_in(round, last);
         let labels = [
             ("upstream", self.upstream(round).into()),
             ("model", started.route.model.clone().into()),
@@ -218,6 +224,7 @@ impl Summary<'_> {
             input_tokens = input,
             output_tokens = output,
             cost = self.cost().as_deref(),
+            trace_id = started.trace.recorded().map(Recorded::name).as_deref(),
             "turn"
         );
         if started.parts.log_content {
@@ -253,6 +260,7 @@ pub(super) fn relayed(
         input_tokens = tokens.input,
         output_tokens = tokens.output,
         cost,
+        trace_id = turn.trace.recorded().map(Recorded::name).as_deref(),
         "turn"
     );
 }
@@ -359,6 +367,18 @@ pub(crate) fn repetition(telemetry: &Telemetry, result: &'static str) {
     telemetry.counter(metrics::REPETITIONS, &[("result", result.into())]).increment(1);
 }
 
+/// The metric's word for how a call ended.
+pub(super) const fn label(outcome: OutcomeKind) -> &'static str {
+    match outcome {
+        OutcomeKind::Ok => "ok",
+        OutcomeKind::Error => "error",
+        OutcomeKind::Timeout => "timeout",
+        OutcomeKind::InvalidArguments => "invalid_arguments",
+        OutcomeKind::Denied => "denied",
+        OutcomeKind::Stopped => "stopped",
+    }
+}
+
 /// A call ended.
 pub(super) fn call_ended(
     telemetry: &Telemetry,
@@ -367,14 +387,7 @@ pub(super) fn call_ended(
     ran: Duration,
     outcome: OutcomeKind,
 ) {
-    let label = match outcome {
-        OutcomeKind::Ok => "ok",
-        OutcomeKind::Error => "error",
-        OutcomeKind::Timeout => "timeout",
-        OutcomeKind::InvalidArguments => "invalid_arguments",
-        OutcomeKind::Denied => "denied",
-        OutcomeKind::Stopped => "stopped",
-    };
+    let label = label(outcome);
     let of_tool = ("tool", tool.clone().into());
     telemetry.seconds(metrics::TOOL_SECONDS, &[of_tool.clone(), ("outcome", label.into())], ran);
     telemetry.seconds(metrics::TOOL_WAIT_SECONDS, &[of_tool], waited);

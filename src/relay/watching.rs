@@ -17,6 +17,7 @@ use crate::engine::{Ask, CallRecord, Finish, Part, Record, RoundRecord, Run, Sho
 use crate::policy::parallel::Decision;
 use crate::policy::plan::TurnPlan;
 use crate::runs::{About, Again, Asked, Call, CallContent, Content, End, Kind, Progress, Round, Text, Watch};
+use crate::telemetry::traces::Recorded;
 use crate::tools::Tries;
 use crate::upstream::Route;
 use crate::wire::failure::FailureKind;
@@ -68,6 +69,7 @@ impl Watching {
             kind: Kind::Turn,
             stream: started.plan.stream,
             began: began(started.since),
+            trace: started.trace.recorded().map(Recorded::name),
             tools: started.plan.owned.len(),
         };
         let mut watch = runs.begin(about, progress(&Record::default(), decision));
@@ -229,6 +231,7 @@ impl Passed {
             kind: Kind::Relay,
             stream: of.stream,
             began: began(of.since),
+            trace: turn.trace.recorded().map(Recorded::name),
             tools: 0,
         };
         let asked = millis(of.since.elapsed());
@@ -373,7 +376,7 @@ fn call(call: &CallRecord) -> Call {
 }
 
 /// A word that a model or its server made up, no longer than people read.
-fn short(word: &str) -> String {
+pub(super) fn short(word: &str) -> String {
     word[..word.floor_char_boundary(LONGEST_WORD)].to_owned()
 }
 
@@ -382,7 +385,7 @@ fn tokens(usage: &Sum) -> (u64, u64) {
 }
 
 /// Text as it is, then the client's own calls as they are written.
-fn write_part(answer: &mut Text, part: &Part, most: usize) {
+pub(super) fn write_part(answer: &mut Text, part: &Part, most: usize) {
     if part.blank_line {
         answer.push("\n\n", most);
     }

@@ -27,6 +27,9 @@ pub struct About {
     pub stream: bool,
     /// When it began, in milliseconds since 1970.
     pub began: u64,
+    /// The id of its trace, if spans are made for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trace: Option<String>,
     /// How many tools of ours the model could call.
     pub tools: usize,
 }

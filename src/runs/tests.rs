@@ -18,6 +18,7 @@ pub(crate) fn begin(runs: &Arc<Runs>, id: &str) -> Watch {
         kind: Kind::Turn,
         stream: false,
         began: 1,
+        trace: None,
         tools: 0,
     };
     runs.begin(about, Progress::default())

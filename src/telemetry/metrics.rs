@@ -94,6 +94,8 @@ table! {
     AUDIT_NOT_WRITTEN "fanfold_audit_not_written_total" Kind::Counter, "", "Audit records that could not be written.";
     TOOL_SERVERS_UP "fanfold_tool_servers_up" Kind::Gauge, "server", "Whether a tool server can be called (1) or not (0).";
     TOOLS_WAITING "fanfold_tools_waiting" Kind::Gauge, "server", "Tools of a pinned server that are new or have changed and wait to be accepted.";
+    SPANS_EXPORTED "fanfold_spans_exported_total" Kind::Counter, "", "Spans that the collector took; only there with `traces`.";
+    SPANS_DROPPED "fanfold_spans_dropped_total" Kind::Counter, "reason", "Spans that did not reach the collector: no room for them (full), refused, unreachable, or stopped before they were sent.";
     RELOAD_SUCCESS "fanfold_config_reload_success" Kind::Gauge, "", "Whether the last reading of the configuration succeeded (1) or not (0).";
     BUILD_INFO "fanfold_build_info" Kind::Gauge, "version", "Always 1; the label tells the version.";
 }

@@ -1,8 +1,9 @@
-//! Names and writes metrics and logs.
+//! Names and writes metrics, logs and traces.
 
 mod handles;
 mod json_lines;
 pub mod log;
 pub mod metrics;
+pub mod traces;
 
 pub use metrics::Telemetry;

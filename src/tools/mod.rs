@@ -48,6 +48,7 @@ pub use self::openapi::load::Remark;
 use self::servers::Server;
 pub use self::servers::{Condition, NotOffered, Servers, Standing, Withheld, pins};
 use self::settings::Settings;
+use crate::telemetry::traces::Carried;
 use crate::wire::tool::{Effect, OnDisconnect, Outcome, OutcomeKind, OwnedTool, Patience};
 
 /// The longest name a tool may have.
@@ -111,8 +112,8 @@ pub struct Call {
     pub idempotency_key: String,
     /// Sent as `x-request-id`.
     pub request_id: String,
-    /// Sent as `traceparent`.
-    pub traceparent: Option<String>,
+    /// Sent as `traceparent` and `tracestate`.
+    pub trace: Option<Carried>,
     /// How many bytes of the result the model gets. See [`Tool::result_limit`].
     pub result_limit: usize,
     /// When the call's time is over. The call ends itself then, with [`OutcomeKind::Timeout`].

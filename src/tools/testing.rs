@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response};
 use http_body_util::{BodyExt as _, Full};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -20,6 +20,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{Call, Catalog, Defaults, LoadError, Progress, Tool, Tries};
+use crate::telemetry::traces::Carried;
 use crate::wire::tool::{Outcome, Patience};
 
 pub(super) const DEFAULTS: Defaults =
@@ -44,7 +45,10 @@ pub(super) fn call(arguments: &Value) -> Call {
         arguments: arguments.to_string(),
         idempotency_key: "key-1".into(),
         request_id: "request-1".into(),
-        traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into()),
+        trace: Some(Carried {
+            parent: HeaderValue::from_static("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+            state: Some(HeaderValue::from_static("vendor=1")),
+        }),
         result_limit: 64 * 1024,
         deadline: Instant::now() + Duration::from_secs(20),
         progress: Progress::new(

@@ -286,6 +286,18 @@ impl Upstream {
         self.health.admit(asking.again, self.team_keys.contains_key(asking.team))
     }
 
+    /// Its name among OpenTelemetry's providers.
+    #[must_use]
+    pub const fn provider(&self) -> &'static str {
+        self.settings.kind.provider()
+    }
+
+    /// Its host and port.
+    #[must_use]
+    pub fn server(&self) -> (&str, u16) {
+        self.place.server()
+    }
+
     /// The longest silence inside a reply.
     #[must_use]
     pub const fn stall_timeout(&self) -> Duration {

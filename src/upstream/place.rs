@@ -57,6 +57,12 @@ impl Place {
         self.deployments
     }
 
+    /// Host and port.
+    pub(super) fn server(&self) -> (&str, u16) {
+        let usual = if self.scheme == Scheme::HTTPS { 443 } else { 80 };
+        (self.authority.host(), self.authority.port_u16().unwrap_or(usual))
+    }
+
     /// The URL of a path below `/v1`, which may have a query, for this model.
     pub(super) fn url(&self, path: &str, model: Option<&str>) -> Result<Uri, http::Error> {
         let (route, query) = path.split_once('?').unwrap_or((path, ""));

@@ -34,6 +34,24 @@ pub enum Kind {
     Groq,
 }
 
+impl Kind {
+    /// Its name among OpenTelemetry's providers (`gen_ai.provider.name`), or its own.
+    #[must_use]
+    pub const fn provider(self) -> &'static str {
+        match self {
+            Self::Openai => "openai",
+            Self::Azure => "azure.ai.openai",
+            Self::Vllm => "vllm",
+            Self::Ollama => "ollama",
+            Self::Sglang => "sglang",
+            Self::Mistral => "mistral_ai",
+            Self::Gemini => "gcp.gemini",
+            Self::Anthropic => "anthropic",
+            Self::Groq => "groq",
+        }
+    }
+}
+
 /// How fanfold asks an upstream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]

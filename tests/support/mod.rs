@@ -5,6 +5,7 @@
 #![allow(unreachable_pub, reason = "a support module has no outside to be reached from")]
 
 pub mod client;
+pub mod collector;
 pub mod demo;
 pub mod fold;
 pub mod gateway;

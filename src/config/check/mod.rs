@@ -11,6 +11,7 @@ mod secrets;
 mod store;
 mod teams;
 mod tools;
+mod traces;
 mod upstreams;
 
 use super::file::File;
@@ -44,6 +45,7 @@ impl Check<'_> {
         self.teams();
         self.limits();
         self.audit();
+        self.traces();
         self.secrets();
         self.store();
         self.problems.retain(|problem| !problem.is_moot());

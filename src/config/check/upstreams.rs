@@ -262,7 +262,7 @@ fn is_bare(url: &str) -> bool {
 }
 
 /// Whether a host lies beyond the own machine and network, as far as its name tells.
-fn is_far(url: &Url) -> bool {
+pub(super) fn is_far(url: &Url) -> bool {
     match url.host() {
         Some(Host::Ipv4(ip)) => !ip.is_loopback() && !ip.is_private() && !ip.is_link_local(),
         Some(Host::Ipv6(ip)) => !ip.is_loopback() && !ip.is_unique_local() && !ip.is_unicast_link_local(),

@@ -45,6 +45,7 @@ impl Turn {
                 Whose::Owned(tool) => tool.name.clone(),
                 Whose::Open | Whose::Foreign(_) | Whose::Nobody => call.name.as_str().into(),
             },
+            run: None,
             known,
             arguments: self.plan.keeps_content().then_some(arguments),
             queued: self.now,
@@ -127,6 +128,9 @@ impl Turn {
             };
             let deadline = self.now + patience(&tool, &self.plan).silent;
             round.standings[at].stands = Stands::Running { run: self.next_run, since: None, deadline };
+            if let Some(record) = round.standings[at].record {
+                self.record.calls[record].run = Some(self.next_run);
+            }
             actions.push(Action::Run(run));
         }
     }

@@ -23,6 +23,7 @@ use crate::relay::watching::{Of, Passed};
 use crate::relay::{Client, Started, begin};
 use crate::team::money::price_of;
 use crate::telemetry::metrics;
+use crate::telemetry::traces::{About, Trace, Tracer};
 use crate::upstream::{AskHead, Route, Target};
 use crate::wire::error::ErrorReply;
 use crate::wire::failure::Fact;
@@ -79,6 +80,8 @@ impl Proxy {
             Plan::Turn(turn) => turn.decision(),
         };
         tell(&mut asked, decision);
+        let traces = asked.snapshot.parts.traces.clone();
+        let trace = Trace::of(&parts.headers, traces.as_deref().map(Tracer::sampling));
         let mut headers = to_upstream(&parts.headers, &asked.request_id, true);
         match planned {
             _ if is_dry_run(&parts.headers)? => Ok(dry_run(&asked, &request, &planned, &body, &targets)),
@@ -88,7 +91,10 @@ impl Proxy {
                     model: request.model.clone(),
                     decision,
                     run: None,
+                    trace,
+                    traces,
                 };
+                turn.trace.put(&mut headers, About::Round(1));
                 let upstream = targets.first().map(|target| &target.upstream.name);
                 let of = Of {
                     team: &asked.team.name,
@@ -150,7 +156,7 @@ impl Proxy {
                     request,
                     messages,
                     sent: body,
-                    traceparent: text(&parts.headers, "traceparent").map(str::to_owned),
+                    trace,
                     head: AskHead { headers },
                     headers: asked.headers,
                     request_id: asked.request_id,
@@ -233,6 +239,8 @@ fn rules(asked: &Asked, route: &Route) -> Rules {
     let (global, team) = (&asked.snapshot.policy, &asked.team);
     let limits = &asked.snapshot.limits;
     let lowered = limits.lowered_by(&team.limits).lowered_by(&route.limits);
+    let parts = &asked.snapshot.parts;
+    let traced = parts.traces.as_ref().is_some_and(|traces| traces.text().is_some());
     let cap = (lowered.call_timeout < limits.call_timeout).then_some(lowered.call_timeout.0);
     Rules {
         strict_parallel: route
@@ -242,7 +250,7 @@ fn rules(asked: &Asked, route: &Route) -> Rules {
             .unwrap_or(global.strict_parallel),
         interim_text: route.policy.interim_text.or(team.policy.interim_text).unwrap_or(global.interim_text),
         call_timeout_cap: cap,
-        keep_content: asked.snapshot.parts.log_content || asked.snapshot.parts.runs_content,
+        keep_content: parts.log_content || parts.runs_content || traced,
         charged: false,
         limits: if lowered == **limits { limits.clone() } else { lowered.into() },
     }

@@ -39,6 +39,7 @@ use super::address::Reach;
 use super::arguments::{Arguments, Schema};
 use super::load::Mistakes;
 use super::{Call, settings, took};
+use crate::telemetry::traces::{TRACEPARENT, TRACESTATE};
 use crate::wire::tool::{Effect, Outcome, OutcomeKind};
 
 /// Redirects followed in one call, when the tool follows any.
@@ -271,15 +272,15 @@ fn add_ours(filled: &mut Filled, call: &Call) {
     let headers = &mut filled.headers;
     let mut ours = HeaderMap::new();
     ours.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-    let texts = [
-        ("idempotency-key", Some(&call.idempotency_key)),
-        ("x-request-id", Some(&call.request_id)),
-        ("traceparent", call.traceparent.as_ref()),
-    ];
+    let texts = [("idempotency-key", &call.idempotency_key), ("x-request-id", &call.request_id)];
     for (name, text) in texts {
-        if let Some(value) = text.and_then(|text| HeaderValue::from_str(text).ok()) {
+        if let Ok(value) = HeaderValue::from_str(text) {
             ours.insert(name, value);
         }
+    }
+    if let Some(trace) = &call.trace {
+        ours.insert(TRACEPARENT, trace.parent.clone());
+        ours.extend(trace.state.clone().map(|state| (TRACESTATE, state)));
     }
     headers.extend(ours);
     headers

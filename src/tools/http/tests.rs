@@ -45,6 +45,7 @@ async fn a_get_carries_its_arguments_and_our_headers() {
     assert_eq!(header("idempotency-key"), Some("key-1"));
     assert_eq!(header("x-request-id"), Some("request-1"));
     assert_eq!(header("traceparent"), Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"));
+    assert_eq!(header("tracestate"), Some("vendor=1"));
     assert_eq!(header("accept-encoding"), Some("identity"));
     assert_eq!(header("user-agent"), Some(concat!("fanfold/", env!("CARGO_PKG_VERSION"))));
     assert_eq!(header("host"), Some(server.address.to_string().as_str()));
@@ -88,6 +89,7 @@ async fn no_hostile_value_changes_what_a_server_is_asked() {
                 "host",
                 "idempotency-key",
                 "traceparent",
+                "tracestate",
                 "user-agent",
                 "x-request-id",
                 "x-v"

@@ -8,7 +8,7 @@
 //!
 //! Promises: a call is sent at most once. One that is stopped or out of time is cancelled at the server, and what the
 //! server says of it later is dropped. A server that crashes, floods, hangs or lies disturbs its own calls only. The
-//! identity of a call and the trace it belongs to travel in `_meta`, as `fanfold/idempotency-key` and `traceparent`.
+//! identity of a call and the trace it belongs to travel in `_meta`, as `fanfold/idempotency-key`, `traceparent` and `tracestate`.
 
 mod asked;
 mod child;
@@ -41,6 +41,7 @@ use super::arguments::Arguments;
 use super::http::{UNKNOWN, connect::ConnectError};
 use super::text::tame;
 use super::{Call, took};
+use crate::telemetry::traces::{TRACEPARENT, TRACESTATE};
 use crate::wire::tool::{Effect, Outcome, OutcomeKind};
 
 /// The most bytes of an error of a server that the model reads.
@@ -118,8 +119,13 @@ impl Mcp {
         }
         let mut meta = RequestMetaObject::new();
         meta.0.0.insert("fanfold/idempotency-key".into(), call.idempotency_key.as_str().into());
-        if let Some(traceparent) = &call.traceparent {
-            meta.0.0.insert("traceparent".into(), traceparent.as_str().into());
+        let trace = call.trace.as_ref();
+        let (parent, state) =
+            (trace.map(|trace| &trace.parent), trace.and_then(|trace| trace.state.as_ref()));
+        for (name, value) in [(TRACEPARENT, parent), (TRACESTATE, state)] {
+            if let Some(value) = value.and_then(|value| value.to_str().ok()) {
+                meta.0.0.insert(name.as_str().into(), value.into());
+            }
         }
         let mut params = CallToolRequestParams::new(self.name.to_string()).with_arguments(object);
         params.meta = Some(meta);

@@ -131,6 +131,7 @@ async fn a_call_reaches_the_server_with_its_arguments_its_identity_and_its_trace
         assert_eq!(got["arguments"].to_string(), r#"{"z":7,"a":[{"y":1,"b":"ž"}]}"#);
         assert_eq!(got["meta"]["fanfold/idempotency-key"], "key-1");
         assert!(got["meta"]["traceparent"].as_str().unwrap().starts_with("00-0af7651916cd43dd"));
+        assert_eq!(got["meta"]["tracestate"], "vendor=1");
         assert_eq!(rig.count("s", "start"), 1, "no second start was needed");
         rig.servers.stop().await;
     }

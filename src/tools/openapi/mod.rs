@@ -31,7 +31,7 @@ const MOST_PARTS: usize = 400_000;
 /// Headers that an operation may describe but that OpenAPI does not take for its arguments.
 const NOT_ARGUMENTS: [&str; 3] = ["accept", "content-type", "authorization"];
 /// Headers that fanfold sends with every call.
-const OURS: [&str; 3] = ["idempotency-key", "x-request-id", "traceparent"];
+const OURS: [&str; 4] = ["idempotency-key", "x-request-id", "traceparent", "tracestate"];
 /// What the body is called when it is one argument.
 const BODY: &str = "body";
 
