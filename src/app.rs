@@ -196,7 +196,8 @@ struct Keeper {
 impl App {
     /// Starts the tool servers, binds the listeners and begins to serve.
     pub async fn start(loaded: &Loaded, catalog: Catalog) -> Result<Self, StartError> {
-        let telemetry = Telemetry::new().map_err(|e| StartError::System(e.to_string()))?;
+        let telemetry = if loaded.file.admin.metrics { Telemetry::new() } else { Telemetry::off() };
+        let telemetry = telemetry.map_err(|e| StartError::System(e.to_string()))?;
         raise_open_files();
         let file = &loaded.file;
         let limits = &file.limits;

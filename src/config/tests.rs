@@ -114,7 +114,7 @@ fn every_default_is_as_documented() {
         value,
         json!({
             "listen": "127.0.0.1:4100",
-            "admin": { "listen": "127.0.0.1:4101", "hosts": [] },
+            "admin": { "listen": "127.0.0.1:4101", "hosts": [], "metrics": true },
             "server": {
                 "hosts": [], "header_timeout": "10s", "body_timeout": "30s", "body_rate": "1KiB", "idle_timeout": "120s",
                 "stall_timeout": "30s", "write_buffer": "256KiB", "keep_alive": "10s", "drain_accept": "5s",

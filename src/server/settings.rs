@@ -23,11 +23,13 @@ pub struct Admin {
     pub listen: String,
     /// `Host` names it answers to beside loopback ones (for a listener that is not on loopback).
     pub hosts: Vec<String>,
+    /// Metrics are counted. Without them `/metrics` is empty.
+    pub metrics: bool,
 }
 
 impl Default for Admin {
     fn default() -> Self {
-        Self { listen: "127.0.0.1:4101".into(), hosts: Vec::new() }
+        Self { listen: "127.0.0.1:4101".into(), hosts: Vec::new(), metrics: true }
     }
 }
 

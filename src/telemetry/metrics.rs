@@ -108,6 +108,8 @@ type TeamAndModel = (Arc<str>, Arc<str>);
 /// Writes metrics, and gives them as text.
 #[derive(Clone)]
 pub struct Telemetry {
+    /// Whether anything is counted at all.
+    counts: bool,
     recorder: Arc<PrometheusRecorder>,
     handle: PrometheusHandle,
     series: Arc<Series>,
@@ -159,6 +161,7 @@ impl Telemetry {
         let handle = recorder.handle();
         let gauge = |name| recorder.register_gauge(&Key::from_name(name), &METADATA);
         let telemetry = Self {
+            counts: true,
             turns_in_flight: gauge(TURNS_IN_FLIGHT),
             calls_in_flight: gauge(CALLS_IN_FLIGHT),
             connections: gauge(CONNECTIONS),
@@ -190,20 +193,44 @@ impl Telemetry {
         Ok(telemetry)
     }
 
+    /// Nothing is counted, and there is nothing to be seen.
+    ///
+    /// # Errors
+    /// As [`Telemetry::new`].
+    pub fn off() -> Result<Self, BuildError> {
+        Ok(Self {
+            counts: false,
+            turns_in_flight: Gauge::noop(),
+            calls_in_flight: Gauge::noop(),
+            connections: Gauge::noop(),
+            parked: Gauge::noop(),
+            ..Self::new()?
+        })
+    }
+
     /// A counter with these labels.
     pub fn counter(&self, name: &'static str, labels: &[(&'static str, SharedString)]) -> Counter {
+        if !self.counts {
+            return Counter::noop();
+        }
         let register = || self.recorder.register_counter(&key(name, labels), &METADATA);
         self.series.counters.of(name, labels, register)
     }
 
     /// A gauge with these labels.
     pub fn gauge(&self, name: &'static str, labels: &[(&'static str, SharedString)]) -> Gauge {
+        if !self.counts {
+            return Gauge::noop();
+        }
         let register = || self.recorder.register_gauge(&key(name, labels), &METADATA);
         self.series.gauges.of(name, labels, register)
     }
 
     /// A histogram with these labels.
     pub fn histogram(&self, name: &'static str, labels: &[(&'static str, SharedString)]) -> Histogram {
+        if !self.counts {
+            return Histogram::noop();
+        }
         let register = || self.recorder.register_histogram(&key(name, labels), &METADATA);
         self.series.histograms.of(name, labels, register)
     }
@@ -216,6 +243,9 @@ impl Telemetry {
     /// Adds to `fanfold_tool_seconds_saved_total`. Counters count whole seconds here; the rest is
     /// carried over to the next time.
     pub fn saved(&self, team: &Arc<str>, saved: Duration) {
+        if !self.counts {
+            return;
+        }
         let millis = u64::try_from(saved.as_millis()).unwrap_or(0);
         let mut carried = self.saved.entry(team.clone()).or_default();
         *carried += millis;
@@ -228,6 +258,9 @@ impl Telemetry {
     /// Adds to `fanfold_cost_millionths_total`, in millionths of a millionth of the currency. What is no whole
     /// millionth is carried over to the next time.
     pub fn cost(&self, team: &Arc<str>, model: &Arc<str>, currency: &Arc<str>, cost: u128) {
+        if !self.counts {
+            return;
+        }
         let mut carried = self.cost.entry((team.clone(), model.clone())).or_default();
         *carried = carried.saturating_add(cost);
         let millionths = u64::try_from(*carried / 1_000_000).unwrap_or(u64::MAX);
@@ -244,6 +277,9 @@ impl Telemetry {
     /// All metrics in Prometheus's text format.
     #[must_use]
     pub fn render(&self) -> String {
+        if !self.counts {
+            return "# metrics are off: admin.metrics\n".into();
+        }
         self.handle.render()
     }
 
@@ -270,6 +306,22 @@ fn describe(recorder: &PrometheusRecorder, row: &Row) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_off_counts_nothing_and_says_so() {
+        let telemetry = Telemetry::off().unwrap();
+        telemetry.counter(TURNS, &[("team", "a".into()), ("outcome", "ok".into())]).increment(1);
+        telemetry.seconds(TOOL_SECONDS, &[], Duration::from_secs(1));
+        telemetry.saved(&"a".into(), Duration::from_secs(5));
+        telemetry.cost(&"a".into(), &"m".into(), &"USD".into(), 5_000_000);
+        telemetry.turns_in_flight.increment(1.0);
+        assert_eq!(telemetry.render(), "# metrics are off: admin.metrics\n");
+        assert!(
+            telemetry.handle.render().contains("fanfold_turns_in_flight 0"),
+            "{}",
+            telemetry.handle.render()
+        );
+    }
 
     #[test]
     fn a_histogram_has_the_buckets_of_the_table_and_its_help() {

@@ -6,11 +6,16 @@
 //! cargo build --release && cargo run --release --manifest-path tests/bench/Cargo.toml
 //! ```
 //!
+//! With `telemetry` as its argument it measures what looking on costs instead: fanfold with metrics, with the
+//! record of runs that the inspector shows, with both, as it is by default, and with a trace of every turn sent to a
+//! collector beside, as ratios to one that has none of it and writes no log.
+//!
 //! Everything listens on loopback, runs for a bounded time and ends with the benchmark. The table is
 //! also written as JSON, to `target/bench.json`.
 
 mod load;
 mod relay;
+mod telemetry;
 mod upstream;
 
 use std::collections::BTreeMap;
@@ -36,6 +41,10 @@ async fn main() {
     match arguments.first().map(String::as_str) {
         Some("upstream") => upstream::run(UPSTREAM).await,
         Some("relay") => relay::run(RELAY, UPSTREAM).await,
+        Some("telemetry") => {
+            let seconds = arguments.get(1).map_or(2.0, |text| text.parse().expect("seconds per measurement"));
+            telemetry::bench(seconds).await;
+        }
         Some(seconds) => bench(seconds.parse().expect("seconds per measurement")).await,
         None => bench(2.0).await,
     }
@@ -55,13 +64,7 @@ async fn bench(seconds: f64) {
     std::fs::create_dir_all(&folder).expect("a folder for configurations");
     let me = std::env::current_exe().expect("this binary");
     let mut children = vec![spawn(Command::new(&me).arg("upstream")), spawn(Command::new(&me).arg("relay"))];
-    let binary =
-        std::env::var_os("FANFOLD_BIN").map_or_else(|| root.join("target/release/fanfold"), PathBuf::from);
-    assert!(
-        binary.exists(),
-        "{} is missing: cargo build --release first, or set FANFOLD_BIN",
-        binary.display()
-    );
+    let binary = binary(&root);
     let mut targets = vec![Target { name: "relay", port: RELAY, pid: pid(&children[1]) }];
     for (name, port, tools) in [("fanfold", PLAIN, 0), ("fanfold+tools", TOOLS, 10)] {
         let config = folder.join(format!("{name}.yaml"));
@@ -94,6 +97,18 @@ async fn bench(seconds: f64) {
         let _ = child.kill().await;
     }
     let _ = std::fs::remove_dir_all(&folder);
+}
+
+/// The fanfold that is measured.
+fn binary(root: &std::path::Path) -> PathBuf {
+    let binary =
+        std::env::var_os("FANFOLD_BIN").map_or_else(|| root.join("target/release/fanfold"), PathBuf::from);
+    assert!(
+        binary.exists(),
+        "{} is missing: cargo build --release first, or set FANFOLD_BIN",
+        binary.display()
+    );
+    binary
 }
 
 fn spawn(command: &mut Command) -> Child {
