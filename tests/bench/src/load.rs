@@ -96,6 +96,17 @@ fn summary(taken: &mut [Duration], cpu: f64) -> Result {
     Result { requests: taken.len() as u64, p50: at(0.5), p99: at(0.99), cpu: cpu / taken.len().max(1) as f64 }
 }
 
+/// Waits until something listens there.
+pub async fn listens(port: u16) {
+    for _ in 0..300 {
+        if TcpStream::connect(("127.0.0.1", port)).await.is_ok() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    panic!("nothing listens on port {port}");
+}
+
 async fn connect(port: u16) -> SendRequest<Full<Bytes>> {
     let stream = TcpStream::connect(("127.0.0.1", port)).await.expect("the server listens");
     stream.set_nodelay(true).expect("a socket");

@@ -82,7 +82,9 @@ async fn bench(seconds: f64) {
             eprintln!("nginx is not installed: it is left out of the table (apt-get install nginx-light)")
         }
     }
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    for target in &targets {
+        load::listens(target.port).await;
+    }
     let rows = [side_by_side(&targets, time).await, turns(&targets, time).await].concat();
     print!("{}", table(&rows));
     for target in &targets {

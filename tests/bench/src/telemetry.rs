@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::load::{Result, Shot, fire};
+use super::load::{Result, Shot, fire, listens};
 use super::{TIMES, TOOLS, UPSTREAM, binary, chat, configuration, median, pid, spawn};
 use tokio::process::Command;
 
@@ -49,7 +49,9 @@ pub async fn bench(seconds: f64) {
         targets.push((*name, port, pid(&child)));
         children.push(child);
     }
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    for (_, port, _) in &targets {
+        listens(*port).await;
+    }
     let scenarios: [(&str, Shot, usize); 3] = [
         ("chat 30 B, 32 conn.", chat("plain", 30, false), 32),
         ("stream, 256 chunks, 32 conn.", chat("burst", 30, true), 32),
