@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use support::collector::{Answer, Collector, Span};
-use support::gateway::{closed_port, soon};
+use support::gateway::{Gateway, closed_port, soon};
 use support::lab::Lab;
 use support::process::Process;
 use support::proxy::{Proxy, chat, key, tool, with, within};
+use support::tls::Certificate;
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 
@@ -350,6 +351,38 @@ async fn what_waits_is_sent_before_the_process_ends() {
     assert!(collector.spans().is_empty());
     proxy.app.stop().await;
     assert_eq!(collector.spans().len(), 6);
+}
+
+#[tokio::test]
+async fn a_collector_behind_tls_is_believed_by_the_authority_that_is_named() {
+    for grpc in [false, true] {
+        let lab = Lab::start().await;
+        let certificate = Certificate::new();
+        let collector = Collector::secure(grpc, &certificate).await;
+        let endpoint = format!("https://localhost:{}", collector.address.port());
+        let traces =
+            with(collector.settings(grpc), json!({ "endpoint": endpoint, "ca": certificate.path() }));
+        let proxy = proxy(&lab, traces).await;
+        lab.script("x", json!({ "rounds": [{ "reply": { "text": "x" } }] }));
+        proxy.chat(&chat("x")).await;
+        assert_eq!(collector.wait(2).await.len(), 2);
+    }
+}
+
+#[tokio::test]
+async fn what_waits_is_sent_when_a_reload_takes_traces_away() {
+    let lab = Lab::start().await;
+    lab.script("x", json!({ "rounds": [{ "reply": { "text": "x" } }] }));
+    let collector = Collector::start(false).await;
+    let upstreams = "upstreams: { main: { base_url: LAB/v1 } }\n";
+    let traces = with(collector.settings(false), json!({ "delay": "1h" }));
+    let gateway = Gateway::start(&lab, &format!("{upstreams}traces: {traces}\n")).await;
+    let url = format!("{}/chat/completions", gateway.base_url());
+    let got = support::client::send(http::Method::POST, &url, &[], Some(&chat("x"))).await;
+    assert_eq!(got.expect("an answer").status, 200);
+    assert!(collector.spans().is_empty());
+    gateway.reload(&lab, upstreams);
+    assert_eq!(collector.wait(2).await.len(), 2);
 }
 
 #[tokio::test]

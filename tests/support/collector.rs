@@ -20,10 +20,13 @@ use opentelemetry_proto::tonic::common::v1::any_value::Value as Told;
 use opentelemetry_proto::tonic::trace::v1::Span as Proto;
 use prost::Message;
 use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
 
 use super::gateway::soon;
+use super::tls::Certificate;
 
 /// What it answers.
 #[derive(Debug, Clone, Copy)]
@@ -74,7 +77,18 @@ impl Collector {
         Self::on(TcpListener::bind("127.0.0.1:0").await.expect("a free port"), grpc)
     }
 
+    /// The same behind TLS.
+    pub async fn secure(grpc: bool, certificate: &Certificate) -> Self {
+        let acceptor = certificate.acceptor(if grpc { "h2" } else { "http/1.1" });
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        Self::behind(listener, grpc, Some(acceptor))
+    }
+
     pub fn on(listener: TcpListener, grpc: bool) -> Self {
+        Self::behind(listener, grpc, None)
+    }
+
+    fn behind(listener: TcpListener, grpc: bool, acceptor: Option<TlsAcceptor>) -> Self {
         let address = listener.local_addr().expect("bound");
         let kept = Arc::<Mutex<Kept>>::default();
         let mut tasks = JoinSet::new();
@@ -82,17 +96,15 @@ impl Collector {
         tasks.spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
-                let (io, kept) = (TokioIo::new(stream), all.clone());
-                let service = service_fn(move |request| answer(request, grpc, kept.clone()));
+                let (kept, acceptor) = (all.clone(), acceptor.clone());
                 connections.spawn(async move {
-                    let ended = if grpc {
-                        let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
-                        server.serve_connection(io, service).await
-                    } else {
-                        hyper::server::conn::http1::Builder::new().serve_connection(io, service).await
-                    };
-                    // The other side goes when it likes.
-                    drop(ended);
+                    match acceptor {
+                        None => serve(stream, grpc, kept).await,
+                        Some(acceptor) => match acceptor.accept(stream).await {
+                            Ok(stream) => serve(stream, grpc, kept).await,
+                            Err(error) => panic!("{error}"),
+                        },
+                    }
                 });
             }
         });
@@ -142,6 +154,22 @@ impl Collector {
         })
         .await
     }
+}
+
+async fn serve(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    grpc: bool,
+    kept: Arc<Mutex<Kept>>,
+) {
+    let io = TokioIo::new(stream);
+    let service = service_fn(move |request| answer(request, grpc, kept.clone()));
+    let ended = if grpc {
+        hyper::server::conn::http2::Builder::new(TokioExecutor::new()).serve_connection(io, service).await
+    } else {
+        hyper::server::conn::http1::Builder::new().serve_connection(io, service).await
+    };
+    // The other side goes when it likes.
+    drop(ended);
 }
 
 type Reply = Response<BoxBody<Bytes, Infallible>>;

@@ -3,11 +3,12 @@
 use std::io;
 use std::sync::Arc;
 
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tempfile::TempDir;
 use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 /// Certificate and key in files.
 pub struct Certificate {
@@ -42,6 +43,20 @@ impl Certificate {
     /// The certificate's file.
     pub fn path(&self) -> String {
         self.folder.path().join("cert.pem").display().to_string()
+    }
+
+    /// What a server shows it with, to clients that speak `alpn`.
+    pub fn acceptor(&self, alpn: &str) -> TlsAcceptor {
+        let key = PrivateKeyDer::from_pem_file(self.key_path()).expect("a key");
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_no_client_auth()
+            .with_single_cert(vec![self.der.clone()], key)
+            .expect("a certificate");
+        config.alpn_protocols = vec![alpn.into()];
+        TlsAcceptor::from(Arc::new(config))
     }
 
     /// Connects with TLS, trusting exactly this certificate.
