@@ -5,15 +5,13 @@ use std::time::Duration;
 use crate::engine::Limit;
 use crate::policy::plan::TurnPlan;
 use crate::wire::reply::FinishReason;
-use crate::wire::tool::{Effect, Outcome, OutcomeKind, OwnedTool};
+use crate::wire::tool::{Effect, Outcome, OutcomeKind, OwnedTool, UNKNOWN};
 
 pub(super) fn timed_out(tool: &OwnedTool, started: bool, after: Duration) -> Outcome {
     let after = crate::units::Span(after);
     let what = match (started, tool.effect) {
         (false, _) => format!("timed out after {after} waiting for a free slot; nothing was run"),
-        (true, Effect::Write) => {
-            format!("timed out after {after}; outcome unknown: it may have been executed")
-        }
+        (true, Effect::Write) => format!("timed out after {after}; {UNKNOWN}"),
         (true, Effect::Read | Effect::Idempotent) => format!("timed out after {after}"),
     };
     Outcome::failed(OutcomeKind::Timeout, &what)
