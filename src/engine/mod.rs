@@ -29,8 +29,6 @@ mod turn;
 #[cfg(test)]
 mod failover_tests;
 #[cfg(test)]
-mod random_tests;
-#[cfg(test)]
 mod tests;
 
 use std::sync::Arc;

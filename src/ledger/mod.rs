@@ -54,6 +54,8 @@ use tokio::time::{Instant, sleep};
 
 pub use self::entry::Answer;
 use self::entry::Entry;
+#[doc(hidden)]
+pub use self::entry::reread;
 pub use self::run::{End, Listener, Owner, Run, Superseded};
 pub use self::tape::{Heard, Tape};
 use crate::store::{Claim, Key, Space, Store, Version};

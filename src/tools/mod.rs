@@ -18,6 +18,8 @@
 mod address;
 mod arguments;
 mod command;
+#[doc(hidden)]
+pub mod door;
 mod http;
 mod load;
 mod mcp;

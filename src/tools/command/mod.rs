@@ -19,6 +19,7 @@ use tokio_util::task::TaskTracker;
 
 use self::process::{Plan, Report};
 use super::arguments::{Arguments, Schema};
+use super::door::Made;
 use super::http::UNKNOWN;
 use super::load::Mistakes;
 use super::place::{Piece, Template};
@@ -121,6 +122,12 @@ impl Command {
     /// Whether these arguments can be handed to the process. The error is for the model.
     pub(super) fn check(&self, arguments: &Arguments) -> Result<(), String> {
         self.fill(arguments).map(|_| ())
+    }
+
+    /// What these arguments become, for [`door`](super::door).
+    pub(super) fn made(&self, arguments: &Arguments) -> Result<Made, String> {
+        let Filled { elements, stdin } = self.fill(arguments)?;
+        Ok(Made::Process { elements, stdin })
     }
 
     /// Runs one call. The process is owned by a task of its own, so that it is ended and reaped even when this

@@ -37,6 +37,7 @@ use self::form::{Filled, Form};
 use self::origin::own_origin;
 use super::address::Reach;
 use super::arguments::{Arguments, Schema};
+use super::door::Made;
 use super::load::Mistakes;
 use super::{Call, settings, took};
 use crate::telemetry::traces::{TRACEPARENT, TRACESTATE};
@@ -145,6 +146,12 @@ impl Http {
     /// Whether these arguments make a request. The error is for the model.
     pub(super) fn check(&self, arguments: &Arguments, schema: &Schema) -> Result<(), String> {
         self.form.fill(arguments, schema).map(|_| ())
+    }
+
+    /// What these arguments become, for [`door`](super::door).
+    pub(super) fn made(&self, arguments: &Arguments, schema: &Schema) -> Result<Made, String> {
+        let Filled { uri, headers, body } = self.form.fill(arguments, schema)?;
+        Ok(Made::Request { method: self.form.method.clone(), uri, headers, body })
     }
 
     /// Runs one call.

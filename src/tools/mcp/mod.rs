@@ -26,8 +26,11 @@ mod tests;
 use std::pin::pin;
 use std::sync::Arc;
 
+use rmcp::RoleClient;
 use rmcp::model::{CallToolRequestParams, CallToolResponse, JsonObject, RequestMetaObject};
 use rmcp::service::ServiceError;
+use rmcp::transport::Transport;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -43,6 +46,15 @@ use super::text::tame;
 use super::{Call, took};
 use crate::telemetry::traces::{TRACEPARENT, TRACESTATE};
 use crate::wire::tool::{Effect, Outcome, OutcomeKind};
+
+/// A server's pipes, for [`door`](super::door).
+pub(super) fn stdio_pipes<R, W>(read: R, write: W) -> impl Transport<RoleClient>
+where
+    R: AsyncRead + Unpin + Send,
+    W: AsyncWrite + Unpin + Send + 'static,
+{
+    stdio::Pipes::new("door".into(), read, write, listing::Schemas::default())
+}
 
 /// The most bytes of an error of a server that the model reads.
 const MAX_ERROR: usize = 4 * 1024;

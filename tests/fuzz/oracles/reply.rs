@@ -1,0 +1,110 @@
+//! A reply in chunks, one for each line: the quick reader says what the careful one says, calls get all
+//! of their arguments and nobody else's, and what is told of them is JSON.
+
+use bytes::Bytes;
+use fanfold::wire::call::{Assembler, MOST_CALLS};
+use fanfold::wire::fold::{FoldedMembers, Text};
+use fanfold::wire::message::{self, Said};
+use fanfold::wire::raw::{Kind, Raw};
+use fanfold::wire::repeat::Repeat;
+use fanfold::wire::reply::{Decoded, Piece, decode};
+use serde::de::IgnoredAny;
+
+use super::{Choices, text_of};
+
+pub fn hold(data: &[u8]) {
+    let mut choices = Choices(data);
+    let legacy = choices.yes();
+    let (mut repeat, mut calls, mut fresh) = (Repeat::default(), Assembler::default(), 0);
+    let (mut text, mut members) = (Text::default(), FoldedMembers::default());
+    let (mut texts, mut arguments) = (Vec::new(), Vec::<Vec<Raw>>::new());
+    for line in choices.rest().split(|byte| *byte == b'\n') {
+        let chunk = Bytes::copy_from_slice(line);
+        let quick = repeat.read(&chunk);
+        let piece = match decode(&chunk, legacy) {
+            Ok(Decoded::Piece(piece)) => *piece,
+            Ok(Decoded::Error(_) | Decoded::Nothing) | Err(_) => {
+                assert_eq!(quick, None, "the careful reader finds no piece in {chunk:?}");
+                continue;
+            }
+        };
+        assert!(serde_json::from_slice::<IgnoredAny>(&chunk).is_ok(), "a piece of what is no JSON");
+        if let Some(quick) = quick {
+            same(&quick, &piece);
+        }
+        repeat.learn(&chunk, &piece);
+        if let Some(more) = &piece.text {
+            text.push(more);
+            texts.push(more.clone());
+        }
+        piece.members.iter().for_each(|member| members.add(member));
+        for call in &piece.calls {
+            let before = calls.calls().len();
+            let id = || {
+                fresh += 1;
+                format!("made-{fresh}")
+            };
+            let Ok(at) = calls.add(call, id) else {
+                assert_eq!(before, MOST_CALLS);
+                return;
+            };
+            arguments.resize_with(calls.calls().len(), Vec::new);
+            arguments[at].extend(call.arguments.clone());
+        }
+    }
+    assert!(calls.calls().len() <= MOST_CALLS);
+    for (call, pieces) in calls.calls().iter().zip(&arguments) {
+        let mut out = Vec::new();
+        call.write(&mut out);
+        let written: serde_json::Value = serde_json::from_slice(&out)
+            .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&out)));
+        assert_eq!(written["id"], call.id.as_str());
+        if !call.is_custom() {
+            assert_eq!(written["function"]["name"], call.name.as_str());
+        }
+        if let Some(whole) = joined(pieces) {
+            assert_eq!(text_of(call.arguments_token().text()), Some(whole), "pieces of arguments");
+        }
+    }
+    if let Some(whole) = joined(&texts) {
+        assert_eq!((text.plain(), text_of(text.to_raw().text())), (whole.clone(), Some(whole)));
+    }
+    let list = calls.into_calls();
+    let said = Said { whole: None, text: &text, members: &members, calls: &list, changed: false };
+    let message = message::assistant(&said);
+    assert!(serde_json::from_str::<IgnoredAny>(message.text()).is_ok(), "{}", message.text());
+    ids_are_different(&list);
+}
+
+/// The quick reader leaves out what was said before, and nothing else.
+fn same(quick: &Piece, careful: &Piece) {
+    assert_eq!(quick.text, careful.text);
+    let quiet = careful.members.is_empty()
+        && careful.calls.is_empty()
+        && careful.finish.is_none()
+        && careful.around.is_empty()
+        && careful.usage.is_none()
+        && careful.message.is_none();
+    assert!(quiet, "the quick reader leaves out {careful:?}");
+}
+
+/// The text of several JSON strings in a row; nothing if one of them is no string, or the whole is no text.
+fn joined(pieces: &[Raw]) -> Option<String> {
+    let mut whole = String::from("\"");
+    for piece in pieces {
+        if piece.kind() != Kind::String {
+            return None;
+        }
+        whole.push_str(piece.text().strip_prefix('"')?.strip_suffix('"')?);
+    }
+    whole.push('"');
+    text_of(&whole)
+}
+
+fn ids_are_different(calls: &[fanfold::wire::call::Call]) {
+    // The test's own ids are no secret: a stream that uses them may have one twice.
+    let mut ids: Vec<&str> = calls.iter().map(|call| call.id.as_str()).collect();
+    ids.retain(|id| !id.starts_with("made-"));
+    ids.sort_unstable();
+    assert!(ids.windows(2).all(|pair| pair[0] != pair[1]), "an id twice: {ids:?}");
+}
