@@ -318,6 +318,9 @@ impl App {
                 keeper.store.sweep();
                 #[expect(clippy::cast_precision_loss, reason = "a gauge")]
                 keeper.telemetry.parked.set(keeper.store.parked() as f64);
+                let alive = tokio::runtime::Handle::current().metrics().num_alive_tasks();
+                #[expect(clippy::cast_precision_loss, reason = "a gauge")]
+                keeper.telemetry.tasks.set(alive as f64);
             }
         });
     }

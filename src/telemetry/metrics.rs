@@ -72,6 +72,7 @@ table! {
     TURNS_IN_FLIGHT "fanfold_turns_in_flight" Kind::Gauge, "", "Turns that are running.";
     CALLS_IN_FLIGHT "fanfold_tool_calls_in_flight" Kind::Gauge, "", "Tool calls that are running.";
     CONNECTIONS "fanfold_connections" Kind::Gauge, "", "Open client connections.";
+    TASKS "fanfold_tasks" Kind::Gauge, "", "Tasks of the process that have not ended, looked at every five seconds.";
     TURNS "fanfold_turns_total" Kind::Counter, "team outcome", "Turns that ended.";
     MIXED_REPLIES "fanfold_mixed_replies_total" Kind::Counter, "", "Replies with owned and foreign calls.";
     PARKED "fanfold_parked_entries" Kind::Gauge, "", "Parked results of mixed replies in this process's memory.";
@@ -123,6 +124,8 @@ pub struct Telemetry {
     pub calls_in_flight: Gauge,
     /// `fanfold_connections`.
     pub connections: Gauge,
+    /// `fanfold_tasks`.
+    pub tasks: Gauge,
     /// `fanfold_parked_entries`.
     pub parked: Gauge,
 }
@@ -165,6 +168,7 @@ impl Telemetry {
             turns_in_flight: gauge(TURNS_IN_FLIGHT),
             calls_in_flight: gauge(CALLS_IN_FLIGHT),
             connections: gauge(CONNECTIONS),
+            tasks: gauge(TASKS),
             parked: gauge(PARKED),
             saved: Arc::default(),
             cost: Arc::default(),
@@ -186,6 +190,7 @@ impl Telemetry {
             &telemetry.turns_in_flight,
             &telemetry.calls_in_flight,
             &telemetry.connections,
+            &telemetry.tasks,
             &telemetry.parked,
         ] {
             gauge.set(0.0);

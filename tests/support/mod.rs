@@ -7,9 +7,12 @@
 pub mod client;
 pub mod collector;
 pub mod demo;
+pub mod faults;
 pub mod fold;
 pub mod gateway;
+pub mod hostile;
 pub mod lab;
+pub mod matrix;
 pub mod process;
 pub mod proxy;
 pub mod raw;

@@ -167,6 +167,28 @@ impl Process {
         self.memory("VmHWM:")
     }
 
+    /// The memory it has now, in bytes.
+    pub fn resident_memory(&self) -> usize {
+        self.memory("VmRSS:")
+    }
+
+    /// How many descriptors it has open.
+    pub fn descriptors(&self) -> usize {
+        let path = format!("/proc/{}/fd", self.pid().as_raw_pid());
+        fs::read_dir(path).expect("its descriptors").count()
+    }
+
+    /// The ids of its children, those included that have ended and were not asked how.
+    pub fn children(&self) -> Vec<i32> {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.id())).expect("its threads");
+        let mut children: Vec<i32> = tasks
+            .filter_map(|task| fs::read_to_string(task.ok()?.path().join("children")).ok())
+            .flat_map(|text| text.split_whitespace().filter_map(|id| id.parse().ok()).collect::<Vec<i32>>())
+            .collect();
+        children.sort_unstable();
+        children
+    }
+
     fn memory(&self, name: &str) -> usize {
         let path = format!("/proc/{}/status", self.pid().as_raw_pid());
         let status = fs::read_to_string(path).expect("its status");

@@ -8,6 +8,9 @@
 //! | `fail?status=…` | that status, with a short text |
 //! | `hang` | never |
 //! | `reset` | resets the connection |
+//! | `close` | closes it |
+//! | `drip` | a byte now and then, without an end |
+//! | `binary` | some bytes that are no text |
 //! | `bytes?n=…` | so many `x` |
 //! | `redirect?to=…` | 302 |
 //! | `count` | `{"run": N}`, the N-th start of its label |
@@ -48,6 +51,20 @@ pub(super) fn steps(head: &Head, body: &Value, label: &str, run: u64) -> Vec<Ste
         }
         "hang" => vec![Step::WaitMs(Duration::from_secs(86_400).as_secs() * 1000)],
         "reset" => vec![Step::Reset],
+        "close" => vec![Step::Close],
+        "drip" => {
+            let drop = [Step::Send("x".into()), Step::WaitMs(200)];
+            let head = super::script::Head {
+                headers: [("content-type".into(), "text/plain".into())].into(),
+                ..Default::default()
+            };
+            std::iter::once(Step::Head(head)).chain(drop.into_iter().cycle().take(2000)).collect()
+        }
+        "binary" => {
+            let headers = [("content-type".into(), "image/png".into())].into();
+            let head = super::script::Head { headers, ..Default::default() };
+            vec![Step::Head(head), Step::Hex("89 50 4e 47 0d 0a 1a 0a 00 ff".into())]
+        }
         "bytes" => vec![plain(200, &"x".repeat(usize::try_from(number("n", 1024)).unwrap_or(0)))],
         "redirect" => {
             let to = query.get("to").cloned().unwrap_or_default();

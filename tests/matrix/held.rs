@@ -1,0 +1,246 @@
+//! The rest of the matrix: faults of tool servers, of clients and of the process itself. Their tests live
+//! with what they test; here is which of them holds which row, and each has to be there.
+
+/// A fault, and the tests that hold it, as `file::test`.
+type Row = (&'static str, &'static [&'static str]);
+
+/// A section, its rows, and for each the tests that hold it.
+pub(super) const SECTIONS: [(&str, &[Row]); 4] = [
+    (
+        "model and tool servers",
+        &[
+            (
+                "unknown or forbidden tool, broken arguments, duplicate or empty ids, 64 calls, an endless loop",
+                &["tests/turns.rs", "tests/habits.rs", "tests/fuzz/oracles/engine.rs"],
+            ),
+            (
+                "a tool taken away in the middle of a turn",
+                &["tests/teams.rs::a_tool_that_is_taken_away_in_the_middle_of_a_turn_is_not_called_any_more"],
+            ),
+            (
+                "blocked by address policy",
+                &[
+                    "src/tools/http/tests.rs::a_target_refused_by_policy_is_denied_without_a_detail_and_never_reached",
+                    "tests/rebinding.rs::a_name_that_changes_its_address_never_leads_inside",
+                ],
+            ),
+            (
+                "a tool server crashes",
+                &["src/tools/mcp/tests.rs::a_crash_costs_its_own_calls_only_and_the_server_comes_back"],
+            ),
+            (
+                "a tool server sends garbage or wrong ids",
+                &[
+                    "src/tools/mcp/tests.rs::garbage_wrong_ids_and_a_message_without_measure_cost_no_other_call",
+                ],
+            ),
+            (
+                "a tool server floods",
+                &["src/tools/mcp/tests.rs::a_flood_ends_the_server_and_its_calls_are_told"],
+            ),
+            (
+                "a tool server hangs, in its hello or in a call",
+                &[
+                    "src/tools/mcp/tests.rs::a_server_that_never_says_hello_is_down_and_leaves_nothing",
+                    "src/tools/mcp/tests.rs::a_server_that_hangs_in_a_call_is_asked_and_started_again",
+                ],
+            ),
+            (
+                "a tool server changes its tools",
+                &["src/tools/mcp/tests.rs::changed_tools_are_offered_and_a_tool_of_before_still_runs"],
+            ),
+            (
+                "a command forks, or leaves its group",
+                &[
+                    "src/tools/command/tests.rs::who_forks_is_not_waited_for_and_its_children_end_with_it",
+                    "tests/sandbox.rs::nothing_of_a_command_in_bubblewrap_outlives_it",
+                ],
+            ),
+            (
+                "a command prints without an end",
+                &["src/tools/command/tests.rs::who_prints_without_an_end_is_stopped"],
+            ),
+            (
+                "hostile arguments",
+                &[
+                    "src/tools/http/tests.rs::no_hostile_value_changes_what_a_server_is_asked",
+                    "src/tools/command/tests.rs::a_value_cannot_become_an_option",
+                    "tests/fuzz/oracles/arguments.rs",
+                ],
+            ),
+        ],
+    ),
+    (
+        "upstream as a server",
+        &[
+            (
+                "closed on a pooled connection, a finish without the end mark, busy for a moment",
+                &["tests/faults.rs::what_heals_by_asking_again_is_not_seen_by_the_client"],
+            ),
+            (
+                "name not found, refused, black hole",
+                &["tests/faults.rs::an_upstream_that_cannot_be_reached_is_asked_again_and_then_told"],
+            ),
+            (
+                "TLS wrong, expired, garbage",
+                &["tests/faults.rs::an_upstream_that_is_not_trusted_is_not_asked_again"],
+            ),
+            (
+                "answers before it read the body",
+                &["tests/faults.rs::an_answer_that_comes_before_the_body_was_read_counts"],
+            ),
+            (
+                "a storm of failures",
+                &["tests/failover.rs::a_storm_opens_the_breaker_and_a_reload_keeps_it_open"],
+            ),
+            (
+                "the same for chats that only go through",
+                &[
+                    "tests/faults.rs::a_relayed_chat_that_fails_has_a_status_and_an_error_too",
+                    "tests/faults.rs::a_relayed_stream_that_breaks_off_ends_with_an_error_event",
+                    "tests/faults.rs::a_relayed_whole_answer_that_breaks_off_never_looks_complete",
+                ],
+            ),
+        ],
+    ),
+    (
+        "clients",
+        &[
+            (
+                "leaves while queued",
+                &[
+                    "tests/teams.rs::a_client_that_leaves_gives_up_its_place_in_the_queue",
+                    "tests/leaving.rs::while_its_call_waits_for_a_slot",
+                ],
+            ),
+            (
+                "leaves before the first byte",
+                &[
+                    "tests/leaving.rs::before_the_first_byte_of_a_turn",
+                    "tests/leaving.rs::before_the_first_byte_of_a_relayed_chat",
+                ],
+            ),
+            (
+                "leaves while streaming",
+                &[
+                    "tests/leaving.rs::in_the_middle_of_a_stream",
+                    "tests/leaving.rs::in_the_middle_of_a_relayed_stream",
+                ],
+            ),
+            (
+                "leaves over TLS, HTTP/2, behind an extra byte",
+                &[
+                    "src/server/tests/leaving.rs::is_seen_through_tls",
+                    "src/server/tests/leaving.rs::is_seen_on_http2_for_one_stream_and_for_all",
+                    "src/server/tests/leaving.rs::is_seen_behind_an_extra_byte",
+                ],
+            ),
+            (
+                "leaves while a tool runs",
+                &[
+                    "tests/leaving.rs::while_a_tool_that_reads_runs",
+                    "tests/leaving.rs::while_a_tool_with_effects_runs_which_then_finishes_once",
+                ],
+            ),
+            (
+                "repeats its request",
+                &[
+                    "tests/repeats.rs::a_finished_request_is_replayed_with_its_status_and_headers",
+                    "tests/repeats.rs::a_client_that_left_while_a_tool_wrote_is_told_so_and_the_tool_runs_once",
+                    "tests/clients/repeats/run.py",
+                ],
+            ),
+            (
+                "slow headers, slow body, reads nothing",
+                &[
+                    "src/server/tests/slow_clients.rs::a_dripping_head_is_cut_off_too",
+                    "src/server/tests/bodies.rs::a_body_that_does_not_come_is_408",
+                    "src/server/body.rs::a_dripping_body_is_refused_after_five_seconds",
+                    "src/server/tests/slow_clients.rs::a_reader_of_nothing_holds_little_and_is_closed",
+                    "tests/hostile.rs",
+                ],
+            ),
+            (
+                "floods over HTTP/2",
+                &[
+                    "src/server/tests/http2.rs::a_flood_of_pings_ends_the_connection",
+                    "src/server/tests/http2.rs::a_flood_of_requests_that_are_reset_ends_the_connection",
+                    "tests/hostile.rs",
+                ],
+            ),
+            (
+                "body over the limit",
+                &[
+                    "src/server/tests/bodies.rs::a_body_too_large_is_refused_before_it_is_sent",
+                    "src/server/body.rs::a_body_announced_too_large_is_not_even_asked_for",
+                ],
+            ),
+            (
+                "not JSON, too deep, equal keys, wrong types, trailing bytes",
+                &[
+                    "tests/requests.rs::a_wrong_member_is_named",
+                    "tests/requests.rs::a_thousand_mutated_requests_are_answered_or_refused_and_never_fail_the_proxy",
+                    "tests/fuzz/oracles/request.rs",
+                ],
+            ),
+            (
+                "wrong path, method, content type, no or two hosts, CONNECT",
+                &[
+                    "tests/requests.rs::a_wrong_head_is_refused_with_what_to_do",
+                    "src/server/tests/requests.rs::two_hosts_none_connect_and_trace_are_refused",
+                ],
+            ),
+            (
+                "keys: none, malformed, unknown, revoked, a megabyte long",
+                &[
+                    "tests/requests.rs::every_wrong_key_gets_the_same_answer",
+                    "tests/teams.rs::every_route_refuses_no_key_a_revoked_one_and_an_expired_one",
+                    "tests/teams.rs::ten_thousand_wrong_keys_get_one_and_the_same_answer",
+                ],
+            ),
+            (
+                "no keys configured",
+                &["tests/requests.rs::without_keys_other_sites_cannot_use_the_proxy_through_a_browser"],
+            ),
+        ],
+    ),
+    (
+        "process",
+        &[
+            (
+                "SIGTERM, once and twice",
+                &[
+                    "tests/process.rs::a_sigterm_finishes_what_is_in_flight_and_takes_nothing_new",
+                    "tests/process.rs::what_is_in_flight_when_the_drain_runs_out_ends_with_an_error",
+                    "tests/process.rs::a_second_sigterm_ends_everything_at_once_and_says_so",
+                ],
+            ),
+            (
+                "SIGKILL",
+                &[
+                    "tests/audit.rs::whenever_it_is_killed_every_effect_has_its_intent",
+                    "tests/process.rs::a_killed_turn_leaves_nothing_behind_at_the_upstream",
+                ],
+            ),
+            (
+                "disk full",
+                &["src/audit/tests.rs::what_cannot_be_written_is_refused_or_goes_on_until_it_can_be_again"],
+            ),
+            ("no descriptors left", &["src/server/tests/bounds.rs::running_out_of_descriptors_passes"]),
+            (
+                "a broken configuration on reload",
+                &["tests/process.rs::a_reload_swaps_the_configuration_under_a_running_turn"],
+            ),
+            ("a panic in one turn", &["src/server/tests/requests.rs::a_panic_costs_one_request_only"]),
+            (
+                "overload",
+                &[
+                    "tests/teams.rs::overload_is_told_before_the_body_is_read",
+                    "tests/teams.rs::a_team_that_floods_the_gateway_does_not_keep_another_waiting_behind_it",
+                    "src/server/tests/bounds.rs::a_connection_too_many_is_told_so_and_fits_later",
+                ],
+            ),
+            ("mixed load with faults, for a long time", &["tests/soak.rs"]),
+        ],
+    ),
+];

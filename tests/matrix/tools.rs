@@ -1,0 +1,271 @@
+//! Faults of a tool: what the model is told of each, how often the tool runs, and that the turn goes on;
+//! by the tool's effect, whole and streamed, in the first round and after another tool wrote.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::support::faults::{ask, each};
+use super::support::fold::{self, Folded};
+use super::support::gateway::{Gateway, closed_port};
+use super::support::lab::Lab;
+use super::support::matrix::Cells;
+
+const EFFECTS: [&str; 3] = ["read", "idempotent", "write"];
+
+/// How the client asks, and what its stream has before the call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Whole,
+    Unbegun,
+    Begun,
+}
+
+const MODES: [Mode; 3] = [Mode::Whole, Mode::Unbegun, Mode::Begun];
+
+/// How often a tool may run.
+#[derive(Debug, Clone, Copy)]
+enum Runs {
+    /// Nothing ever reaches it.
+    Never,
+    /// Once, whatever its effect.
+    Once,
+    /// Twice, unless it writes.
+    Again,
+}
+
+/// A fault.
+struct Row {
+    fault: &'static str,
+    /// The tool's `http` or `command`; `LABEL` in it is where its runs are counted.
+    tool: Value,
+    runs: Runs,
+    /// What the model is told, and what instead if the tool writes.
+    told: &'static str,
+    written: Option<&'static str>,
+}
+
+fn http(fault: &'static str, path: &str, runs: Runs, told: &'static str) -> Row {
+    let url = format!("LAB/tool/{path}");
+    Row { fault, tool: json!({ "method": "POST", "url": url }), runs, told, written: None }
+}
+
+/// A shell's script that first notes that it ran.
+fn command(fault: &'static str, script: &str, told: &'static str) -> Row {
+    let script = format!("echo ran >> \"$0\"; {script}");
+    let argv = json!(["/bin/sh", "-c", script, "FOLDER/{label}"]);
+    Row { fault, tool: json!({ "argv": argv }), runs: Runs::Once, told, written: None }
+}
+
+fn written(told: &'static str, row: Row) -> Row {
+    Row { written: Some(told), ..row }
+}
+
+const LOST: &str =
+    "error: outcome unknown: may have been executed (the connection was closed before an answer)";
+const LATE: &str = "error: timed out after 3s";
+const LATE_UNKNOWN: &str = "error: timed out after 3s; outcome unknown: may have been executed";
+
+fn rows() -> Vec<Row> {
+    use Runs::{Again, Never, Once};
+    let elsewhere = |fault, url: &str, told| Row {
+        fault,
+        tool: json!({ "method": "POST", "url": url }),
+        runs: Never,
+        told,
+        written: None,
+    };
+    vec![
+        elsewhere("refused", "http://CLOSED/{label}", "error: unreachable: the connection was refused"),
+        elsewhere("no such name", "http://NOBODY/{label}", "error: unreachable: its name was not found"),
+        elsewhere("no TLS there", "https://PLAIN/{label}", "error: unreachable: TLS failed"),
+        http(
+            "404",
+            "fail/{label}?status=404",
+            Once,
+            "error: HTTP 404 Not Found: the tool LABEL failed as it was told to",
+        ),
+        http(
+            "500",
+            "fail/{label}?status=500",
+            Again,
+            "error: HTTP 500 Internal Server Error: the tool LABEL failed as it was told to",
+        ),
+        http("redirect", "redirect/{label}?to=/x", Once, "error: redirect to /x not followed (HTTP 302)"),
+        written(
+            LOST,
+            http(
+                "reset after sending",
+                "reset/{label}",
+                Again,
+                "error: no answer: the connection was closed before an answer",
+            ),
+        ),
+        written(
+            LOST,
+            http(
+                "closed after sending",
+                "close/{label}",
+                Again,
+                "error: no answer: the connection was closed before an answer",
+            ),
+        ),
+        http("empty", "text/{label}?text=", Once, "(empty)"),
+        http("binary", "binary/{label}", Once, "binary data, image/png, 10 bytes"),
+        http(
+            "huge",
+            "bytes/{label}?n=9000",
+            Once,
+            "4096 bytes that end in xxxxxxxxxxxxxxxxxxxxxxxxxxxxxx… [cut: 4 KiB of 9000 bytes]",
+        ),
+        written(LATE_UNKNOWN, http("late: no answer in time", "hang/{label}", Once, LATE)),
+        written(LATE_UNKNOWN, http("late: one byte now and then", "drip/{label}", Once, LATE)),
+        command("exit code", "echo why >&2; exit 3", "error: exit code 3: why"),
+        command("killed", "kill -9 $$", "error: killed by signal 9 (SIGKILL)"),
+        command(
+            "prints a megabyte",
+            "head -c 1000000 /dev/zero | tr '\\0' x",
+            "4096 bytes that end in xxxxxxxxxxxxxxxxxxxxxxxxxxx… [cut: 4 KiB of 1000000 bytes]",
+        ),
+        command("leaves a child with its output", "sleep 30 & echo fine", "fine\\n"),
+        written(LATE_UNKNOWN, command("late: does not end", "exec sleep 30", LATE)),
+        written(
+            LATE_UNKNOWN,
+            command("late: ignores SIGTERM", "trap '' TERM; while :; do sleep 1; done", LATE),
+        ),
+    ]
+}
+
+/// How many faults and how many cells there are.
+pub(super) fn size() -> (usize, usize) {
+    let rows = rows().len();
+    (rows, rows * EFFECTS.len() * MODES.len() * 2)
+}
+
+/// The configuration: each row three times, once for each effect.
+fn config(rows: &[Row], lab: &Lab, closed: &str, folder: &Path) -> String {
+    let parameters = json!({ "type": "object", "properties": { "label": { "type": "string" } }, "required": ["label"], "additionalProperties": false });
+    let mut tools = json!({ "save": { "effect": "write", "parameters": parameters, "http": { "method": "POST", "url": "LAB/tool/count/{label}" } } });
+    for (n, row) in rows.iter().enumerate() {
+        for effect in EFFECTS {
+            let kind = if row.tool.get("argv").is_some() { "command" } else { "http" };
+            let mut tool = json!({ "effect": effect, "parameters": parameters, kind: row.tool });
+            if row.fault.starts_with("late") {
+                tool["timeout"] = json!("3s");
+            }
+            tools[format!("t{n}_{effect}")] = tool;
+        }
+    }
+    let plain = lab.url().replace("http://", "");
+    let tools = tools.to_string().replace("CLOSED", closed).replace("PLAIN", &plain);
+    // No name at all, so nobody is asked for it.
+    let tools = tools.replace("NOBODY", &"x".repeat(64));
+    let tools = tools.replace("FOLDER", &folder.display().to_string());
+    format!(
+        "upstreams: {{ main: {{ base_url: LAB/v1 }} }}\nlimits: {{ tool_result: 4KiB }}\ntools: {tools}\n"
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_fault_of_a_tool_is_news_for_the_model() {
+    let (lab, folder) = (Lab::start().await, tempfile::tempdir().expect("a folder"));
+    let (closed, _held) = closed_port();
+    let (rows, cells) = (rows(), Cells::default());
+    let gateway = Gateway::start(&lab, &config(&rows, &lab, &closed.to_string(), folder.path())).await;
+    let mut all = Vec::new();
+    for (n, row) in rows.iter().enumerate() {
+        for (effect, name) in EFFECTS.iter().enumerate() {
+            for mode in MODES {
+                all.extend([false, true].map(|after| (format!("t{n}_{name}"), row, effect, mode, after)));
+            }
+        }
+    }
+    each(
+        all,
+        |(_, row, ..)| row.fault.to_owned(),
+        async |(tool, row, effect, mode, after)| {
+            let got = cell(&lab, &gateway, folder.path(), &tool, mode, after).await;
+            cells.note(row.fault, column(effect, mode, after), wanted(row, effect, after), got);
+        },
+    )
+    .await;
+    gateway.ends_at_baseline(&lab).await;
+    cells.settle("tools", size().1);
+}
+
+fn column(effect: usize, mode: Mode, after: bool) -> &'static str {
+    // A table's columns are known, so each has its name once.
+    const NAMES: [&str; 18] = [
+        "read, whole, first round",
+        "read, whole, after a write",
+        "read, stream not begun, first round",
+        "read, stream not begun, after a write",
+        "read, stream begun, first round",
+        "read, stream begun, after a write",
+        "idempotent, whole, first round",
+        "idempotent, whole, after a write",
+        "idempotent, stream not begun, first round",
+        "idempotent, stream not begun, after a write",
+        "idempotent, stream begun, first round",
+        "idempotent, stream begun, after a write",
+        "write, whole, first round",
+        "write, whole, after a write",
+        "write, stream not begun, first round",
+        "write, stream not begun, after a write",
+        "write, stream begun, first round",
+        "write, stream begun, after a write",
+    ];
+    NAMES[effect * 6 + mode as usize * 2 + usize::from(after)]
+}
+
+fn wanted(row: &Row, effect: usize, after: bool) -> String {
+    let writes = EFFECTS[effect] == "write";
+    let runs = match row.runs {
+        Runs::Never => 0,
+        Runs::Once => 1,
+        Runs::Again => 1 + usize::from(!writes),
+    };
+    let told = row.written.filter(|_| writes).unwrap_or(row.told);
+    line(told, runs, usize::from(after))
+}
+
+fn line(told: &str, runs: usize, saved: usize) -> String {
+    format!("done, told `{told}`, ran {runs}, the other {saved}")
+}
+
+async fn cell(lab: &Lab, gateway: &Gateway, folder: &Path, tool: &str, mode: Mode, after: bool) -> String {
+    let label = format!("{tool}_{}{}", mode as usize, usize::from(after));
+    let text = (mode == Mode::Begun).then_some("Hel");
+    let call = |tool: &str, label: &str| json!([{ "name": tool, "arguments": { "label": label } }]);
+    let other = format!("save_{label}");
+    let mut rounds =
+        vec![json!({ "reply": { "calls": call(tool, &label) } }), json!({ "reply": { "text": "done" } })];
+    if after {
+        rounds.insert(0, json!({ "reply": { "calls": call("save", &other) } }));
+    }
+    rounds[0]["reply"]["text"] = json!(text);
+    lab.script(&label, json!({ "rounds": rounds }));
+    // The others would only make each question longer.
+    let offered = format!("{tool},save");
+    let got = ask(gateway, &label, mode != Mode::Whole, &[("x-fanfold-tools", &offered)]).await;
+    let end = match fold::answer(&got) {
+        Ok(Folded::Reply(reply)) if reply.text.ends_with("done") && reply.finish == "stop" => {
+            "done".to_owned()
+        }
+        other => format!("{other:?}"),
+    };
+    let seen = lab.journal();
+    let started = |label: &str| seen.tools.get(label).map_or(0, |runs| runs.started);
+    let noted = std::fs::read_to_string(folder.join(&label)).map_or(0, |text| text.lines().count());
+    let runs = usize::try_from(started(&label)).expect("few") + noted;
+    let bodies = seen.bodies(&label);
+    let told = bodies.last().and_then(|body| body["messages"].as_array()?.last()?["content"].as_str());
+    let mut told = told.unwrap_or("nothing").replace(&label, "LABEL");
+    if told.len() > 300 {
+        told = format!("{} bytes that end in {}", told.len(), &told[told.len() - 60..]);
+    }
+    // A busy machine may be late by a second.
+    told = told.replace('\n', "\\n").replace("after 4s", "after 3s");
+    let line = line(&told, runs, usize::try_from(started(&other)).expect("few"));
+    if end == "done" { line } else { line.replacen("done", &end, 1) }
+}
