@@ -663,6 +663,18 @@ fn a_key_without_a_value_is_as_good_as_no_key() {
 }
 
 #[test]
+fn what_has_a_name_and_no_value_is_a_mistake() {
+    for (text, name) in [
+        ("upstreams: { main: }\n".to_owned(), "main"),
+        (with("teams: { blue: }\n"), "blue"),
+        (with("tools: { t: }\n"), "t"),
+    ] {
+        let messages = messages(&text);
+        assert!(messages.len() == 1 && messages[0].contains(&format!("`{name}`")), "{text}: {messages:?}");
+    }
+}
+
+#[test]
 fn flags_lie_over_the_file() {
     let flags = |listen: &str, insecure_no_auth| Flags {
         listen: Some(listen.into()),

@@ -225,7 +225,8 @@ impl<'s> Walk<'s> {
             let property = known.and_then(|k| k.get(&entry.key));
             match (property, any) {
                 (Some(value), _) | (None, Some(value)) => {
-                    let nothing = matches!(entry.value.kind, Kind::Null);
+                    // What people name themselves, such as a team, is not absent for want of a value.
+                    let nothing = matches!(entry.value.kind, Kind::Null) && property.is_some();
                     if nothing && self.may_be_empty(value) {
                         continue;
                     }
