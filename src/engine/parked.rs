@@ -136,7 +136,7 @@ pub fn restore(messages: &Raw, mut find: impl FnMut(&str) -> Vec<([u8; 32], Park
             Some((parked, answers))
         });
         match found {
-            Some((parked, answers)) if answers.len() == parked.foreign().count() => {
+            Some((parked, answers)) if answers_all(&answers, &parked) => {
                 restored = true;
                 at += 1 + answers.len();
                 put_back(&parked, &answers, &mut out);
@@ -153,6 +153,12 @@ pub fn restore(messages: &Raw, mut find: impl FnMut(&str) -> Vec<([u8; 32], Park
         crate::wire::request::append_elements(&mut text, &empty, out.iter().map(Raw::bytes));
         Some(Raw::trusted(text.into()))
     })?
+}
+
+/// Whether these are the answers to the foreign calls, each of them once.
+fn answers_all(answers: &[(String, Raw)], parked: &Parked) -> bool {
+    answers.len() == parked.foreign().count()
+        && parked.foreign().all(|wanted| answers.iter().any(|(id, _)| id == wanted))
 }
 
 fn put_back(parked: &Parked, answers: &[(String, Raw)], out: &mut Vec<Raw>) {
@@ -243,6 +249,14 @@ mod tests {
     fn a_history_that_lacks_an_answer_is_left_alone() {
         let messages = raw(
             r#"[{"role":"assistant","tool_calls":[{"id":"call_abcDEF123"}]},{"role":"user","content":"never mind"}]"#,
+        );
+        assert_eq!(restore(&messages, |id| vec![([0; 32], parked(id))]), None);
+    }
+
+    #[test]
+    fn answers_to_other_calls_are_left_where_they_are() {
+        let messages = raw(
+            r#"[{"role":"assistant","tool_calls":[{"id":"call_abcDEF123"}]},{"role":"tool","tool_call_id":"call_other","content":"x"}]"#,
         );
         assert_eq!(restore(&messages, |id| vec![([0; 32], parked(id))]), None);
     }
