@@ -385,17 +385,23 @@ fn write_audit(log: &Path) {
 }
 
 #[test]
-fn the_command_in_a_sandbox_runs() {
+fn the_command_and_the_server_in_a_sandbox_run() {
+    use std::os::unix::fs::PermissionsExt;
     let folder = tempfile::tempdir().unwrap();
     let upstream = "upstreams: { main: { base_url: http://127.0.0.1:1/v1 } }\n";
     let srv = folder.path().join("srv");
     let sandbox = only("yaml sandbox").replace("/srv", &srv.display().to_string());
-    for part in ["words", "out"] {
+    for part in ["words", "out", "notes"] {
         fs::create_dir_all(srv.join(part)).unwrap();
     }
+    let serve = "#!/usr/bin/env python3\n".to_owned() + include_str!("support/rogue.py");
+    fs::write(srv.join("notes/serve"), serve).unwrap();
+    fs::set_permissions(srv.join("notes/serve"), fs::Permissions::from_mode(0o755)).unwrap();
     fs::write(folder.path().join("fanfold.yaml"), upstream.to_owned() + &sandbox).unwrap();
     let out = shell("fanfold check; fanfold call sort_lines '{\"text\": \"b\\na\"}'", folder.path());
     assert!(out.contains("sandboxes of this host") && out.trim_end().ends_with("a\nb"), "{out}");
+    let out = shell("fanfold call notes__echo '{\"a\": \"behind a fence\"}'", folder.path());
+    assert!(out.contains("behind a fence"), "{out}");
 }
 
 #[test]

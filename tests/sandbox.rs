@@ -1,11 +1,13 @@
-//! Fenced commands, run by the real binary: what they can reach, and what is left of them.
+//! Fenced commands and tool servers, run by the real binary: what they can reach, and what is left of them.
 //!
-//! Wants bubblewrap and a kernel with Landlock; without them these tests fail.
+//! Wants bubblewrap, a kernel with Landlock, and Python 3; without them these tests fail.
 
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 mod support;
 
+use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
@@ -102,6 +104,66 @@ async fn limits_hold_from_the_first_instruction_on() {
         let told = said(sandbox, limits, "ulimit -n; ulimit -t; ulimit -f; ulimit -v").await;
         assert!(told.starts_with("77\n9\n1024\n524288\n"), "{sandbox}: {told}");
     }
+}
+
+#[tokio::test]
+async fn a_fenced_tool_server_serves_and_reaches_what_it_may_and_nothing_else() {
+    let (other, own) = (tempfile::tempdir_in("/var/tmp").unwrap(), tempfile::tempdir_in("/var/tmp").unwrap());
+    let secret = other.path().join("secret");
+    fs::write(&secret, "5ecret").unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let rogue = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/rogue.py");
+    let before = scratch();
+    for sandbox in SANDBOXES {
+        // It tries what it should not, tells of it, then serves.
+        let script = format!(
+            "cd {own}; for what in 'cat {secret}' 'ls {other}' 'touch {other}/new' 'cat /etc/shadow' 'touch $OLDPWD/mine $TMPDIR/own' 'echo hi >/dev/tcp/127.0.0.1/{port}'; do
+               if (eval \"$what\") >>out 2>&1; then echo \"did $what\" >>out; else echo \"no $what\" >>out; fi
+             done; exec python3 {rogue}",
+            own = own.path().display(),
+            other = other.path().display(),
+            secret = secret.display(),
+        );
+        let server = |readable: &str, more: &str| {
+            format!(
+                "upstreams: {{ main: {{ base_url: 'http://127.0.0.1:1/v1' }} }}
+tools: {{ s: {{ mcp: {{ command: [bash, -c, {}], sandbox: {sandbox}, may: {{ read: ['{rogue}'{readable}], write: ['{}'] {more} }} }} }} }}
+",
+                Value::from(script.as_str()),
+                own.path().display()
+            )
+        };
+        let told = async |yaml: &str| {
+            let folder = folder_with(yaml);
+            let (code, out, errors) = run(folder.path(), &["call", "s__echo", "{\"a\": 1}"]).await;
+            assert!(code == 0 && out.contains("\"arguments\": {\"a\": 1}"), "{sandbox}: {out}{errors}");
+            let told = fs::read_to_string(own.path().join("out")).unwrap();
+            fs::remove_file(own.path().join("out")).unwrap();
+            told
+        };
+        let refused = told(&server("", "")).await;
+        // A server is started once more if it did not understand the first question.
+        assert!(!refused.contains("5ecret") && !other.path().join("new").exists(), "{sandbox}: {refused}");
+        for line in refused.lines().filter(|line| line.starts_with("did ")) {
+            assert!(line.contains("/mine"), "{sandbox}: {line}");
+        }
+        assert!(refused.contains("no cat ") && refused.contains("did touch "), "{sandbox}: {refused}");
+        let open = told(&server(&format!(", '{}'", other.path().display()), ", network: true")).await;
+        assert!(open.contains("did echo hi") && open.contains("5ecret"), "{sandbox}: {open}");
+        let (code, out, errors) = run(folder_with(&server("", "")).path(), &["check"]).await;
+        assert_eq!(code, 0, "{errors}");
+        assert!(out.contains("sandboxes of this host") && out.contains(sandbox), "{out}");
+    }
+    let left: BTreeSet<OsString> = scratch().difference(&before).cloned().collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+/// The directories that servers have for themselves now.
+fn scratch() -> BTreeSet<OsString> {
+    let all = fs::read_dir(std::env::temp_dir()).unwrap().filter_map(Result::ok);
+    let names = all.map(|entry| entry.file_name());
+    names.filter(|name| name.as_encoded_bytes().starts_with(b"fanfold-server-")).collect()
 }
 
 /// Whether any process has this argument.

@@ -9,6 +9,7 @@ use super::{Exit, Overrides, loaded, online, out};
 use crate::config::{Loaded, process_env};
 use crate::telemetry::traces::{Resolved, resolve};
 use crate::tools::sandbox::Host;
+use crate::tools::settings::Sandbox;
 use crate::tools::{Catalog, Remark};
 use crate::units::Secret;
 use crate::upstream::settings::{Route, Target};
@@ -72,7 +73,10 @@ fn summary(loaded: &Loaded, catalog: &Catalog) -> String {
     part("traces", traces(loaded));
     part("tool servers", servers(loaded));
     part("tools", catalog.iter().map(|tool| row(tool)).collect());
-    if file.tools.values().any(|tool| tool.command.is_some()) {
+    let starts_something = |tool: &crate::tools::settings::Settings| {
+        tool.command.is_some() || tool.mcp.as_ref().is_some_and(|mcp| mcp.command.is_some())
+    };
+    if file.tools.values().any(starts_something) {
         part("sandboxes of this host", sandboxes());
     }
     let remark = |remark: &Remark| vec![remark.entry.to_string(), remark.unmapped.to_string()];
@@ -135,7 +139,8 @@ fn servers(loaded: &Loaded) -> Vec<Vec<String>> {
         };
         let names = format!("{}*", tool.prefix.clone().unwrap_or_else(|| format!("{name}__")));
         let required = if tool.required { "required" } else { "" };
-        Some(vec![name.clone(), "mcp".into(), place, names, required.into()])
+        let fence = if mcp.sandbox == Sandbox::None { String::new() } else { word(&mcp.sandbox) };
+        Some(vec![name.clone(), "mcp".into(), place, names, fence, required.into()])
     };
     loaded.file.tools.iter().filter_map(row).collect()
 }

@@ -175,7 +175,7 @@ impl Catalog {
                 // Its tools come last: those of the settings have their names outright.
                 documents.extend(openapi::load::load(name, settings, defaults, &roots, &mut mistakes));
             } else if settings.mcp.is_some() {
-                if let Some(server) = Server::load(name, settings, defaults, &roots, &mut mistakes) {
+                if let Some(server) = Server::load(name, settings, defaults, &roots, &host, &mut mistakes) {
                     servers.insert(name.as_str().into(), Arc::new(server));
                 }
             } else if let Some(tool) =

@@ -129,7 +129,7 @@ pub struct Mcp {
     /// The environment of the program. Beside it, it has only fanfold's PATH and HOME, and LANG.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, Secret>,
-    /// The working directory of the program. Default: fanfold's own.
+    /// The working directory of the program. Default: fanfold's own, or a fresh one behind a fence.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dir: Option<String>,
     /// `https://host/path` of a server that is spoken to over HTTP.
@@ -147,6 +147,13 @@ pub struct Mcp {
     /// How long the server may take to start and to list its tools. Default: 30s.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub start_timeout: Option<Span>,
+    /// What fences the program in. A host that cannot do it does not start.
+    #[serde(skip_serializing_if = "is_default")]
+    pub sandbox: Sandbox,
+    /// What it may do behind the fence, beside reading programs and libraries and writing into a fresh directory of
+    /// its own, which is also its working directory unless `dir` says otherwise.
+    #[serde(skip_serializing_if = "is_default")]
+    pub may: May,
 }
 
 /// `http:` of a tool.

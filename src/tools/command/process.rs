@@ -274,7 +274,7 @@ pub(in crate::tools) fn limit(process: Option<Pid>, limits: &Rlimits) {
 }
 
 /// Removes a directory; it may be large, so not on this thread.
-async fn tidy(scratch: Option<tempfile::TempDir>) {
+pub(in crate::tools) async fn tidy(scratch: Option<tempfile::TempDir>) {
     let Some(scratch) = scratch else { return };
     match tokio::task::spawn_blocking(move || scratch.close()).await {
         Ok(Ok(())) => {}

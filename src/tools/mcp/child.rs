@@ -10,6 +10,7 @@
 
 use std::ffi::OsString;
 use std::io;
+use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +23,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
-use crate::tools::command::process::{Group, exited};
+use crate::tools::command::process::{Group, exited, tidy};
+use crate::tools::sandbox::{Line, Sandbox};
 use crate::tools::text::tame;
 
 /// How long a server gets to leave by itself once its standard input is closed.
@@ -41,11 +43,35 @@ const WINDOW: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(super) struct Program {
     /// The program and its arguments.
-    pub(super) argv: Vec<OsString>,
+    pub(super) line: Line,
     /// Its whole environment.
     pub(super) env: Vec<(OsString, SecretString)>,
     /// Its working directory.
-    pub(super) dir: Option<std::path::PathBuf>,
+    pub(super) dir: Option<PathBuf>,
+    /// What fences it in.
+    pub(super) sandbox: Option<Sandbox>,
+}
+
+impl Program {
+    /// The command that starts it, behind its fence if it has one. `own` is its directory there.
+    fn command(&self, own: Option<&Path>) -> io::Result<tokio::process::Command> {
+        let dir = self.dir.as_deref().or(own);
+        let line = match (&self.sandbox, own) {
+            (Some(sandbox), Some(own)) => sandbox.fenced(&self.line, dir.unwrap_or(own), own, None),
+            (Some(_), None) => return Err(io::Error::other("a fenced process has no directory of its own")),
+            (None, _) => self.line.clone(),
+        };
+        let mut command = tokio::process::Command::new(&line.program);
+        command.args(&line.elements).env_clear().process_group(0).kill_on_drop(true);
+        if let Some(own) = own {
+            command.env("TMPDIR", own);
+        }
+        command.envs(self.env.iter().map(|(name, value)| (name, value.expose_secret())));
+        if let Some(dir) = dir {
+            command.current_dir(dir);
+        }
+        Ok(command)
+    }
 }
 
 /// A server's process.
@@ -55,20 +81,19 @@ pub(super) struct Process {
     group: Group,
     child: Child,
     exits: tokio::signal::unix::Signal,
+    /// A directory of its own, behind a fence.
+    own: Option<tempfile::TempDir>,
     _errors: JoinSet<()>,
 }
 
 impl Process {
     /// Starts it.
     pub(super) fn start(server: &Arc<str>, program: &Program) -> io::Result<(Self, ChildStdin, ChildStdout)> {
-        let (name, arguments) =
-            program.argv.split_first().ok_or_else(|| io::Error::other("the program is missing"))?;
-        let mut command = tokio::process::Command::new(name);
-        command.args(arguments).env_clear().process_group(0).kill_on_drop(true);
-        command.envs(program.env.iter().map(|(name, value)| (name, value.expose_secret())));
-        if let Some(dir) = &program.dir {
-            command.current_dir(dir);
-        }
+        let own = match &program.sandbox {
+            Some(_) => Some(tempfile::Builder::new().prefix("fanfold-server-").tempdir()?),
+            None => None,
+        };
+        let mut command = program.command(own.as_ref().map(tempfile::TempDir::path))?;
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         // Before the start, so that no exit is missed.
         let exits = signal(SignalKind::child())?;
@@ -80,7 +105,7 @@ impl Process {
         let stderr = child.stderr.take().ok_or_else(missing)?;
         let mut errors = JoinSet::new();
         errors.spawn(log_errors(Arc::clone(server), stderr));
-        Ok((Self { group, child, exits, _errors: errors }, stdin, stdout))
+        Ok((Self { group, child, exits, own, _errors: errors }, stdin, stdout))
     }
 
     /// Waits until it has ended, without reaping it.
@@ -97,6 +122,7 @@ impl Process {
         self.group.signal(Signal::KILL);
         let status = timeout(REAP, self.child.wait()).await;
         self.group.reaped = matches!(status, Ok(Ok(_)));
+        tidy(self.own.take()).await;
         status.ok()?.ok()
     }
 }

@@ -13,6 +13,7 @@ use crate::tools::address::Reach;
 use crate::tools::http::connect::{Connector, tls};
 use crate::tools::http::{SystemRoots, networks, origin};
 use crate::tools::load::Mistakes;
+use crate::tools::sandbox::{Host, Line, Sandbox};
 use crate::tools::{secret, settings};
 
 /// How long a server may take to start, when the settings do not say.
@@ -82,6 +83,7 @@ impl Plan {
         name: &str,
         settings: &settings::Mcp,
         roots: &SystemRoots,
+        host: &Host,
         mistakes: &mut Mistakes,
     ) -> Option<Self> {
         let way = match (&settings.command, &settings.url) {
@@ -89,11 +91,13 @@ impl Plan {
                 only_with("url", !settings.headers.is_empty(), "headers", mistakes);
                 only_with("url", !settings.allow_cidrs.is_empty(), "allow_cidrs", mistakes);
                 only_with("url", settings.ca.is_some(), "ca", mistakes);
-                Way::Program(program(argv, settings, mistakes)?)
+                Way::Program(program(argv, settings, host, mistakes)?)
             }
             (None, Some(url)) => {
                 only_with("command", !settings.env.is_empty(), "env", mistakes);
                 only_with("command", settings.dir.is_some(), "dir", mistakes);
+                only_with("command", settings.sandbox != settings::Sandbox::None, "sandbox", mistakes);
+                only_with("command", settings.may != settings::May::default(), "may", mistakes);
                 Way::Url(Box::new(address(url, settings, roots, mistakes)?))
             }
             (None, None) => {
@@ -145,7 +149,7 @@ impl Plan {
     pub(in crate::tools) fn place(&self) -> String {
         match &self.way {
             Way::Program(program) => {
-                let name = program.argv.first().map(Path::new).and_then(Path::file_name);
+                let name = program.line.program.file_name();
                 name.map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
             }
             Way::Url(address) => address.url.split('?').next().unwrap_or_default().to_owned(),
@@ -159,7 +163,12 @@ fn only_with(key: &str, given: bool, what: &str, mistakes: &mut Mistakes) {
     }
 }
 
-fn program(argv: &[String], settings: &settings::Mcp, mistakes: &mut Mistakes) -> Option<Program> {
+fn program(
+    argv: &[String],
+    settings: &settings::Mcp,
+    host: &Host,
+    mistakes: &mut Mistakes,
+) -> Option<Program> {
     let Some((name, rest)) = argv.split_first().filter(|(name, _)| !name.is_empty()) else {
         mistakes.add(&["mcp", "command"], "the program is missing");
         return None;
@@ -205,8 +214,9 @@ fn program(argv: &[String], settings: &settings::Mcp, mistakes: &mut Mistakes) -
             Err(message) => mistakes.add(&at, message),
         }
     }
-    let argv = std::iter::once(found?.into_os_string()).chain(rest.iter().map(OsString::from)).collect();
-    mistakes.is_empty().then_some(Program { argv, env, dir })
+    let sandbox = Sandbox::load("mcp", settings.sandbox, &settings.may, host, mistakes);
+    let line = Line { program: found?, elements: rest.iter().map(OsString::from).collect() };
+    mistakes.is_empty().then_some(Program { line, env, dir, sandbox })
 }
 
 /// The file a program's name means.

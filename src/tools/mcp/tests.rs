@@ -7,6 +7,10 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
+use super::Plan;
+use crate::tools::http::SystemRoots;
+use crate::tools::load::Mistakes;
+use crate::tools::sandbox::Host;
 use crate::tools::testing::{self, Server, build, response, run};
 use crate::tools::{Catalog, Condition, Servers, Tool};
 use crate::wire::tool::{Effect, Outcome, OutcomeKind};
@@ -428,6 +432,8 @@ fn all_mistakes_of_a_server_are_told_at_once() {
         "e": { "command": { "argv": ["/bin/echo"] }, "prefix": "", "required": true },
         "f": { "mcp": { "url": "https://h.example/mcp", "headers": { "mcp-session-id": "x", "authorization": "a\nb" }, "allow_cidrs": ["x"] } },
         "g": { "mcp": { "command": ["sh"], "env": { "T": { "env": "FANFOLD_TEST_NO_SUCH_VARIABLE" } }, "dir": "x" } },
+        "h": { "mcp": { "url": "https://h.example/mcp", "sandbox": "bwrap", "may": { "network": true } } },
+        "i": { "mcp": { "command": ["sh"], "may": { "network": true } } },
     }))
     .unwrap_err();
     let told: Vec<(&str, String)> =
@@ -450,9 +456,27 @@ fn all_mistakes_of_a_server_are_told_at_once() {
             ("f", "mcp.headers.mcp-session-id"),
             ("g", "mcp.dir"),
             ("g", "mcp.env.T"),
+            ("h", "mcp.sandbox"),
+            ("h", "mcp.may"),
+            ("i", "mcp.may"),
         ]
         .map(|(tool, path)| (tool, path.to_owned()))
     );
+}
+
+#[test]
+fn a_fence_this_host_cannot_put_up_is_a_mistake_of_the_server_with_the_reason() {
+    for sandbox in ["landlock", "bwrap"] {
+        let settings =
+            serde_json::from_value(json!({ "command": ["sh"], "sandbox": sandbox, "start_timeout": "1s" }));
+        let (host, mut mistakes) = (Host::without("no such kernel"), Mistakes::of("s"));
+        let roots = SystemRoots::default();
+        let plan = Plan::load("s", &settings.unwrap(), &roots, &host, &mut mistakes);
+        assert!(plan.is_none(), "it is never started without its fence");
+        let told = mistakes.into_inner();
+        assert_eq!(told[0].path, ["mcp", "sandbox"]);
+        assert_eq!(told[0].message, "this host cannot do it: no such kernel");
+    }
 }
 
 /// An HTTP server of the older revision, which answers a call as told.

@@ -39,7 +39,7 @@ impl Host {
 
     /// A host that can do nothing, for this reason.
     #[cfg(test)]
-    pub(super) fn without(why: &str) -> Self {
+    pub(in crate::tools) fn without(why: &str) -> Self {
         let host = Self::default();
         let _ = host.files.set(Err(why.into()));
         let _ = host.bwrap.set(Err(why.into()));

@@ -11,6 +11,7 @@ use super::pins::{self, Pins};
 use crate::tools::arguments::Schema;
 use crate::tools::load::Mistakes;
 use crate::tools::mcp::{Link, Listed, Mcp, Plan, effect, offered, public};
+use crate::tools::sandbox::Host;
 use crate::tools::settings::{self, Settings, Share};
 use crate::tools::{Defaults, Kind, Tool, check_name, http, on_disconnect};
 use crate::units::Span;
@@ -56,6 +57,7 @@ impl Server {
         settings: &Settings,
         defaults: &Defaults,
         roots: &http::SystemRoots,
+        host: &Host,
         mistakes: &mut Mistakes,
     ) -> Option<Self> {
         check_name(name, mistakes);
@@ -90,8 +92,14 @@ impl Server {
         if settings.pins.is_some() && !settings.pin {
             mistakes.add_with_fix(&["pins"], "nothing is pinned", "add `pin: true`");
         }
-        let plan = Plan::load(name, mcp, roots, mistakes)?;
-        let sharing = sharing(name, settings, mcp, roots, mistakes);
+        let plan = Plan::load(name, mcp, roots, host, mistakes)?;
+        let sharing = sharing(
+            name,
+            settings,
+            mcp,
+            &|mcp, mistakes| Plan::load(name, mcp, roots, host, mistakes),
+            mistakes,
+        );
         mistakes.is_empty().then(|| Self {
             plan: Arc::new(plan),
             sharing,
@@ -186,7 +194,7 @@ fn sharing(
     name: &str,
     settings: &Settings,
     mcp: &settings::Mcp,
-    roots: &http::SystemRoots,
+    load: &dyn Fn(&settings::Mcp, &mut Mistakes) -> Option<Plan>,
     mistakes: &mut Mistakes,
 ) -> Sharing {
     if settings.share == Share::Process {
@@ -208,7 +216,7 @@ fn sharing(
         mcp.headers.extend(own.headers.clone());
         mcp.env.extend(own.env.clone());
         let mut of_team = Mistakes::of(name);
-        if let Some(plan) = Plan::load(name, &mcp, roots, &mut of_team) {
+        if let Some(plan) = load(&mcp, &mut of_team) {
             plans.insert(team.clone(), Arc::new(plan.of_team(team)));
         }
         for mistake in of_team.into_inner() {
