@@ -7,7 +7,6 @@ mod support;
 use std::path::Path;
 use std::time::Duration;
 
-use fanfold::config::{Flags, read_text};
 use fanfold::team::digest;
 use serde_json::{Value, json};
 use support::client;
@@ -226,50 +225,73 @@ tools: {{ s: {{ mcp: {{ command: {}, env: {{ ROGUE_LOG: FOLDER/log, PATH: '{}' }
     }
 }
 
-/// What this process has open, and how many tasks live.
-fn held() -> (usize, usize) {
-    let open = std::fs::read_dir("/proc/self/fd").map(Iterator::count).unwrap_or_default();
-    (open, tokio::runtime::Handle::current().metrics().num_alive_tasks())
+/// Lines of a log that begin like this, once there are so many.
+async fn logged(log: &Path, beginning: &str, count: usize) -> Vec<String> {
+    soon(async {
+        loop {
+            let text = std::fs::read_to_string(log).unwrap_or_default();
+            let lines = text.lines().filter_map(|line| Some(line.strip_prefix(beginning)?.to_owned()));
+            let lines: Vec<String> = lines.collect();
+            if lines.len() >= count {
+                return lines;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_is_left_of_a_thousand_calls_once_a_reload_has_removed_the_server() {
-    let (lab, folder) = (Lab::start().await, tempfile::tempdir().expect("a folder"));
-    let log = folder.path().join("log");
-    let text = |tools: &Value| {
-        config(tools, &json!({})).replace("LAB", &lab.url())
-            + "listen: 127.0.0.1:0\nadmin: { listen: 127.0.0.1:0 }\n"
-    };
-    let load = |tools: &Value| {
-        let reading = read_text("the test", &text(tools), &|_| None, &Flags::default());
-        reading.finish_with_tools().unwrap_or_else(|problems| panic!("{problems}"))
-    };
-    let (bare, bare_catalog) = load(&json!({}));
-    let gateway = Gateway { app: fanfold::app::App::start(&bare, bare_catalog).await.expect("it starts") };
-    sleep(Duration::from_millis(200)).await;
-    let before = held();
-    let (loaded, catalog) = load(&json!({ "s": {
-        "mcp": { "command": ["python3", ROGUE], "env": { "ROGUE_LOG": log } }, "effect": "read",
-    } }));
-    gateway.app.reload(&loaded, catalog).expect("it reloads");
-    gateway.metric_becomes("fanfold_tool_servers_up{server=\"s\"}", 1.0).await;
-    let calls: Vec<(&str, Value)> = (0..50).map(|n| ("s__echo", json!({ "a": n }))).collect();
-    for n in 0..20 {
-        let told = turn(&lab, &gateway, &format!("turn{n}"), "any", &calls).await;
-        assert!(told.len() == 50 && told.iter().all(|told| told.contains("\"pid\"")), "{told:?}");
+async fn nothing_outlives_a_killed_fanfold_however_stubborn() {
+    let lab = Lab::start().await;
+    // Neither the end of their input nor SIGTERM is heard, and each leaves somebody in a session of its own.
+    let stubborn = "trap '' TERM; setsid sleep 600 & echo pid $! >>$ROGUE_LOG; sleep 600 & echo pid $! >>$ROGUE_LOG; echo pid $$ >>$ROGUE_LOG";
+    let server = format!("{stubborn}; python3 {ROGUE}; while :; do sleep 600; done");
+    let path = std::env::var("PATH").unwrap_or_default();
+    let tools = json!({
+        "s": { "mcp": { "command": ["bash", "-c", server], "env": { "ROGUE_LOG": "FOLDER/log", "PATH": path } } },
+        "c": { "command": { "argv": ["/bin/bash", "-c", format!("{stubborn}; sleep 600")], "env": { "ROGUE_LOG": "FOLDER/command" } } },
+    });
+    let process =
+        Process::start(&config(&tools, &json!({})).replace("LAB", &lab.url()).replace("teams: {}\n", ""))
+            .await;
+    lab.script("c", json!({ "rounds": [{ "reply": { "calls": [{ "name": "c", "arguments": {} }] } }] }));
+    let body = json!({ "model": "script:c", "messages": [{ "role": "user", "content": "hi" }] });
+    let base = process.base_url();
+    let mut asking = tokio::task::JoinSet::new();
+    asking.spawn(async move { client::chat(&base, &body).await });
+    let folder = process.folder.path().to_owned();
+    let mut pids = logged(&folder.join("log"), "pid ", 3).await;
+    pids.extend(logged(&folder.join("command"), "pid ", 3).await);
+    let keepers = children(process.id());
+    let _folder = process.killed().await;
+    for pid in pids.iter().chain(&keepers) {
+        gone(pid).await;
     }
-    let (loaded, catalog) = load(&json!({}));
-    gateway.app.reload(&loaded, catalog).expect("it reloads");
-    for pid in started(&log) {
+    assert!(asking.join_next().await.is_some_and(|asked| asked.expect("a task").is_err()));
+}
+
+/// The children of a process.
+fn children(pid: i32) -> Vec<String> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("it runs").filter_map(Result::ok);
+    let of = tasks.map(|task| std::fs::read_to_string(task.path().join("children")).unwrap_or_default());
+    of.flat_map(|line| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_left_its_session_ends_with_fanfold_in_peace_as_well() {
+    let tools = json!({ "s": { "mcp": {
+        "command": ["bash", "-c", format!("setsid sleep 600 & echo pid $! >>$ROGUE_LOG; exec python3 {ROGUE}")],
+        "env": { "ROGUE_LOG": "FOLDER/log", "PATH": std::env::var("PATH").unwrap_or_default() },
+    } } });
+    let yaml =
+        config(&tools, &json!({})).replace("LAB", "http://127.0.0.1:1") + "server: { drain_accept: 0s }\n";
+    let process = Process::start(&yaml.replace("teams: {}\n", "")).await;
+    let pids = logged(&process.folder.path().join("log"), "pid ", 1).await;
+    assert!(pids.iter().all(|pid| alive(pid)));
+    process.signal(rustix::process::Signal::TERM);
+    assert_eq!(process.ended().await.code, Some(0));
+    for pid in pids {
         gone(&pid).await;
-        assert!(!Path::new(&format!("/proc/{pid}")).exists(), "no zombie");
     }
-    soon(async {
-        // Idle connections of the lab and of its client end when they like.
-        while held().0 > before.0 + 4 || held().1 > before.1 + 4 {
-            sleep(Duration::from_millis(50)).await;
-        }
-    })
-    .await;
-    gateway.ends_at_baseline(&lab).await;
 }

@@ -30,6 +30,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::config::{Flags, Loaded, Problems, Reading, load, process_env, read};
 use crate::tools::Catalog;
+use crate::tools::keeper;
 use crate::tools::sandbox::launch;
 
 /// An OpenAI-compatible reverse proxy that executes tools, in parallel.
@@ -149,11 +150,16 @@ impl From<Exit> for ExitCode {
 /// `--help` and `--version` with 0.
 #[must_use]
 pub fn main() -> ExitCode {
-    // Before anything else: the process that becomes a fenced program.
+    // Before anything else: the processes that fanfold is for itself.
     let mut arguments = std::env::args_os().skip(1);
-    if arguments.next().is_some_and(|word| word == launch::WORD) {
+    let word = arguments.next();
+    if word.as_deref().is_some_and(|word| word == launch::WORD) {
         return launch::run(arguments);
     }
+    if word.as_deref().is_some_and(|word| word == keeper::WORD) {
+        return keeper::run();
+    }
+    keeper::is_known();
     let cli = Cli::parse();
     let path = cli.config.as_deref();
     let exit = match cli.command.unwrap_or(Command::Serve(cli.serve)) {

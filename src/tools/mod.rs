@@ -21,6 +21,7 @@ mod command;
 #[doc(hidden)]
 pub mod door;
 mod http;
+pub(crate) mod keeper;
 mod load;
 mod mcp;
 pub mod openapi;

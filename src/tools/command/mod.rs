@@ -4,7 +4,8 @@
 //! inside of one element and can never become another element, an option or the program. What happens once the
 //! process runs is [`process`]'s business.
 //!
-//! Without a [`sandbox`](super::sandbox) a process that leaves its group with `setsid` is not found again.
+//! Without a [`sandbox`](super::sandbox) a process that leaves its group with `setsid` is found again only when
+//! fanfold ends: see [`keeper`](super::keeper).
 
 pub(super) mod process;
 
@@ -21,6 +22,7 @@ use self::process::{Plan, Report};
 use super::arguments::{Arguments, Schema};
 use super::door::Made;
 use super::http::UNKNOWN;
+use super::keeper::Keeper;
 use super::load::Mistakes;
 use super::place::{Piece, Template};
 use super::sandbox::{Host, Sandbox};
@@ -48,6 +50,7 @@ pub(super) struct Command {
     sandbox: Option<Arc<Sandbox>>,
     effect: Effect,
     children: TaskTracker,
+    keeper: Option<Arc<Keeper>>,
 }
 
 /// What one call hands to its process.
@@ -116,6 +119,7 @@ impl Command {
             sandbox: sandbox.map(Arc::new),
             effect,
             children: children.clone(),
+            keeper: Keeper::current(),
         })
     }
 
@@ -144,6 +148,7 @@ impl Command {
             stdin,
             env: Arc::clone(&self.env),
             dir: self.dir.clone(),
+            keeper: self.keeper.clone(),
             rlimits: self.rlimits.clone(),
             sandbox: self.sandbox.clone(),
             keep_stdout: call.result_limit,

@@ -30,6 +30,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
+use crate::tools::keeper::Keeper;
 use crate::tools::sandbox::{Line, Sandbox};
 use crate::tools::settings::Rlimits;
 use crate::tools::text::Full;
@@ -56,6 +57,8 @@ pub(super) struct Plan {
     pub(super) env: Arc<[(String, SecretString)]>,
     /// Its directory; without one it gets a fresh one.
     pub(super) dir: Option<PathBuf>,
+    /// Ends it if fanfold is killed.
+    pub(super) keeper: Option<Arc<Keeper>>,
     pub(super) rlimits: Rlimits,
     pub(super) sandbox: Option<Arc<Sandbox>>,
     /// How many bytes of standard output to keep.
@@ -160,6 +163,7 @@ fn start(plan: &Plan, scratch: Option<&std::path::Path>) -> io::Result<Child> {
         command.env("TMPDIR", own);
     }
     command.envs(plan.env.iter().map(|(name, value)| (name, value.expose_secret())));
+    command.envs(plan.keeper.as_ref().map(|keeper| keeper.mark()));
     if let Some(dir) = plan.dir.as_deref().or(scratch) {
         command.current_dir(dir);
     }

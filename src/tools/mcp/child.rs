@@ -6,7 +6,8 @@
 //! ```
 //!
 //! The environment is PATH and HOME of fanfold, which `uvx` and `npx` need to find their programs and their caches,
-//! LANG, and what the settings say. A member of the group that called `setsid` is not found again.
+//! LANG, and what the settings say. A member of the group that called `setsid` is found again only when fanfold ends:
+//! see [`keeper`](crate::tools::keeper).
 
 use std::ffi::OsString;
 use std::io;
@@ -24,6 +25,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
 use crate::tools::command::process::{Group, exited, tidy};
+use crate::tools::keeper::Keeper;
 use crate::tools::sandbox::{Line, Sandbox};
 use crate::tools::text::tame;
 
@@ -50,6 +52,8 @@ pub(super) struct Program {
     pub(super) dir: Option<PathBuf>,
     /// What fences it in.
     pub(super) sandbox: Option<Sandbox>,
+    /// Ends it if fanfold is killed.
+    pub(super) keeper: Option<Arc<Keeper>>,
 }
 
 impl Program {
@@ -67,6 +71,7 @@ impl Program {
             command.env("TMPDIR", own);
         }
         command.envs(self.env.iter().map(|(name, value)| (name, value.expose_secret())));
+        command.envs(self.keeper.as_ref().map(|keeper| keeper.mark()));
         if let Some(dir) = dir {
             command.current_dir(dir);
         }

@@ -12,6 +12,7 @@ use super::child::Program;
 use crate::tools::address::Reach;
 use crate::tools::http::connect::{Connector, tls};
 use crate::tools::http::{SystemRoots, networks, origin};
+use crate::tools::keeper::Keeper;
 use crate::tools::load::Mistakes;
 use crate::tools::sandbox::{Host, Line, Sandbox};
 use crate::tools::{secret, settings};
@@ -216,7 +217,7 @@ fn program(
     }
     let sandbox = Sandbox::load("mcp", settings.sandbox, &settings.may, host, mistakes);
     let line = Line { program: found?, elements: rest.iter().map(OsString::from).collect() };
-    mistakes.is_empty().then_some(Program { line, env, dir, sandbox })
+    mistakes.is_empty().then_some(Program { line, env, dir, sandbox, keeper: Keeper::current() })
 }
 
 /// The file a program's name means.
