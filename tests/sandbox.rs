@@ -9,15 +9,11 @@ mod support;
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs;
-use std::path::Path;
 use std::time::Duration;
 
-use rustix::process::Signal;
-use serde_json::{Value, json};
-use support::client;
+use serde_json::Value;
 use support::gateway::soon;
-use support::lab::Lab;
-use support::process::{Process, command, folder_with, run, write_config};
+use support::process::{command, folder_with, run, write_config};
 use tokio::net::TcpListener;
 
 const SANDBOXES: [&str; 2] = ["landlock", "bwrap"];
@@ -215,106 +211,4 @@ async fn check_tells_what_this_host_can_do() {
     write_config(folder.path(), &tool("bwrapp", "", "true"));
     let (code, _, errors) = run(folder.path(), &["check"]).await;
     assert!(code == 64 && errors.contains("did you mean `bwrap`?"), "{errors}");
-}
-
-/// What the system counts of a process: its descriptors, and its children, zombies among them.
-fn counts(process: &Process) -> (usize, usize) {
-    let proc = Path::new("/proc").join(process.id().to_string());
-    let children = fs::read_dir(proc.join("task")).unwrap().filter_map(Result::ok);
-    let children = children.map(|task| fs::read_to_string(task.path().join("children")).unwrap_or_default());
-    let children = children.map(|line| line.split_whitespace().count()).sum();
-    (fs::read_dir(proc.join("fd")).unwrap().count(), children)
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_thousand_requests_leave_nothing_behind() {
-    a_thousand_calls(&["web", "api__op"]).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_thousand_commands_leave_nothing_behind() {
-    a_thousand_calls(&["none"]).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_thousand_commands_behind_landlock_leave_nothing_behind() {
-    a_thousand_calls(&["landlock"]).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_thousand_commands_in_bubblewrap_leave_nothing_behind() {
-    a_thousand_calls(&["bwrap"]).await;
-}
-
-/// A thousand calls of each of these tools, then a reload that removes all tools.
-async fn a_thousand_calls(kinds: &[&str]) {
-    const TURNS: usize = 20;
-    const CALLS: usize = 50;
-    let lab = Lab::start().await;
-    let folder = folder_with("");
-    let document = json!({ "openapi": "3.1.0", "servers": [{ "url": lab.url() }], "paths": {
-        "/tool/echo/{n}": { "get": { "operationId": "op", "parameters": [{ "name": "n", "in": "path", "required": true, "schema": { "type": "integer" } }] } } } });
-    fs::write(folder.path().join("api.json"), document.to_string()).unwrap();
-    let arguments = "parameters: { type: object, properties: { n: { type: integer } } }";
-    let fenced = |sandbox: &str| {
-        format!(
-            "  {sandbox}: {{ {arguments}, command: {{ argv: [/bin/echo, '{{n}}'], sandbox: {sandbox} }} }}\n"
-        )
-    };
-    let upstream =
-        format!("upstreams: {{ main: {{ base_url: {}/v1 }} }}\nserver: {{ drain_accept: 0s }}\n", lab.url());
-    let tools = format!(
-        "tools:\n  web: {{ {arguments}, http: {{ url: '{}/tool/echo/{{n}}' }} }}\n  api: {{ openapi: {{ spec: FOLDER/api.json }} }}\n{}{}{}",
-        lab.url(),
-        fenced("none"),
-        fenced("landlock"),
-        fenced("bwrap")
-    );
-    write_config(folder.path(), &format!("{upstream}{tools}"));
-    for &kind in kinds {
-        let calls: Vec<Value> =
-            (0..CALLS).map(|n| json!({ "name": kind, "arguments": { "n": n } })).collect();
-        let rounds = json!([{ "reply": { "calls": calls } }, { "reply": { "text": "done" } }]);
-        lab.script(kind, json!({ "rounds": rounds, "repeat": true, "lenient": true }));
-    }
-    let mut process = Process::in_folder(folder).await;
-    let ask = async |process: &Process, kind: &str| {
-        let chat = json!({ "model": format!("script:{kind}"), "messages": [{ "role": "user", "content": "hi" }],
-            "fanfold": { "include": ["transcript"] } });
-        let url = process.base_url();
-        let asked = client::chat(&url, &chat);
-        let got = tokio::time::timeout(Duration::from_secs(120), asked).await.expect("in time").unwrap();
-        let calls = got.json()["fanfold"]["transcript"]["calls"].as_array().cloned().unwrap_or_default();
-        let failed = calls.iter().find(|call| call["outcome"] != "ok");
-        assert!(calls.len() == CALLS && failed.is_none(), "{kind}: {} {failed:?} {}", calls.len(), got.body);
-    };
-    // Pools and threads have come by then.
-    for &kind in kinds {
-        ask(&process, kind).await;
-    }
-    let settled = async |process: &Process, most: usize| {
-        process.metric_becomes("fanfold_tool_calls_in_flight", 0.0).await;
-        let left = async {
-            while counts(process).0 > most || counts(process).1 > 0 {
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(40), left).await.map_err(|_| counts(process))
-    };
-    let before = counts(&process).0;
-    for &kind in kinds {
-        for _ in 0..TURNS {
-            ask(&process, kind).await;
-        }
-        settled(&process, before).await.unwrap_or_else(|left| panic!("{kind}: {left:?} after {before}"));
-    }
-    write_config(process.folder.path(), &upstream);
-    process.signal(Signal::HUP);
-    process.logged("is used from now on").await;
-    settled(&process, before).await.unwrap();
-    let (left, _) = counts(&process);
-    assert!(left <= before, "{left} descriptors, {before} before");
-    assert!(!process.log().contains("panicked"));
-    process.signal(Signal::TERM);
-    assert_eq!(process.ended().await.code, Some(0));
 }

@@ -14,6 +14,7 @@
 //! | `bytes?n=…` | so many `x` |
 //! | `redirect?to=…` | 302 |
 //! | `count` | `{"run": N}`, the N-th start of its label |
+//! | `mcp` | as a tool server of revision 2025-11-25 with one tool, `echo`, which answers with its arguments |
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -75,8 +76,28 @@ pub(super) fn steps(head: &Head, body: &Value, label: &str, run: u64) -> Vec<Ste
             })]
         }
         "count" => vec![Step::Json(json!({ "run": run }))],
+        "mcp" => vec![mcp(body)],
         other => vec![plain(404, &format!("there is no tool kind {other}"))],
     }
+}
+
+/// What a tool server says to a message.
+fn mcp(message: &Value) -> Step {
+    let result = match message["method"].as_str() {
+        Some("initialize") => json!({
+            "protocolVersion": "2025-11-25", "capabilities": { "tools": {} },
+            "serverInfo": { "name": "lab", "version": "1" },
+        }),
+        Some("tools/list") => json!({ "tools": [{ "name": "echo", "inputSchema": { "type": "object" } }] }),
+        Some("tools/call") => {
+            let arguments = message["params"]["arguments"].to_string();
+            json!({ "content": [{ "type": "text", "text": arguments }] })
+        }
+        Some("server/discover") => return plain(400, "what?"),
+        Some(_) => return plain(202, ""),
+        None => return plain(405, ""),
+    };
+    Step::Json(json!({ "jsonrpc": "2.0", "id": message["id"], "result": result }))
 }
 
 fn plain(status: u16, text: &str) -> Step {
