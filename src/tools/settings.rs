@@ -178,9 +178,13 @@ pub struct Http {
     /// What becomes of the arguments without a place, where the method is neither GET nor HEAD.
     #[serde(default)]
     pub body: Body,
-    /// The argument whose value is the whole JSON body.
+    /// The argument whose value is the whole body, with `body: json` or `raw`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub body_argument: Option<String>,
+    /// The arguments that are files, and their media types, with `body: multipart` or `raw`. A file is an object with
+    /// its `text` or its `base64`, and maybe a `filename`; or a mere text, or a list of files.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub files: BTreeMap<String, String>,
     /// Networks a call may reach although they are private, loopback or otherwise refused.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub allow_cidrs: Vec<String>,
@@ -226,6 +230,10 @@ pub enum Body {
     Json,
     /// A form (`application/x-www-form-urlencoded`) of the arguments without a place.
     Form,
+    /// A form in parts (`multipart/form-data`) of the arguments without a place; `files` tells which are files.
+    Multipart,
+    /// The text of one argument (`body_argument`), or the file it is, if `files` names it.
+    Raw,
     /// There is no body: every argument has its place.
     None,
 }

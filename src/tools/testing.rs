@@ -128,6 +128,11 @@ impl Server {
         Self { address, connections, seen, _tasks: tasks }
     }
 
+    /// What it saw since the last time.
+    pub(super) fn taken(&self) -> Vec<Seen> {
+        std::mem::take(&mut *self.seen.lock().unwrap())
+    }
+
     pub(super) fn seen(&self) -> Vec<Seen> {
         self.seen.lock().unwrap().clone()
     }

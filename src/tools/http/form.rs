@@ -3,6 +3,10 @@
 //! Pure. Scheme, host, port, header names and the number of path segments are fixed when the form is made; an
 //! argument fills a path segment, a query value or a header value, and can never become more than that.
 
+mod body;
+mod cookie;
+mod parts;
+
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 
@@ -11,6 +15,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
 use percent_encoding::percent_decode_str;
 use secrecy::{ExposeSecret as _, SecretString};
 
+use self::body::Body;
+use self::cookie::Cookie;
 use super::auth;
 use super::origin::{self, Origin};
 use super::written::{Pairs, encode, joined};
@@ -59,18 +65,6 @@ pub(super) struct Form {
     body: Body,
 }
 
-/// What the body is made of.
-#[derive(Debug)]
-enum Body {
-    None,
-    /// The arguments without a place, as a JSON object.
-    Json,
-    /// The arguments without a place, as a form.
-    Form,
-    /// The value of one argument.
-    Whole(String),
-}
-
 #[derive(Debug)]
 enum Pair {
     Fixed(String),
@@ -81,6 +75,7 @@ enum Pair {
 enum Head {
     Fixed(HeaderValue),
     Placed(Template),
+    Cookies(Vec<Cookie>),
 }
 
 impl fmt::Debug for Head {
@@ -145,50 +140,6 @@ impl Form {
         }
     }
 
-    fn read_body(&self, settings: &settings::Http, schema: &Schema, mistakes: &mut Mistakes) -> Body {
-        let nowhere = |but: Option<&str>| {
-            let mut names: Vec<&str> =
-                schema.names().filter(|name| !self.placed.contains(*name) && Some(*name) != but).collect();
-            names.sort_unstable();
-            names.first().map(|name| format!("the argument `{name}` goes nowhere: give it a place"))
-        };
-        if self.in_query() {
-            for (key, _) in [
-                ("body", settings.body != settings::Body::Json),
-                ("body_argument", settings.body_argument.is_some()),
-            ]
-            .iter()
-            .filter(|(_, given)| *given)
-            {
-                mistakes.add(&["http", key], "a GET or HEAD has no body");
-            }
-            return Body::None;
-        }
-        match (settings.body, &settings.body_argument) {
-            (settings::Body::Json, None) => Body::Json,
-            (settings::Body::Form, None) => Body::Form,
-            (settings::Body::None, None) => {
-                if let Some(message) = nowhere(None) {
-                    mistakes.add(&["http", "body"], message);
-                }
-                Body::None
-            }
-            (settings::Body::Json, Some(whole)) => {
-                if !schema.has(whole) || self.placed.contains(whole) {
-                    let message = format!("`{whole}` is not an argument of this tool without another place");
-                    mistakes.add(&["http", "body_argument"], message);
-                } else if let Some(message) = nowhere(Some(whole)) {
-                    mistakes.add(&["http", "body_argument"], message);
-                }
-                Body::Whole(whole.clone())
-            }
-            (settings::Body::Form | settings::Body::None, Some(_)) => {
-                mistakes.add(&["http", "body_argument"], "only a JSON body is the value of one argument");
-                Body::None
-            }
-        }
-    }
-
     fn add_auth(&mut self, settings: &settings::Auth, mistakes: &mut Mistakes) {
         match auth::open(settings, mistakes) {
             None => {}
@@ -245,6 +196,11 @@ impl Form {
             return mistakes.add(&at, format!("`{header}` is set by fanfold and cannot be configured"));
         }
         let head = match value {
+            Secret::Text(text) if header == header::COOKIE && text.contains(['{', '}']) => {
+                let Some(cookies) = cookie::read(text, &at, schema, mistakes) else { return };
+                self.placed.extend(cookie::places(&cookies).map(str::to_owned));
+                Head::Cookies(cookies)
+            }
             Secret::Text(text) if text.contains(['{', '}']) => {
                 let Some(template) = header_template(text, &at, schema, mistakes) else { return };
                 self.placed.extend(template.places().map(str::to_owned));
@@ -282,10 +238,7 @@ impl Form {
             .build()
             .map_err(|_| "arguments are too long for a URL".to_owned())?;
         let mut headers = self.fill_headers(arguments)?;
-        let body = self.fill_body(arguments)?;
-        if body.is_some() && matches!(self.body, Body::Form) {
-            headers.entry(header::CONTENT_TYPE).or_insert(FORM);
-        }
+        let body = self.fill_body(arguments, &mut headers)?;
         Ok(Filled { uri, headers, body })
     }
 
@@ -336,46 +289,22 @@ impl Form {
         arguments.iter().filter(|(name, _)| !self.placed.contains(*name))
     }
 
-    fn fill_body(&self, arguments: &Arguments) -> Result<Option<Bytes>, String> {
-        match &self.body {
-            Body::None => Ok(None),
-            Body::Json => Ok(self.json_body(arguments)),
-            Body::Whole(name) => Ok(arguments.json(name).map(|json| json.to_owned().into())),
-            Body::Form => {
-                let mut pairs = Pairs::default();
-                for (name, json) in self.unplaced(arguments).filter(|(_, json)| *json != "null") {
-                    pairs.argument(&encode(name), json, self.style(name), |name| self.is_taken(name))?;
-                }
-                Ok(Some(pairs.into_text().into()))
-            }
-        }
-    }
-
-    /// An object of the arguments without a place, their text unchanged. DELETE without any has no body.
-    fn json_body(&self, arguments: &Arguments) -> Option<Bytes> {
-        let members: Vec<String> = self
-            .unplaced(arguments)
-            .map(|(name, json)| format!("{}:{json}", serde_json::Value::from(name)))
-            .collect();
-        if members.is_empty() && self.method == Method::DELETE {
-            return None;
-        }
-        Some(format!("{{{}}}", members.join(",")).into())
-    }
-
     fn fill_headers(&self, arguments: &Arguments) -> Result<HeaderMap, String> {
         let mut headers = HeaderMap::new();
         for (name, head) in &self.headers {
-            let value = match head {
-                Head::Fixed(value) => value.clone(),
-                Head::Placed(template) => {
-                    // A header whose argument was not given is not sent.
-                    let Some(text) = self.fill_header(template, arguments)? else { continue };
-                    sensitive(&text).ok_or_else(|| {
-                        format!("the value for the header {name} may have visible ASCII characters only")
-                    })?
+            // A header whose argument was not given is not sent.
+            let text = match head {
+                Head::Fixed(value) => {
+                    headers.insert(name.clone(), value.clone());
+                    continue;
                 }
+                Head::Placed(template) => self.fill_header(template, arguments)?,
+                Head::Cookies(cookies) => self.fill_cookies(cookies, arguments)?,
             };
+            let Some(text) = text else { continue };
+            let value = sensitive(&text).ok_or_else(|| {
+                format!("the value for the header {name} may have visible ASCII characters only")
+            })?;
             headers.insert(name.clone(), value);
         }
         Ok(headers)
@@ -426,9 +355,6 @@ impl Form {
         }
     }
 }
-
-/// The type of a form.
-const FORM: HeaderValue = HeaderValue::from_static("application/x-www-form-urlencoded");
 
 fn method(method: settings::Method) -> Method {
     match method {

@@ -100,6 +100,7 @@ impl Entry<'_> {
             styles: std::collections::BTreeMap::new(),
             body: settings::Body::Json,
             body_argument: None,
+            files: std::collections::BTreeMap::new(),
             allow_cidrs: allow_cidrs.clone(),
             follow_own_origin: *follow_own_origin,
             ca: ca.clone(),

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
-use crate::tools::testing::{HOSTILE, Server, build, response, run};
+use crate::tools::testing::{HOSTILE, Seen, Server, build, response, run};
 use crate::tools::{Catalog, LoadError};
 use crate::wire::tool::{Effect, OnDisconnect, OutcomeKind};
 
@@ -35,6 +35,8 @@ fn document() -> Value {
                 query("size", &range, json!({})),
                 query("q", &text, json!({})),
                 { "name": "X-Fields", "in": "header", "schema": texts },
+                { "name": "sid", "in": "cookie", "schema": text },
+                { "name": "recent", "in": "cookie", "explode": false, "schema": texts },
                 { "name": "X-Key", "in": "header", "required": true, "schema": text },
                 { "name": "Idempotency-Key", "in": "header", "required": true, "schema": text },
             ] } },
@@ -48,6 +50,11 @@ fn document() -> Value {
                 "schema": { "type": "object", "required": ["sku"], "properties": { "sku": { "type": "string" }, "notes": texts, "address": { "type": "object" } } },
                 "encoding": { "address": { "style": "deepObject" } },
             } } } } },
+            "/photos": { "post": { "operationId": "photo", "requestBody": { "required": true, "content": { "multipart/form-data": { "schema": {
+                "type": "object", "required": ["photo"], "properties": { "photo": { "type": "string", "format": "binary" }, "caption": { "type": "string" }, "tags": texts },
+            } } } } } },
+            "/raw": { "put": { "operationId": "raw", "requestBody": body("application/octet-stream", json!({})) } },
+            "/note": { "put": { "operationId": "note", "requestBody": body("text/plain", text.clone()) } },
             "/ping": { "post": { "operationId": "ping" } },
             "/upload": { "post": { "operationId": "upload", "requestBody": body("multipart/form-data", json!({ "type": "object" })) } },
             "/away": { "get": { "operationId": "away", "servers": [{ "url": "https://other.example" }] } },
@@ -110,8 +117,11 @@ fn the_operations_of_a_document_are_tools_and_what_is_left_out_is_said() {
         "shop__addItem",
         "shop__dropItems",
         "shop__findItems",
+        "shop__note",
         "shop__order",
+        "shop__photo",
         "shop__ping",
+        "shop__raw",
         "shop__setItems",
     ];
     assert_eq!(names(&catalog), all);
@@ -126,7 +136,7 @@ fn the_operations_of_a_document_are_tools_and_what_is_left_out_is_said() {
     assert_eq!(
         left_out,
         [
-            "upload (#/paths/~1upload/post): not a tool: the body is multipart/form-data: neither JSON nor a form",
+            "upload (#/paths/~1upload/post): not a tool: the body is a form without named members of its own",
             "away (#/paths/~1away/get): not a tool: it is on a server of its own (`servers`)",
         ]
     );
@@ -149,6 +159,20 @@ fn operations_are_chosen_renamed_and_set_one_by_one() {
     assert_eq!(names(&bare), ["ping"]);
 }
 
+/// The parts of a request's body, as a server finds them: what names each, and what is in it.
+fn parts(seen: &Seen) -> Vec<(String, String)> {
+    let kind = seen.headers["content-type"].to_str().unwrap();
+    let mark = kind.strip_prefix("multipart/form-data; boundary=").unwrap();
+    let all = seen.body.strip_prefix(&format!("--{mark}\r\n")).unwrap();
+    let all = all.strip_suffix(&format!("\r\n--{mark}--\r\n")).unwrap();
+    let part = |part: &str| {
+        let (head, body) = part.split_once("\r\n\r\n").unwrap();
+        let head = head.split("\r\n").next().unwrap();
+        (head.strip_prefix("content-disposition: form-data; ").unwrap().to_owned(), body.to_owned())
+    };
+    all.split(&format!("\r\n--{mark}\r\n")).map(part).collect()
+}
+
 #[tokio::test]
 async fn a_server_gets_what_the_document_says() {
     let server = Server::start(|_, _| response(200, "ok")).await;
@@ -162,7 +186,7 @@ async fn a_server_gets_what_the_document_says() {
     let calls = [
         (
             "findItems",
-            json!({ "ids": ["a,b", "c"], "tags": ["x", "y"], "in": ["1", "2,3"], "pipe": ["p", "q"], "price": { "from": 1, "to": 2 }, "size": { "from": 3 }, "q": "a&b", "X-Fields": ["n", "m"] }),
+            json!({ "ids": ["a,b", "c"], "tags": ["x", "y"], "in": ["1", "2,3"], "pipe": ["p", "q"], "price": { "from": 1, "to": 2 }, "size": { "from": 3 }, "q": "a&b", "X-Fields": ["n", "m"], "sid": "a; b=\"c\"", "recent": ["1", "2,3"] }),
         ),
         ("addItem", json!({ "name": "pen", "size": 1.5, "dry": true })),
         ("setItems", json!({ "body": [{ "name": "pen" }] })),
@@ -172,6 +196,12 @@ async fn a_server_gets_what_the_document_says() {
             json!({ "sku": "a b", "notes": ["x", "y&z"], "address": { "city": "Lima", "lines": ["1"] } }),
         ),
         ("ping", json!({})),
+        ("raw", json!({ "body": { "base64": "aGk=" } })),
+        ("note", json!({ "body": "a\nb" })),
+        (
+            "photo",
+            json!({ "photo": { "text": "p", "filename": "a.txt" }, "caption": "c", "tags": ["x", "y"] }),
+        ),
     ];
     for (name, arguments) in calls {
         let outcome = run(catalog.tool(&format!("shop__{name}")).unwrap(), arguments).await;
@@ -181,7 +211,7 @@ async fn a_server_gets_what_the_document_says() {
     let told: Vec<String> =
         seen.iter().map(|seen| format!("{} {} {}", seen.method, seen.target, seen.body)).collect();
     assert_eq!(
-        told,
+        told[..told.len() - 1],
         [
             "GET /v1/items/a%2Cb,c?tags=x&tags=y&in=1,2%2C3&pipe=p%7Cq&price%5Bfrom%5D=1&price%5Bto%5D=2&from=3&q=a%26b ",
             "POST /v1/items?dry=true {\"name\":\"pen\",\"size\":1.5}",
@@ -189,6 +219,20 @@ async fn a_server_gets_what_the_document_says() {
             "DELETE /v1/items?all=false ",
             "POST /v1/orders sku=a%20b&notes=x&notes=y%26z&address%5Bcity%5D=Lima&address%5Blines%5D%5B0%5D=1",
             "POST /v1/ping ",
+            "PUT /v1/raw hi",
+            "PUT /v1/note a\nb",
+        ]
+    );
+    assert_eq!(seen[0].headers["cookie"], "sid=a%3B%20b%3D%22c%22; recent=1,2%2C3");
+    assert_eq!(seen[6].headers["content-type"], "application/octet-stream");
+    assert_eq!(seen[7].headers["content-type"], "text/plain");
+    assert_eq!(
+        parts(&seen[8]),
+        [
+            ("name=\"photo\"; filename=\"a.txt\"".to_owned(), "p".to_owned()),
+            ("name=\"caption\"".into(), "c".into()),
+            ("name=\"tags\"".into(), "x".into()),
+            ("name=\"tags\"".into(), "y".into()),
         ]
     );
     for request in &seen {
@@ -223,24 +267,45 @@ async fn no_hostile_value_or_name_becomes_more_than_a_value() {
             ("findItems", json!({ "ids": ["a"], "size": { &value: 1 } })),
             ("findItems", json!({ "ids": ["a"], "X-Fields": [value] })),
             ("order", json!({ "sku": value, "notes": [value], "address": { &value: value } })),
+            ("findItems", json!({ "ids": ["a"], "sid": value, "recent": [value, value] })),
+            ("photo", json!({ "photo": { "text": value }, "caption": value, "tags": [value] })),
+            ("photo", json!({ "photo": { "text": "", "filename": value } })),
+            ("note", json!({ "body": value })),
+            ("raw", json!({ "body": { "text": value } })),
         ] {
-            let before = server.seen().len();
             let outcome = run(catalog.tool(&format!("shop__{name}")).unwrap(), arguments.clone()).await;
-            let seen = server.seen();
+            let seen = server.taken();
             if outcome.kind != OutcomeKind::Ok {
-                assert_eq!(
-                    (outcome.kind, seen.len()),
-                    (OutcomeKind::InvalidArguments, before),
-                    "{arguments}"
-                );
+                assert_eq!((outcome.kind, seen.len()), (OutcomeKind::InvalidArguments, 0), "{arguments}");
                 refused += 1;
                 continue;
             }
             sent += 1;
-            assert_eq!(seen.len(), before + 1, "{arguments}");
+            assert_eq!(seen.len(), 1, "{arguments}");
             let seen = seen.last().unwrap();
             assert_eq!(seen.headers["x-key"], "k");
             assert!(seen.headers.len() <= 11 && !seen.headers.contains_key("x-evil"), "{:?}", seen.headers);
+            if let Some(cookies) = seen.headers.get("cookie") {
+                let all =
+                    cookies.to_str().unwrap().split("; ").map(|cookie| cookie.split_once('=').unwrap().0);
+                assert_eq!(all.collect::<Vec<_>>(), ["sid", "recent"], "{arguments}");
+            }
+            match name {
+                "photo" => {
+                    let parts = parts(seen);
+                    let named = |(name, _): &(String, String)| name.split("; ").next().unwrap().to_owned();
+                    let names: Vec<String> = parts.iter().map(named).collect();
+                    let wanted = ["name=\"photo\"", "name=\"caption\"", "name=\"tags\""];
+                    assert_eq!(names, wanted[..names.len()], "{arguments}");
+                    assert!(parts.iter().all(|(_, body)| body.is_empty() || *body == value), "{parts:?}");
+                    continue;
+                }
+                "note" | "raw" => {
+                    assert_eq!(seen.body, value);
+                    continue;
+                }
+                _ => {}
+            }
             let url = url::Url::parse(&format!("http://h{}", seen.target)).unwrap();
             let segments = url.path_segments().unwrap().count();
             assert_eq!(segments, if name == "order" { 2 } else { 3 }, "{arguments}: {}", seen.target);

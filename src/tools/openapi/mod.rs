@@ -1,11 +1,13 @@
 //! An OpenAPI document, read as tools: one per operation.
 //!
 //! Pure, but for [`mod@file`]. An operation becomes the settings of an HTTP tool, so its arguments are rendered by
-//! the same encoders and held to the same bounds as those a person wrote. Path, query and header
+//! the same encoders and held to the same bounds as those a person wrote. Path, query, header and cookie
 //! parameters and the members of a body become the members of one schema; a body that is no object of
-//! named members becomes one argument. What cannot be told in that way is listed with its reason and
-//! never dropped in silence. `load` makes tools of a document that the configuration names.
+//! named members becomes one argument, and a file an object of its text or its bytes. What cannot be told in that way
+//! is listed with its reason and never dropped in silence. `load` makes tools of a document that the configuration
+//! names.
 
+mod body;
 pub mod file;
 pub(super) mod load;
 mod schema;
@@ -187,9 +189,12 @@ struct Arguments {
     required: Vec<Value>,
     query: Vec<String>,
     headers: Vec<String>,
+    cookies: Vec<String>,
     styles: BTreeMap<String, Style>,
     body: Body,
     body_argument: Option<String>,
+    files: BTreeMap<String, String>,
+    content_type: Option<String>,
     left_out: Vec<String>,
 }
 
@@ -339,6 +344,7 @@ impl Reader<'_> {
         match place {
             "query" => arguments.query.push(name.into()),
             "header" => arguments.headers.push(name.into()),
+            "cookie" => arguments.cookies.push(name.into()),
             _ => {}
         }
         Ok(())
@@ -347,9 +353,8 @@ impl Reader<'_> {
     /// How a parameter is written, or why it cannot be.
     fn style(&self, parameter: &Value, name: &str, place: &str) -> Result<Option<Style>, String> {
         let usual = match place {
-            "query" => "form",
+            "query" | "cookie" => "form",
             "path" | "header" => "simple",
-            "cookie" => return Err(format!("`{name}` is a cookie")),
             other => return Err(format!("`{name}` is in `{other}`, which is not known")),
         };
         if name.contains(['{', '}', '&', '=', '#', '?', '%', '+']) || name.contains(char::is_whitespace) {
@@ -357,6 +362,9 @@ impl Reader<'_> {
         }
         if place == "header" && (RESERVED.contains(&&*name.to_ascii_lowercase()) || !name.is_ascii()) {
             return Err(format!("`{name}` is a header that belongs to the connection"));
+        }
+        if place == "cookie" && http::HeaderName::from_bytes(name.as_bytes()).is_err() {
+            return Err(format!("`{name}` is not a name that a cookie can have"));
         }
         if parameter.get("content").is_some() {
             return Err(format!("`{name}` is written as a document of its own (`content`)"));
@@ -387,106 +395,14 @@ impl Reader<'_> {
             ("query", "form") if explode && list => Some(None),
             ("query", "form") if explode => Some(Some(Style::Spread)),
             ("query", "form") => Some(Some(Style::Commas)),
+            // A cookie has one value; nobody agrees on what several of one name mean.
+            ("cookie", "form") if !explode => Some(Some(Style::Commas)),
             ("query", "spaceDelimited") => Some((!explode).then_some(Style::Spaces)),
             ("query", "pipeDelimited") => Some((!explode).then_some(Style::Pipes)),
             ("query", "deepObject") => Some(Some(Style::Brackets)),
             ("path" | "header", "simple") => Some(Some(if explode { Style::Equals } else { Style::Commas })),
             _ => None,
         }
-    }
-
-    fn body(&self, schemas: &mut Schemas<'_>, arguments: &mut Arguments) -> Result<(), String> {
-        let Some(body) = self.operation.get("requestBody") else {
-            arguments.body = Body::None;
-            return Ok(());
-        };
-        let body = schema::referenced(self.document, body).unwrap_or(body);
-        let required = body.get("required") == Some(&Value::Bool(true));
-        match self.body_of(body, required, schemas, arguments) {
-            Err(why) if !required => {
-                arguments.body = Body::None;
-                arguments.left_out.push(why);
-                Ok(())
-            }
-            told => told,
-        }
-    }
-
-    fn body_of(
-        &self,
-        body: &Value,
-        required: bool,
-        schemas: &mut Schemas<'_>,
-        arguments: &mut Arguments,
-    ) -> Result<(), String> {
-        if matches!(self.method, Method::Get | Method::Head) {
-            return Err("a GET or HEAD with a body".into());
-        }
-        let content = body.get("content").and_then(Value::as_object);
-        let of = |fits: fn(&str) -> bool| content.and_then(|all| all.iter().find(|(kind, _)| fits(kind)));
-        let (kind, media) = match (of(is_json), of(is_form)) {
-            (Some((_, media)), _) => (Body::Json, media),
-            (None, Some((_, media))) => (Body::Form, media),
-            (None, None) => {
-                let kinds: Vec<&str> = content.into_iter().flatten().map(|(kind, _)| kind.as_str()).collect();
-                return Err(format!("the body is {}: neither JSON nor a form", kinds.join(" or ")));
-            }
-        };
-        let empty = json!({});
-        let whole = schemas.read_for_request(media.get("schema").unwrap_or(&empty))?;
-        let members = whole.get("properties").and_then(Value::as_object);
-        let needs = whole.get("required").and_then(Value::as_array).is_some_and(|all| !all.is_empty());
-        // An optional body with required members is there or not there as a whole.
-        let flat = schema::names_members(&whole) && (required || !needs);
-        let clash = members.into_iter().flatten().any(|(name, _)| arguments.properties.contains_key(name));
-        match members.filter(|_| flat && !clash) {
-            Some(members) => {
-                if kind == Body::Form {
-                    self.form_styles(media, members, arguments)?;
-                }
-                arguments.properties.extend(members.clone());
-                let more = whole.get("required").and_then(Value::as_array);
-                arguments.required.extend(more.into_iter().flatten().cloned());
-                arguments.body = kind;
-            }
-            None if kind == Body::Form => {
-                return Err("the body is a form without named members of its own".into());
-            }
-            None if arguments.properties.contains_key(BODY) => {
-                return Err(format!(
-                    "`{BODY}` is a parameter, and the body is not an object of named members"
-                ));
-            }
-            None => {
-                arguments.properties.insert(BODY.into(), whole);
-                if required {
-                    arguments.required.push(BODY.into());
-                }
-                arguments.body_argument = Some(BODY.into());
-            }
-        }
-        Ok(())
-    }
-
-    /// How the members of a form are written; `encoding` may say so for each.
-    fn form_styles(
-        &self,
-        media: &Value,
-        members: &Map<String, Value>,
-        arguments: &mut Arguments,
-    ) -> Result<(), String> {
-        for name in members.keys() {
-            let Some(encoding) = media.get("encoding").and_then(|all| all.get(name)) else { continue };
-            let Some(style) = encoding.get("style").and_then(Value::as_str) else { continue };
-            let written = self.written(members.get(name), style, encoding.get("explode"), "query");
-            match written
-                .ok_or_else(|| format!("`{name}` has the style `{style}`, which is not known in a form"))?
-            {
-                Some(style) => arguments.styles.insert(name.clone(), style),
-                None => None,
-            };
-        }
-        Ok(())
     }
 
     /// Every `{place}` of the path has its parameter.
@@ -517,6 +433,14 @@ impl Reader<'_> {
         for name in &arguments.headers {
             headers.insert(name.clone(), Secret::Text(format!("{{{name}}}")));
         }
+        if !arguments.cookies.is_empty() {
+            let cookies: Vec<String> =
+                arguments.cookies.iter().map(|name| format!("{name}={{{name}}}")).collect();
+            headers.insert("cookie".into(), Secret::Text(cookies.join("; ")));
+        }
+        if let Some(kind) = arguments.content_type.clone().filter(|_| !has_header(&headers, "content-type")) {
+            headers.insert("content-type".into(), Secret::Text(kind));
+        }
         Http {
             method: self.method,
             url,
@@ -524,9 +448,14 @@ impl Reader<'_> {
             styles: arguments.styles.clone(),
             body: if in_query { Body::Json } else { arguments.body },
             body_argument: arguments.body_argument.clone(),
+            files: arguments.files.clone(),
             ..base.clone()
         }
     }
+}
+
+fn has_header(headers: &BTreeMap<String, Secret>, name: &str) -> bool {
+    headers.keys().any(|known| known.eq_ignore_ascii_case(name))
 }
 
 /// Whether a parameter is none of the model's business: the configuration or fanfold gives it.
@@ -541,19 +470,15 @@ fn is_set_already(name: &str, place: &str, base: &Http) -> bool {
                 || key.is_some_and(|key| same(&key.name))
         }
         "query" => auth.and_then(|auth| auth.query.as_ref()).is_some_and(|key| key.name == name),
+        // Whoever writes the header writes all of it.
+        "cookie" => {
+            has_header(&base.headers, "cookie")
+                || auth
+                    .and_then(|auth| auth.header.as_ref())
+                    .is_some_and(|key| key.name.eq_ignore_ascii_case("cookie"))
+        }
         _ => false,
     }
-}
-
-fn is_json(kind: &str) -> bool {
-    let kind = kind.split(';').next().unwrap_or_default().trim();
-    kind == "application/json"
-        || (kind.starts_with("application/") && kind.ends_with("+json"))
-        || kind == "*/*"
-}
-
-fn is_form(kind: &str) -> bool {
-    kind.split(';').next().unwrap_or_default().trim() == "application/x-www-form-urlencoded"
 }
 
 /// A name with only the characters a tool's name may have.

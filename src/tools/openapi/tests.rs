@@ -122,26 +122,30 @@ fn what_cannot_be_told_is_listed_with_its_reason() {
         "3.1.0",
         json!({
             "/a": { "post": { "operationId": "upload", "requestBody": { "required": true, "content": { "multipart/form-data": {} } } } },
-            "/b": { "get": { "operationId": "cookie", "parameters": [{ "name": "c", "in": "cookie", "required": true, "schema": text }] } },
+            "/b": { "get": { "operationId": "cookie", "parameters": [{ "name": "c d", "in": "cookie", "required": true, "schema": text }] } },
             "/c/{id}": { "get": { "operationId": "undescribed" } },
             "/d": { "post": { "operationId": "list", "requestBody": { "required": true, "content": { "application/json": { "schema": { "type": "array" } } } } } },
             "/e": { "get": { "operationId": "elsewhere", "parameters": [{ "name": "x", "in": "query", "required": true, "schema": { "$ref": "other.yaml#/X" } }] } },
             "/f": { "get": { "operationId": "deep", "parameters": [{ "name": "x", "in": "query", "required": true, "style": "deepObject", "schema": { "type": "object" } }] } },
-            "/g": { "get": { "operationId": "partly", "parameters": [{ "name": "x", "in": "cookie", "schema": text }] }, "options": {} },
+            "/g": { "get": { "operationId": "partly", "parameters": [{ "name": "x", "in": "cookie", "schema": { "type": "array" } }] }, "options": {} },
             "/h": { "get": { "operationId": "partly" } },
+            "/i": { "post": { "operationId": "picture", "requestBody": { "required": true, "content": { "image/*": {} } } } },
+            "/j": { "post": { "operationId": "related", "requestBody": { "required": true, "content": { "multipart/related": {} } } } },
         }),
     );
     assert_eq!(found.mapped.keys().collect::<Vec<_>>(), ["deep", "list", "partly"]);
     assert_eq!(
         reasons(&found),
         [
-            "upload: the body is multipart/form-data: neither JSON nor a form",
-            "cookie: `c` is a cookie",
+            "upload: the body is a form without named members of its own",
+            "cookie: `c d` is not a name that can stand in a URL",
             "undescribed: the path has a place `{id}` that no parameter describes",
             "elsewhere: `other.yaml#/X` is in another document",
-            "partly: `x` is a cookie",
+            "partly: `x` has the style `form`, which is not known in the cookie",
             "OPTIONS /g: tools do not use this method",
             "partly: another operation has the name `partly` already",
+            "picture: the body is image/*: no type that can be sent",
+            "related: the body is multipart/related: no type that can be sent",
         ]
     );
     assert!(found.unmapped[4].partly && !found.unmapped[0].partly);
@@ -252,4 +256,84 @@ fn a_body_that_is_no_object_of_named_members_is_one_argument() {
     assert_eq!(of(json!({ "oneOf": [{ "type": "object" }] }), true), whole());
     // A parameter has that name.
     assert_eq!(of(json!({ "type": "object", "properties": { "id": {} } }), true), whole());
+}
+
+#[test]
+fn cookies_are_arguments_of_one_header() {
+    let read_with = |headers: Value| {
+        let mut base = base();
+        base.headers = serde_json::from_value(headers).unwrap();
+        let text = json!({ "type": "string" });
+        let cookie = |name: &str, required: bool| json!({ "name": name, "in": "cookie", "required": required, "schema": text });
+        let document = json!({ "openapi": "3.1.0", "paths": { "/a": { "get": {
+            "operationId": "op", "parameters": [cookie("sid", true), cookie("theme", false)],
+        } } } });
+        operations(&document, &base, |_| true).unwrap()
+    };
+    let found = read_with(json!({}));
+    let tool = only(&found);
+    assert_eq!(
+        tool.http.as_ref().unwrap().headers["cookie"],
+        Secret::Text("sid={sid}; theme={theme}".into())
+    );
+    assert_eq!(tool.parameters.as_ref().unwrap()["required"], json!(["sid"]));
+    // Whoever configures the header says all of it.
+    let found = read_with(json!({ "Cookie": "sid=1" }));
+    let tool = only(&found);
+    assert_eq!(tool.http.as_ref().unwrap().headers.len(), 1);
+    assert_eq!(tool.parameters.as_ref().unwrap()["properties"], json!({}));
+}
+
+#[test]
+fn files_are_told_by_their_text_or_their_bytes() {
+    let file = json!({ "type": "string", "format": "binary", "description": "The picture" });
+    let body = |kind: &str, media: Value| json!({ "required": true, "content": { kind: media } });
+    let found = read(
+        "3.0.3",
+        json!({
+            "/photos": { "post": { "operationId": "photo", "requestBody": body("multipart/form-data", json!({
+                "schema": { "type": "object", "required": ["photo"], "properties": {
+                    "photo": file, "more": { "type": "array", "items": file }, "caption": { "type": "string" },
+                    "rows": { "type": "string" }, "meta": { "type": "object" }, "key": { "type": "string", "format": "byte" },
+                } },
+                "encoding": { "photo": { "contentType": "image/png" }, "more": { "contentType": "image/png, image/jpeg" },
+                    "rows": { "contentType": "text/csv" }, "meta": { "contentType": "application/json" } },
+            })) } },
+            "/raw": { "put": { "operationId": "raw", "requestBody": body("application/pdf", json!({})) } },
+            "/note": { "put": { "operationId": "note", "requestBody": body("text/markdown", json!({ "schema": { "type": "string", "maxLength": 9 } })) } },
+            "/patch": { "patch": { "operationId": "patch", "requestBody": body("application/merge-patch+json", json!({ "schema": { "type": "object", "properties": { "a": {} } } })) } },
+        }),
+    );
+    assert!(found.unmapped.is_empty(), "{:?}", found.unmapped);
+    let of = |name: &str| {
+        let tool = &found.mapped[name];
+        let http = tool.http.as_ref().unwrap();
+        (
+            http.body,
+            http.files.clone(),
+            http.headers.get("content-type").cloned(),
+            tool.parameters.clone().unwrap(),
+        )
+    };
+    let (kind, files, content_type, parameters) = of("photo");
+    let types = [("more", "application/octet-stream"), ("photo", "image/png"), ("rows", "text/csv")];
+    assert_eq!((kind, content_type), (Body::Multipart, None));
+    assert_eq!(files, types.map(|(name, kind)| (name.to_owned(), kind.to_owned())).into());
+    let photo = &parameters["properties"]["photo"];
+    assert_eq!(photo["description"], "The picture: either its `text` or its `base64`");
+    assert_eq!(parameters["properties"]["more"]["items"], *photo);
+    assert_eq!(parameters["properties"]["caption"], json!({ "type": "string" }));
+    let text = |kind: &str| Some(Secret::Text(kind.into()));
+    let (kind, files, content_type, parameters) = of("raw");
+    assert_eq!((kind, content_type), (Body::Raw, text("application/pdf")));
+    assert_eq!(files, [("body".to_owned(), "application/pdf".to_owned())].into());
+    assert!(
+        parameters["properties"]["body"]["properties"].get("filename").is_none(),
+        "there is no place for it"
+    );
+    let (kind, files, content_type, parameters) = of("note");
+    assert_eq!((kind, files.len(), content_type), (Body::Raw, 0, text("text/markdown")));
+    assert_eq!(parameters["properties"]["body"]["maxLength"], 9);
+    let (kind, _, content_type, _) = of("patch");
+    assert_eq!((kind, content_type), (Body::Json, text("application/merge-patch+json")));
 }

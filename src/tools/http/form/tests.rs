@@ -175,6 +175,20 @@ fn a_header_without_its_argument_is_not_sent() {
 }
 
 #[test]
+fn a_cookie_is_there_if_its_argument_is_and_can_never_become_another() {
+    let form = form("GET", "http://h/", json!({ "cookie": "a={v}; fixed=1; c=x{w}y" }));
+    let cookies = |arguments: Value| fill(&form, &arguments).unwrap().headers[header::COOKIE].clone();
+    assert_eq!(cookies(json!({ "v": "s", "w": 7 })), "a=s; fixed=1; c=x7y");
+    assert_eq!(cookies(json!({})), "fixed=1");
+    assert_eq!(cookies(json!({ "v": "é\r\n; admin=1" })), "a=%C3%A9%0D%0A%3B%20admin%3D1; fixed=1");
+    for value in HOSTILE {
+        let cookies = cookies(json!({ "v": value, "w": value }));
+        assert_eq!(cookies.to_str().unwrap().split(';').count(), 3, "{value:?}: {cookies:?}");
+        assert!(!cookies.to_str().unwrap().contains(['"', ',', '\\']), "{value:?}: {cookies:?}");
+    }
+}
+
+#[test]
 fn arguments_too_long_for_a_url_are_refused() {
     let form = form("GET", "http://h/{v}", json!({}));
     assert!(fill(&form, &json!({ "v": "x".repeat(70_000) })).unwrap_err().contains("too long"));
@@ -182,6 +196,27 @@ fn arguments_too_long_for_a_url_are_refused() {
 
 fn errors(http: Value) -> Vec<LoadError> {
     build(json!({ "t": { "parameters": schema(), "http": http } })).unwrap_err()
+}
+
+#[test]
+fn a_body_that_cannot_be_made_is_an_error_of_the_settings() {
+    for (more, path, says) in [
+        (json!({ "body": "raw" }), "http.body", "which argument the body is"),
+        (json!({ "body": "raw", "body_argument": "x" }), "http.body_argument", "`x` is not an argument"),
+        (json!({ "body": "raw", "body_argument": "v" }), "http.body_argument", "`list` goes nowhere"),
+        (json!({ "body": "multipart", "body_argument": "v" }), "http.body_argument", "`json` or `raw`"),
+        (json!({ "body": "multipart", "files": { "x": "a/b" } }), "http.files.x", "`x` is not an argument"),
+        (json!({ "body": "multipart", "files": { "v": "png" } }), "http.files.v", "not a media type"),
+        (json!({ "body": "multipart", "files": { "v": "a/b\r\nx: y" } }), "http.files.v", "not a media type"),
+        (json!({ "files": { "v": "a/b" } }), "http.files", "`multipart` or `raw`"),
+        (json!({ "method": "GET", "files": { "v": "a/b" } }), "http.files", "has no body"),
+    ] {
+        let mut http = json!({ "method": "POST", "url": "https://h.example/" });
+        http.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let errors = errors(http);
+        let told = errors.iter().find(|error| error.path.join(".") == path && error.message.contains(says));
+        assert!(told.is_some(), "{more}: {errors:?}");
+    }
 }
 
 #[test]
