@@ -356,3 +356,52 @@ async fn the_admin_side_answers_on_its_own_port_only() {
     assert_eq!(soon(raw::exchange(process.admin, get("/v1/models").as_bytes())).await.status, 404);
     assert!(process.metrics().await.contains("fanfold_build_info"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_document_is_read_again_and_a_broken_one_changes_nothing() {
+    let lab = Lab::start().await;
+    quick(&lab, "q");
+    let folder = folder_with("");
+    let spec = folder.path().join("api.json");
+    let write = |operations: &[&str]| {
+        let paths = operations.iter().map(|name| {
+            (format!("/tool/echo/{name}"), json!({ "get": { "operationId": name, "summary": "Looks" } }))
+        });
+        let paths: serde_json::Map<String, Value> = paths.collect();
+        let document = json!({ "openapi": "3.1.0", "servers": [{ "url": lab.url() }], "paths": paths });
+        std::fs::write(&spec, document.to_string()).unwrap();
+    };
+    write(&["one"]);
+    let yaml = format!(
+        "upstreams: {{ main: {{ base_url: {}/v1 }} }}\ntools: {{ api: {{ openapi: {{ spec: FOLDER/api.json }} }} }}\n",
+        lab.url()
+    );
+    write_config(folder.path(), &yaml);
+    let mut process = Process::in_folder(folder).await;
+    let offered = async |process: &Process| {
+        lab.clear();
+        ask(process, "q").await.unwrap();
+        let body = lab.journal().bodies("q").remove(0);
+        let tools = body["tools"].as_array().cloned().unwrap_or_default();
+        tools.iter().map(|tool| tool["function"]["name"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(offered(&process).await, ["api__one"]);
+
+    // Nobody signals it: a change of the document is seen by itself.
+    write(&["one", "two"]);
+    process.metric_becomes("fanfold_config_reload_success", 1.0).await;
+    process.logged("is used from now on").await;
+    assert_eq!(offered(&process).await, ["api__one", "api__two"]);
+    lab.script("call", json!({ "rounds": [{ "reply": { "calls": [{ "name": "api__two", "arguments": {} }] } }, { "reply": { "text": "fine" } }] }));
+    assert!(ask(&process, "call").await.unwrap().body.contains("fine"));
+    assert_eq!(lab.journal().tools["two"].started, 1);
+
+    std::fs::write(&spec, "{ \"openapi\": \"3.1.0\"").unwrap();
+    process.metric_becomes("fanfold_config_reload_success", 0.0).await;
+    process.logged("the one before stays").await;
+    assert_eq!(offered(&process).await, ["api__one", "api__two"], "the old one stays in use");
+
+    write(&["three"]);
+    process.metric_becomes("fanfold_config_reload_success", 1.0).await;
+    assert_eq!(offered(&process).await, ["api__three"]);
+}
