@@ -321,6 +321,75 @@ async fn without_a_required_server_nothing_starts() {
     assert!(error.contains("`s` is required") && error.contains("exit status: 1"), "{error}");
 }
 
+/// What README.md and the help show, with the servers it names: `uvx` is a script that runs what is installed here.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_servers_of_the_readme_run_from_its_file_and_from_flags() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let everything = Everything::start(None).await;
+    let lab = Lab::start().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let clock = PathBuf::from(python("mcp-server-time"));
+    let uvx = folder.path().join("uvx");
+    let script = format!(
+        "#!/bin/sh\nname=$1; shift; exec {}/$name \"$@\"\n",
+        clock.parent().expect("a folder").display()
+    );
+    std::fs::write(&uvx, script).expect("a script");
+    std::fs::set_permissions(&uvx, std::fs::Permissions::from_mode(0o755)).expect("it runs");
+    let run = |arguments: &[&str]| {
+        let path = format!("{}:{}", folder.path().display(), std::env::var("PATH").unwrap_or_default());
+        let mut command = Command::new(env!("CARGO_BIN_EXE_fanfold"));
+        command.args(arguments).current_dir(folder.path()).env_clear().env("PATH", path);
+        command.envs(["TICKETS_TOKEN", "CRM_TOKEN", "CRM_TOKEN_BLUE"].map(|name| (name, "t")));
+        command.env("OPENAI_API_KEY", "unused").env("OPENAI_BASE_URL", lab.base_url());
+        let done = command.stdin(Stdio::null()).output().expect("it runs");
+        let said = String::from_utf8_lossy(&done.stdout).into_owned();
+        (done.status.success(), said, String::from_utf8_lossy(&done.stderr).into_owned())
+    };
+    // Without a file.
+    let (fine, said, errors) =
+        run(&["tools", "--mcp", "uvx mcp-server-time", "--mcp", &format!("far={}", everything.url)]);
+    assert!(fine && said.contains("get_current_time") && said.contains("far__echo"), "{said}{errors}");
+    let arguments =
+        ["call", "--mcp", "clock=uvx mcp-server-time", "clock__get_current_time", "{\"timezone\": \"UTC\"}"];
+    let (fine, said, errors) = run(&arguments);
+    assert!(fine && said.contains("\"timezone\": \"UTC\"") && errors.contains("ok in "), "{said}{errors}");
+    let (fine, said, errors) = run(&["check", "--online", "--mcp", "clock=uvx mcp-server-time"]);
+    assert!(
+        fine && said.contains("offered by tool servers") && said.contains("clock__convert_time"),
+        "{said}{errors}"
+    );
+
+    // The file that is shown, its addresses led here.
+    let readme =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).expect("README.md");
+    let block = readme
+        .split("```yaml servers\n")
+        .nth(1)
+        .and_then(|rest| rest.split("```").next())
+        .expect("the block");
+    let block = block
+        .replace("https://mcp.example/mcp", &everything.url)
+        .replace("https://crm.example/mcp", &everything.url);
+    let block = block.replace("only: [search, \"get_*\"]", "only: [echo, \"get-*\"]");
+    let upstream = format!("upstreams: {{ main: {{ base_url: '{}' }} }}\n", lab.base_url());
+    let teams = format!("teams: {{ blue: {{ keys: [{{ sha256: \"{}\" }}] }} }}\n", "09".repeat(32));
+    std::fs::write(folder.path().join("fanfold.yaml"), upstream + &block + &teams).expect("a file");
+    let (fine, said, errors) = run(&["tools", "--team", "blue"]);
+    let line = |name: &str| {
+        said.lines().find(|line| line.trim_start().starts_with(name)).unwrap_or_default().to_owned()
+    };
+    assert!(fine && line("clock__get_current_time").contains("read"), "{said}{errors}");
+    assert!(line("echo").contains("offered") && !said.contains("crm__echo"), "{said}");
+    assert!(said.contains("not accepted yet"), "{said}");
+    let (fine, said, errors) = run(&["tools", "accept"]);
+    assert!(fine && said.contains("tools of crm"), "{said}{errors}");
+    let (fine, said, errors) = run(&["call", "--team", "blue", "crm__echo", "{\"message\": \"hello\"}"]);
+    assert!(fine && said.contains("Echo: hello"), "{said}{errors}");
+    let (fine, said, errors) = run(&["check", "--online"]);
+    assert!(fine && said.contains("crm of blue") && said.contains("clock__convert_time"), "{said}{errors}");
+}
+
 /// fanfold signs in nowhere on its own; what a server wants to see is written into `headers` of its settings.
 const SIGNS_IN_NOWHERE: Result<(), &str> = Err("signing in (OAuth) is not supported");
 

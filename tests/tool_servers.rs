@@ -15,6 +15,8 @@ use support::lab::Lab;
 use support::process::{Process, folder_with, run};
 use tokio::time::sleep;
 
+/// What every client here says of the trace it belongs to.
+const TRACE: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 const ROGUE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/rogue.py");
 
 fn hex(key: &str) -> String {
@@ -59,7 +61,7 @@ async fn asked(lab: &Lab, gateway: &Gateway, name: &str, key: &str) -> Vec<Value
         json!({ "model": format!("script:{name}"), "messages": [{ "role": "user", "content": "hi" }] });
     let url = format!("{}/chat/completions", gateway.base_url());
     let bearer = format!("Bearer {key}");
-    let headers = [("authorization", bearer.as_str())];
+    let headers = [("authorization", bearer.as_str()), ("traceparent", TRACE)];
     let got = soon(client::send(http::Method::POST, &url, &headers, Some(&body))).await.expect("an answer");
     assert!(got.body.contains("done"), "{}", got.body);
     lab.journal().bodies(name)
@@ -293,5 +295,75 @@ async fn what_left_its_session_ends_with_fanfold_in_peace_as_well() {
     assert_eq!(process.ended().await.code, Some(0));
     for pid in pids {
         gone(&pid).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_team_has_its_own_headers_and_no_key_of_a_client_is_handed_on() {
+    let lab = Lab::start().await;
+    let tools = json!({ "s": {
+        "mcp": { "url": "LAB/tool/mcp", "headers": { "authorization": "Bearer nobody's", "x-all": "1" } },
+        "share": "team", "effect": "read",
+        "teams": { "blue": { "headers": { "Authorization": "Bearer blue's" } }, "red": { "headers": { "authorization": "Bearer red's" } } },
+    } });
+    let gateway = Gateway::start(&lab, &config(&tools, &teams())).await;
+    for (name, key) in [("one", "fk-blue"), ("two", "fk-red")] {
+        let told = turn(&lab, &gateway, name, key, &[("s__echo", json!({ "team": name }))]).await;
+        assert_eq!(told, [format!("{{\"team\":\"{name}\"}}")]);
+    }
+    let seen = lab.journal();
+    let of_server: Vec<_> =
+        seen.requests().map(|(_, request)| request).filter(|request| request.path == "/tool/mcp").collect();
+    for (name, team) in [("one", "blue's"), ("two", "red's")] {
+        let wanted = format!("Bearer {team}");
+        let its = of_server.iter().filter(|request| request.headers["authorization"] == wanted);
+        let calls: Vec<_> = its.filter(|request| request.body["method"] == "tools/call").collect();
+        let [call] = calls[..] else { panic!("{} calls of {name}", calls.len()) };
+        assert_eq!(call.body["params"]["arguments"]["team"], name);
+        let meta = &call.body["params"]["_meta"];
+        assert!(meta["traceparent"].as_str().is_some_and(|trace| trace.starts_with(&TRACE[..35])), "{meta}");
+        assert!(meta["fanfold/idempotency-key"].as_str().is_some_and(|key| !key.is_empty()), "{meta}");
+    }
+    for request in of_server {
+        assert!(request.headers["authorization"] != "Bearer nobody's" && request.headers["x-all"] == "1");
+        let all = format!("{:?}{}", request.headers, request.body);
+        assert!(!all.contains("fk-"), "{all}");
+    }
+    gateway.ends_at_baseline(&lab).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_standard_error_of_a_server_is_in_the_log_within_bounds_and_tame() {
+    let script =
+        format!("for n in $(seq 300); do echo line $n >&2; done; echo last >&2; exec python3 {ROGUE}");
+    let tools = json!({ "s": { "mcp": {
+        "command": ["bash", "-c", script],
+        "env": { "PATH": std::env::var("PATH").unwrap_or_default() },
+    } } });
+    let yaml = config(&tools, &json!({})).replace("LAB", "http://127.0.0.1:1").replace("teams: {}\n", "");
+    let process = Process::start(&yaml).await;
+    process.metric_becomes("fanfold_tool_servers_up{server=\"s\"}", 1.0).await;
+    let of_server = || -> Vec<String> {
+        let log = process.log();
+        log.lines().filter(|line| line.contains("standard error: ")).map(str::to_owned).collect()
+    };
+    soon(async {
+        while of_server().len() < 50 {
+            sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    // No more than fifty in five seconds, of each start.
+    let starts = process.log().matches("standard error: line 1\"").count();
+    assert!((1..=2).contains(&starts) && of_server().len() <= 50 * starts, "{} lines", of_server().len());
+
+    // The rogue itself writes a colour and a line of 5000 characters.
+    let tools = json!({ "s": { "mcp": { "command": ["python3", ROGUE],
+        "env": { "PATH": std::env::var("PATH").unwrap_or_default() } } } });
+    let yaml = config(&tools, &json!({})).replace("LAB", "http://127.0.0.1:1").replace("teams: {}\n", "");
+    let mut process = Process::start(&yaml).await;
+    process.logged("standard error: yyy").await;
+    for line in process.log().lines().filter(|line| line.contains("standard error: ")) {
+        assert!(line.len() < 1500 && !line.contains("\\u001b") && !line.contains('\u{1b}'), "{line}");
     }
 }

@@ -67,7 +67,8 @@ def call(id, params):
         while True:
             raw("noise\n" * 1000)
     elif name == "wrong":
-        for other in [id + 1000, "x", -1]:
+        # Nobody's, and those of other calls: over, of another connection, still to come.
+        for other in [id + 1000, "x", -1] + [id + n for n in range(-5, 6) if n]:
             answer(other, "not yours")
     elif name == "change":
         TOOLS[:] = ["echo", "new"]

@@ -324,6 +324,56 @@ async fn garbage_wrong_ids_and_a_message_without_measure_cost_no_other_call() {
 }
 
 #[tokio::test]
+async fn an_answer_to_somebody_elses_id_reaches_nobody() {
+    let rig = Rig::of(|dir| {
+        let read = || json!({ "effect": "read" });
+        json!({ "s": rogue(dir, "s", &[], read()), "t": rogue(dir, "t", &[], read()) })
+    })
+    .await;
+    // Both connections count their calls alike, so the ids of one are pending on the other.
+    let (slow, wrong) = (rig.tool("t__slow"), rig.tool("s__wrong"));
+    let (call, stop) = (testing::call(&json!({})), CancellationToken::new());
+    let (mine, lost, later) = tokio::join!(slow.run(&call, &stop), wrong.run(&call, &stop), async {
+        rig.logged("t", "call slow").await;
+        rig.logged("s", "call wrong").await;
+        // What was said of ids to come is not taken for the answers of calls that have them now.
+        let mut later = Vec::new();
+        for n in 0..5 {
+            later.push(echoed(&run(&rig.tool("s__echo"), json!({ "a": n })).await)["arguments"]["a"].clone());
+        }
+        stop.cancel();
+        later
+    });
+    for outcome in [mine, lost] {
+        assert_eq!(outcome, Outcome::failed(OutcomeKind::Stopped, "stopped"));
+    }
+    assert_eq!(later, [0, 1, 2, 3, 4]);
+    assert_eq!((rig.count("s", "start"), rig.count("t", "start")), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_is_down_is_tried_again_after_one_to_sixty_seconds() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = dir.path().join("server");
+    std::fs::copy("/bin/true", &program).unwrap();
+    let catalog = build(json!({ "s": { "mcp": { "command": [program] } } })).unwrap();
+    // Without its program a start fails in no time.
+    std::fs::remove_file(&program).unwrap();
+    let servers = Servers::new();
+    let mut news = servers.news();
+    servers.adopt(&catalog);
+    let mut moments = Vec::new();
+    while moments.len() < 9 {
+        news.changed().await.unwrap();
+        moments.push(tokio::time::Instant::now());
+    }
+    let pauses = moments.windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64());
+    for (pause, wanted) in pauses.zip([1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0]) {
+        assert!((wanted..wanted * 1.1 + 0.01).contains(&pause), "{pause} s, not {wanted}");
+    }
+}
+
+#[tokio::test]
 async fn a_flood_ends_the_server_and_its_calls_are_told() {
     let rig = Rig::one(json!({})).await;
     let outcome = rig.call("s__flood").await;
