@@ -46,7 +46,8 @@ impl Mock {
                 sleep(Duration::from_millis(100)).await;
             }
         };
-        timeout(Duration::from_secs(120), up).await.expect("the mock server starts");
+        // It wants most of a minute of a processor, which a busy machine takes minutes to give.
+        timeout(Duration::from_secs(600), up).await.expect("the mock server starts");
         mock
     }
 }
