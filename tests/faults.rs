@@ -8,7 +8,7 @@ mod support;
 use futures_util::FutureExt;
 use serde_json::{Value, json};
 use support::client::{self, Got};
-use support::faults::{CONFIG, ask, chunk, code, each, named, script, status, text};
+use support::faults::{CONFIG, ask, chunk, code, comments, each, named, script, status, text};
 use support::fold::{self, Folded};
 use support::gateway::{Gateway, closed_port, soon};
 use support::lab::Lab;
@@ -217,58 +217,22 @@ async fn an_answer_that_comes_before_the_body_was_read_counts() {
     gateway.ends_at_baseline(&lab).await;
 }
 
-/// A chat without owned tools goes through as bytes. What a whole one gets, and how often it is asked.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_relayed_chat_that_fails_has_a_status_and_an_error_too() {
-    let lab = Lab::start().await;
-    let gateway = gateway(&lab).await;
-    let told = |status| (status, "told");
-    let cases = [
-        ("401", status(401, json!({})), (502, "upstream_auth_error"), "", 1),
-        ("403", status(403, json!({})), (502, "upstream_auth_error"), "", 1),
-        ("400", status(400, json!({})), told(400), "", 1),
-        ("429", status(429, json!({ "retry-after": "7" })), told(429), "7", 1),
-        ("503", status(503, json!({ "retry-after": "7" })), told(503), "7", 1),
-        ("500", status(500, json!({})), (502, "upstream_error"), "", 2),
-        ("busy", status(503, json!({ "retry-after": "0" })), told(503), "1", 3),
-        ("closed", json!(["close"]), (502, "upstream_reset"), "", 2),
-        ("garbage", json!([{ "raw": "nonsense\r\n\r\n" }]), (502, "upstream_protocol_error"), "", 1),
-        ("late: no head", json!(["stall"]), (504, "upstream_timeout"), "", 2),
-        (
-            "a page",
-            json!([{ "answer": { "status": 200, "headers": { "content-type": "text/html" }, "body": "<p>hi" } }]),
-            (502, "upstream_invalid_reply"),
-            "",
-            2,
-        ),
-    ];
-    let both = cases.iter().flat_map(|case| [(case, false), (case, true)]);
-    each(
-        both,
-        |((name, ..), _)| (*name).to_owned(),
-        async |((name, steps, wanted, retry_after, asked), stream)| {
-            let name = named(name, if stream { "relayed, streamed" } else { "relayed" });
-            lab.script(&name, script(std::slice::from_ref(steps)));
-            let got = ask(&gateway, &name, stream, &[("x-fanfold-tools", "none")]).await;
-            let code = code(&name, &got);
-            assert_eq!((got.status.as_u16(), code.as_str()), *wanted, "{name}: {}", got.body);
-            assert_eq!(got.header("retry-after"), *retry_after, "{name}");
-            assert_eq!(lab.journal().of_script(&name).count(), *asked, "{name}");
-        },
-    )
-    .await;
-    gateway.ends_at_baseline(&lab).await;
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_relayed_stream_that_breaks_off_ends_with_an_error_event() {
     let lab = Lab::start().await;
     let gateway = gateway(&lab).await;
+    let large = |length: usize| json!({ "events": [text(&"x".repeat(length))] });
+    let too_large = Some("upstream_reply_too_large");
     let cases = [
         ("reset", vec![json!({ "wait_ms": 50 }), json!("reset")], Some("upstream_truncated")),
         ("closed", vec![json!("close")], Some("upstream_truncated")),
         ("ended without a finish", vec![], Some("upstream_truncated")),
+        ("half an event", vec![json!({ "send": "data: {\"id\":" })], Some("upstream_truncated")),
         ("late: stall", vec![json!("stall")], Some("upstream_timeout")),
+        ("late: comments", comments(), Some("upstream_timeout")),
+        ("event too large", vec![large(70_000)], too_large),
+        ("reply too large", (0..6).map(|_| large(60_000)).collect(), too_large),
+        ("much in small events", (0..20).map(|_| large(10_000)).collect(), Some("upstream_truncated")),
         ("finished", vec![json!({ "events": [chunk(json!({}), json!("stop")), "[DONE]"] })], None),
         ("finished without the end mark", vec![json!({ "events": [chunk(json!({}), json!("stop"))] })], None),
         ("ended with the mark only", vec![json!({ "events": ["[DONE]"] })], None),
@@ -297,22 +261,34 @@ async fn a_relayed_stream_that_breaks_off_ends_with_an_error_event() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_relayed_whole_answer_that_breaks_off_never_looks_complete() {
+async fn a_relayed_chat_has_the_time_of_a_turn_and_is_measured_as_one() {
     let lab = Lab::start().await;
-    let gateway = gateway(&lab).await;
-    let head = |framing: &str| json!({ "head": { "headers": { "content-type": "application/json" }, "framing": framing, "length": 100 } });
-    for (name, steps) in [
-        ("cut chunks", json!([head("chunked"), { "send": "{\"id\":1" }, "close"])),
-        ("short body", json!([head("length"), { "send": "{\"id\":1" }, "close"])),
-        ("late: stalls", json!([head("chunked"), { "send": "{\"id\":1" }, "stall"])),
-    ] {
-        lab.script(name, script(&[steps]));
-        let body =
-            json!({ "model": format!("script:{name}"), "messages": [{ "role": "user", "content": "hi" }] });
-        let url = format!("{}/chat/completions", gateway.base_url());
-        let got =
-            soon(client::send(http::Method::POST, &url, &[("x-fanfold-tools", "none")], Some(&body))).await;
-        assert!(got.is_err(), "{name}: {got:?}");
+    let config = "upstreams: { main: { base_url: LAB/v1 } }\nlimits: { turn_timeout: 700ms }\n";
+    let gateway = Gateway::start(&lab, config).await;
+    let dripping: Vec<Value> =
+        (0..40).flat_map(|_| [json!({ "events": [text("x")] }), json!({ "wait_ms": 50 })]).collect();
+    lab.script("silent", script(&[json!(["stall"])]));
+    lab.script("dripping", script(&[json!(dripping)]));
+    lab.script("good", json!({ "rounds": [{ "reply": { "text": "fine" } }], "repeat": true }));
+    for (name, stream, wanted) in [("silent", false, 504), ("silent", true, 504), ("dripping", true, 200)] {
+        let got = ask(&gateway, name, stream, &[]).await;
+        assert_eq!((got.status.as_u16(), code(name, &got).as_str()), (wanted, "turn_timeout"), "{name}");
     }
+    for stream in [false, true] {
+        assert_eq!(ask(&gateway, "good", stream, &[]).await.status, 200);
+    }
+    let count = |name: &str, outcome: &str| {
+        gateway.metric(&format!("{name}_count{{team=\"default\",model=\"other\",outcome=\"{outcome}\"}}"))
+    };
+    assert_eq!(count("gen_ai_server_request_duration_seconds", "timeout"), 3.0);
+    assert_eq!(count("gen_ai_server_request_duration_seconds", "ok"), 2.0);
+    let first = "gen_ai_server_time_to_first_token_seconds";
+    assert_eq!((count(first, "timeout"), count(first, "ok")), (1.0, 1.0));
+    let rounds = |outcome: &str| {
+        let labels = format!("upstream=\"main\",model=\"other\",outcome=\"{outcome}\"");
+        gateway.metric(&format!("gen_ai_client_operation_duration_seconds_count{{{labels}}}"))
+    };
+    assert_eq!((rounds("ok"), rounds("error")), (2.0, 3.0));
+    assert_eq!(gateway.metric("fanfold_limit_hits_total{limit=\"turn_timeout\"}"), 3.0);
     gateway.ends_at_baseline(&lab).await;
 }

@@ -632,7 +632,8 @@ fn unheard(started: &Started, error: &ErrorReply) -> Answer {
     Answer { status, headers, body: error.to_body() }
 }
 
-async fn until(at: Option<Instant>) {
+/// Waits until then; for ever if there is no such time.
+pub(super) async fn until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,

@@ -13,6 +13,17 @@ pub(super) fn is_complete(tail: &[u8]) -> bool {
     lines().any(done) || has_value(tail, b"\"finish_reason\"") || has_value(tail, b"\"error\"")
 }
 
+/// Whether what follows the last line end of a stream is an event all the same: whole JSON, or the mark.
+pub(super) fn is_event(rest: &[u8]) -> bool {
+    rest.split(|b| matches!(b, b'\n' | b'\r')).all(|line| match line.strip_prefix(b"data:") {
+        Some(data) => {
+            let data = data.trim_ascii();
+            data == b"[DONE]" || serde_json::from_slice::<serde::de::IgnoredAny>(data).is_ok()
+        }
+        None => line.is_empty() || memchr::memchr(b':', line).is_some(),
+    })
+}
+
 /// Whether a member of this name has a value that says something. Inside of a JSON string the name's
 /// closing quote would be escaped, so text is not taken for a member.
 fn has_value(text: &[u8], name: &[u8]) -> bool {
@@ -56,6 +67,16 @@ mod tests {
             b"data: {\"finish_reason\":",
         ] {
             assert!(!is_complete(broken), "{}", String::from_utf8_lossy(broken));
+        }
+    }
+
+    #[test]
+    fn a_last_event_may_lack_its_line_end_but_nothing_else() {
+        for whole in [&b"data: [DONE]"[..], b"data: {\"a\":1}\n", b": comment", b"event: x\ndata: 1\r\n"] {
+            assert!(is_event(whole), "{}", String::from_utf8_lossy(whole));
+        }
+        for half in [&b"data: {\"finish_reason\":\"stop\""[..], b"data: [DO", b"dat", b"data:"] {
+            assert!(!is_event(half), "{}", String::from_utf8_lossy(half));
         }
     }
 

@@ -2,23 +2,26 @@
 //!
 //! The end is looked at for its usage, and to tell whether a streamed chat is complete. An event
 //! stream that breaks off ends with an error event: SDKs take every clean end for a whole answer, and
-//! lose what came before a broken one. Any other body that breaks off stays broken.
+//! lose what came before a broken one. Any other body that breaks off stays broken. A chat is held to
+//! its limits: bytes of the reply, bytes of one event, time of the whole.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
-use http::{HeaderMap, HeaderValue, StatusCode};
+use http::header::CONTENT_ENCODING;
+use http::{HeaderMap, StatusCode};
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
+use super::answer::Open;
 use super::body::BoxError;
 use super::ending;
-use super::pass::Open;
+use super::events::{Events, TooLarge};
+use crate::upstream::is_event_stream;
 use crate::wire::error::ErrorReply;
 use crate::wire::failure::{Failure, FailureKind};
 use crate::wire::raw::Raw;
@@ -26,7 +29,6 @@ use crate::wire::usage::Tokens;
 
 /// The largest reply, or end of one, that is looked through, in bytes.
 const LOOKED_THROUGH: usize = 64 * 1024;
-const EVENT_STREAM: &[u8] = b"text/event-stream";
 
 /// What a reply's body is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,9 +43,8 @@ pub(super) enum Streams {
 
 impl Streams {
     pub(super) fn of(headers: &HeaderMap, status: StatusCode, chat: bool) -> Self {
-        let kind = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
-        let named = kind.get(..EVENT_STREAM.len()).is_some_and(|k| k.eq_ignore_ascii_case(EVENT_STREAM));
-        if !named || status != StatusCode::OK || headers.contains_key(CONTENT_ENCODING) {
+        let plain = status == StatusCode::OK && !headers.contains_key(CONTENT_ENCODING);
+        if !plain || !is_event_stream(headers) {
             return Self::Bytes;
         }
         if chat { Self::Chat } else { Self::Events }
@@ -52,25 +53,74 @@ impl Streams {
 
 /// A reply that goes through while its end is remembered.
 pub(super) struct Metered {
+    /// What came before anything went out.
+    start: Bytes,
     body: Incoming,
     open: Open,
     status: StatusCode,
     kind: Streams,
     tail: Vec<u8>,
-    stall: Pin<Box<Sleep>>,
+    /// Wakes when the upstream has been silent for too long, or a chat's whole time is over.
+    timer: Pin<Box<Sleep>>,
     allowed: Duration,
+    /// When a chat has to be over.
+    deadline: Option<Instant>,
+    /// How much more of a chat's reply may come, in bytes.
+    left: usize,
+    /// A chat's events.
+    events: Option<Events>,
     shutdown: Pin<Box<WaitForCancellationFutureOwned>>,
     /// Nothing of the upstream's comes any more.
     over: bool,
 }
 
 impl Metered {
-    pub(super) fn new(body: Incoming, open: Open, status: StatusCode, kind: Streams) -> Option<Self> {
+    pub(super) fn new(
+        start: Bytes,
+        body: Incoming,
+        open: Open,
+        status: StatusCode,
+        kind: Streams,
+    ) -> Option<Self> {
         let passing = open.0.as_ref()?;
         let allowed = passing.targets.now().upstream.stall_timeout();
+        let deadline = passing.deadline();
+        let limits = passing.turn.as_ref().map(|turn| &turn.limits);
+        let left = limits.map_or(usize::MAX, |limits| limits.reply.0);
+        let events = limits.filter(|_| kind == Streams::Chat).map(|limits| Events::new(limits.event.0));
         let shutdown = Box::pin(passing.shutdown.clone().cancelled_owned());
-        let stall = Box::pin(tokio::time::sleep(allowed));
-        Some(Self { body, open, status, kind, tail: Vec::new(), stall, allowed, shutdown, over: false })
+        let timer = Box::pin(tokio::time::sleep_until(next(allowed, deadline)));
+        let tail = Vec::new();
+        Some(Self {
+            start,
+            body,
+            open,
+            status,
+            kind,
+            tail,
+            timer,
+            allowed,
+            deadline,
+            left,
+            events,
+            shutdown,
+            over: false,
+        })
+    }
+
+    /// Takes what came, and gives what goes on of it; an error if it is more than may come.
+    fn take(&mut self, data: Bytes) -> Result<Bytes, TooLarge> {
+        // Comments keep a connection alive, but they are no progress.
+        if self.kind == Streams::Bytes || memchr::memmem::find(&data, b"data").is_some() {
+            self.timer.as_mut().reset(next(self.allowed, self.deadline));
+        }
+        self.left = self.left.checked_sub(data.len()).ok_or(TooLarge)?;
+        let whole = match &mut self.events {
+            Some(events) => events.push(data)?,
+            None => data,
+        };
+        self.remember(&whole);
+        Ok(whole)
     }
 
     fn remember(&mut self, data: &Bytes) {
@@ -84,6 +134,43 @@ impl Metered {
             let surplus = self.tail.len() - LOOKED_THROUGH;
             self.tail.drain(..surplus);
         }
+    }
+
+    /// The time is over: which one.
+    fn late(&mut self) -> Option<Result<Frame<Bytes>, BoxError>> {
+        let whole = self.deadline.is_some_and(|deadline| deadline <= Instant::now());
+        let error = match (&self.open.0, whole) {
+            (Some(passing), true) => passing.too_late(),
+            _ => Failure::new(FailureKind::Timeout, "").reply,
+        };
+        self.broke("timeout", &error, "the upstream took too long".into())
+    }
+
+    /// What goes on of a piece; nothing if its event is not whole yet.
+    fn hand_on(&mut self, data: Bytes) -> Option<Result<Frame<Bytes>, BoxError>> {
+        match self.take(data) {
+            Ok(whole) => (!whole.is_empty()).then(|| Ok(Frame::data(whole))),
+            Err(TooLarge) => {
+                if let Some(passing) = &self.open.0 {
+                    passing.limit_hit("reply");
+                }
+                let error = Failure::new(FailureKind::TooLarge, "").reply;
+                self.broke("error", &error, "the reply is over its limit".into())
+            }
+        }
+    }
+
+    /// The upstream's end: the last of the reply, if there is any.
+    fn ended(&mut self) -> Option<Result<Frame<Bytes>, BoxError>> {
+        let rest = self.events.as_mut().map(Events::rest).unwrap_or_default();
+        let whole = rest.is_empty() || ending::is_event(&rest);
+        self.remember(&rest);
+        if self.kind == Streams::Chat && !(whole && ending::is_complete(&self.tail)) {
+            let truncated = Failure::new(FailureKind::Truncated, "").reply;
+            return self.broke("error", &truncated, "ended without a finish".into());
+        }
+        self.end("ok");
+        (!rest.is_empty()).then(|| Ok(Frame::data(rest)))
     }
 
     fn end(&mut self, outcome: &'static str) {
@@ -104,8 +191,10 @@ impl Metered {
         if self.kind == Streams::Bytes {
             return Some(Err(cause));
         }
-        // Half an event is closed first; its reader will not understand it, and then reads why.
-        let between: &[u8] = if ending::is_between_events(&self.tail) { b"" } else { b"\n\n" };
+        // Half an event of anything but a chat is closed first; its reader will not understand it, and
+        // then reads why.
+        let half = self.kind == Streams::Events && !ending::is_between_events(&self.tail);
+        let between: &[u8] = if half { b"\n\n" } else { b"" };
         let event = [between, b"data: ", &error.to_event(), b"\n\n"].concat();
         Some(Ok(Frame::data(event.into())))
     }
@@ -122,51 +211,44 @@ impl http_body::Body for Metered {
         if self.over {
             return Poll::Ready(None);
         }
-        let truncated = || Failure::new(FailureKind::Truncated, "").reply;
-        match Pin::new(&mut self.body).poll_frame(cx) {
-            Poll::Ready(Some(Ok(frame))) => {
-                // Comments keep a connection alive, but they are no progress.
-                let told = self.kind == Streams::Bytes
-                    || frame.data_ref().is_none_or(|data| memchr::memmem::find(data, b"data").is_some());
-                if told {
-                    let again = Instant::now() + self.allowed;
-                    self.stall.as_mut().reset(again);
+        loop {
+            let next = match std::mem::take(&mut self.start) {
+                start if !start.is_empty() => Poll::Ready(Some(Ok(Frame::data(start)))),
+                _ => Pin::new(&mut self.body).poll_frame(cx),
+            };
+            return match next {
+                Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                    Ok(data) => match self.hand_on(data) {
+                        None => continue,
+                        some => Poll::Ready(some),
+                    },
+                    Err(trailers) => Poll::Ready(Some(Ok(trailers))),
+                },
+                Poll::Ready(Some(Err(error))) => {
+                    let truncated = Failure::new(FailureKind::Truncated, "").reply;
+                    Poll::Ready(self.broke("error", &truncated, error.into()))
                 }
-                if let Some(data) = frame.data_ref() {
-                    self.remember(data);
+                Poll::Ready(None) => Poll::Ready(self.ended()),
+                Poll::Pending if self.timer.as_mut().poll(cx).is_ready() => Poll::Ready(self.late()),
+                Poll::Pending if self.shutdown.as_mut().poll(cx).is_ready() => {
+                    Poll::Ready(self.broke("error", &ErrorReply::shutting_down(), "the process ends".into()))
                 }
-                Poll::Ready(Some(Ok(frame)))
-            }
-            Poll::Ready(Some(Err(error))) => Poll::Ready(self.broke("error", &truncated(), error.into())),
-            Poll::Ready(None) if self.kind == Streams::Chat && !ending::is_complete(&self.tail) => {
-                Poll::Ready(self.broke("error", &truncated(), "ended without a finish".into()))
-            }
-            Poll::Ready(None) => {
-                self.end("ok");
-                Poll::Ready(None)
-            }
-            Poll::Pending if self.stall.as_mut().poll(cx).is_ready() => {
-                let error = Failure::new(FailureKind::Timeout, "").reply;
-                Poll::Ready(self.broke("timeout", &error, "the upstream was silent for too long".into()))
-            }
-            Poll::Pending if self.shutdown.as_mut().poll(cx).is_ready() => {
-                Poll::Ready(self.broke("error", &ErrorReply::shutting_down(), "the process ends".into()))
-            }
-            Poll::Pending => Poll::Pending,
+                Poll::Pending => Poll::Pending,
+            };
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self.kind {
-            Streams::Bytes => self.body.is_end_stream(),
+            Streams::Bytes => self.start.is_empty() && self.body.is_end_stream(),
             Streams::Events | Streams::Chat => self.over,
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self.kind {
-            Streams::Bytes => self.body.size_hint(),
-            Streams::Events | Streams::Chat => SizeHint::default(),
+            Streams::Bytes if self.start.is_empty() => self.body.size_hint(),
+            Streams::Bytes | Streams::Events | Streams::Chat => SizeHint::default(),
         }
     }
 }
@@ -178,6 +260,12 @@ impl Drop for Metered {
             self.end("ok");
         }
     }
+}
+
+/// When to look at the time next.
+fn next(allowed: Duration, deadline: Option<Instant>) -> Instant {
+    let silent = Instant::now() + allowed;
+    deadline.map_or(silent, |deadline| deadline.min(silent))
 }
 
 /// The tokens of the last `usage` object in the text.

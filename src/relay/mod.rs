@@ -2,10 +2,12 @@
 //!
 //! [`begin`] makes a turn a task of its own and gives the response as soon as its head is known.
 
+mod answer;
 pub mod body;
 mod chat;
 mod drive;
 mod ending;
+mod events;
 pub mod headers;
 mod listen;
 mod metered;

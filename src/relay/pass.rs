@@ -1,40 +1,38 @@
 //! Bytes go through: paths that are no chat, and chats in which nothing has to be done.
 //!
-//! Both bodies stream; what is held is bounded by the connections' own buffers. A chat is asked again
-//! like a round of a turn, as long as nothing of its answer has gone out.
+//! Both bodies stream; what is held is bounded by the connections' own buffers. A chat is a turn of one
+//! round: its limits hold, its reply is looked at before any of it goes out ([`crate::upstream::Opened`]),
+//! and until then it is asked again like any round.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::FutureExt;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
-use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
+use http::header::CONTENT_LENGTH;
+use http::{HeaderMap, Method, Response};
 use http_body_util::{BodyExt, Collected, Limited};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::answer::Open;
 use super::body::Body;
-use super::headers::{end_to_end, tell};
-use super::metered::{Metered, Streams};
-use super::sink::error_response;
-use super::watching::{Over, Passed};
-use super::{render, spans, summary};
+use super::drive::until;
+use super::headers::tell;
+use super::watching::Passed;
+use super::{render, summary};
 use crate::policy::parallel::Decision;
 use crate::policy::retry::Tries;
+use crate::policy::settings::Limits;
 use crate::team::account::Account;
 use crate::team::money::Price;
 use crate::telemetry::traces::{Trace, Tracer};
 use crate::telemetry::{Telemetry, metrics};
-use crate::upstream::{Answered, Asking, Sent, State, Target, retry_after};
+use crate::upstream::{Answered, Asking, Chatted, Expect, Opened, Sent, State, Target, retry_after};
 use crate::wire::error::ErrorReply;
 use crate::wire::failure::{Fact, Failure, FailureKind};
-use crate::wire::usage::Tokens;
 
-/// Where chats are, below an upstream's base URL.
-const CHAT: &str = "/chat/completions";
 /// Where one model is described.
 const ONE_MODEL: &str = "/models/";
 /// The largest error body that is read whole, in bytes.
@@ -63,7 +61,7 @@ pub struct Passing {
     pub headers: HeaderMap,
     /// Cancelled when the process ends.
     pub shutdown: CancellationToken,
-    /// A chat is a turn too, if of one round: it has its line in the log.
+    /// A chat is a turn too, if of one round.
     pub turn: Option<Turn>,
 }
 
@@ -99,7 +97,7 @@ impl Targets {
     }
 }
 
-/// What the log says of a chat that goes through.
+/// A chat that goes through.
 #[derive(Debug)]
 pub struct Turn {
     /// The request's id.
@@ -114,6 +112,14 @@ pub struct Turn {
     pub trace: Trace,
     /// What takes its spans, if there are traces.
     pub traces: Option<Arc<Tracer>>,
+    /// What it may use.
+    pub limits: Arc<Limits>,
+    /// How long a stream may say nothing but comments before its client hears of it.
+    pub hold: Duration,
+    /// When its upstream was asked first.
+    pub asked: Instant,
+    /// The time until the first of its answer was there, if that is a stream.
+    pub first: Option<Duration>,
 }
 
 /// What is sent.
@@ -155,20 +161,38 @@ impl Passing {
         headers: HeaderMap,
         request: Request<'_>,
     ) -> Response<Body> {
-        let chat = matches!(request, Request::Chat(_)) || (method == Method::POST && path.starts_with(CHAT));
         let mut open = Open(Some(self));
         let Some(passing) = &mut open.0 else { return Response::default() };
-        let shutdown = passing.shutdown.clone();
-        let asked = Instant::now();
+        let (shutdown, deadline) = (passing.shutdown.clone(), passing.deadline());
         let answered = tokio::select! {
             answered = passing.answered(&method, path, &headers, request) => answered,
+            () = until(deadline) => Err(passing.too_late()),
             () = shutdown.cancelled() => Err(ErrorReply::shutting_down()),
         };
         match answered {
-            Ok(Answer::Through(response)) => through(response, open, chat, asked.elapsed()),
-            Ok(Answer::Read(response)) => open.read(response),
+            Ok(Answer::Through(response)) => open.through(response),
+            Ok(Answer::Chat(Opened::Begun(start, response))) => open.begun(start, response),
+            Ok(Answer::Chat(Opened::Whole(response, tokens))) => open.whole(response, tokens),
+            Ok(Answer::Refusal(response)) => open.refusal(response),
             Err(error) => open.refused(&error),
         }
+    }
+
+    /// When a chat has to be over.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        let turn = self.turn.as_ref()?;
+        self.since.checked_add(turn.limits.turn_timeout.0)
+    }
+
+    /// What is said when it is not.
+    pub(super) fn too_late(&self) -> ErrorReply {
+        self.limit_hit("turn_timeout");
+        let limit = self.turn.as_ref().map(|turn| turn.limits.turn_timeout);
+        limit.map_or_else(ErrorReply::shutting_down, ErrorReply::turn_timeout)
+    }
+
+    pub(super) fn limit_hit(&self, limit: &'static str) {
+        self.telemetry.counter(metrics::LIMIT_HITS, &[("limit", limit.into())]).increment(1);
     }
 
     async fn answered(
@@ -208,7 +232,7 @@ impl Passing {
         })
     }
 
-    fn run(&mut self) -> Option<&mut Passed> {
+    pub(super) fn run(&mut self) -> Option<&mut Passed> {
         self.turn.as_mut()?.run.as_deref_mut()
     }
 
@@ -234,11 +258,19 @@ impl Passing {
             };
             let model = target.model.as_deref().or(asked.model());
             let asking = Asking { team: &self.account.team.name, model, again: tries.count() > 0 };
-            let sent =
-                target.upstream.forward_whole(method.clone(), &path, headers.clone(), body, asking).await;
-            let judged = match sent {
-                Ok(answered) => judged(answered, chat, upstreams > 1).await,
-                Err(failure) => Err((failure, HeaderMap::new())),
+            let (upstream, headers) = (&target.upstream, headers.clone());
+            let judged = match &self.turn {
+                Some(turn) if chat => {
+                    match upstream.forward_chat(headers, body, asking, turn.expect(), turn.hold).await {
+                        Ok(Chatted::Opened(opened)) => Ok(Answer::Chat(opened)),
+                        Ok(Chatted::Refused(answered)) => judged(answered, true, upstreams > 1).await,
+                        Err(failure) => Err((failure, HeaderMap::new())),
+                    }
+                }
+                _ => match upstream.forward_whole(method.clone(), &path, headers, body, asking).await {
+                    Ok(answered) => judged(answered, false, upstreams > 1).await,
+                    Err(failure) => Err((failure, HeaderMap::new())),
+                },
             };
             let (failure, limits) = match judged {
                 Ok(answer) => return Ok(answer),
@@ -272,11 +304,14 @@ impl Passing {
                 self.keep_limits(&limits);
                 return Err(tries.last_word(&failure));
             };
+            let pause = if next.at_once { Duration::ZERO } else { pause(&failure, tries.again()) };
+            if self.deadline().is_some_and(|deadline| Instant::now() + pause >= deadline) {
+                self.keep_limits(&limits);
+                return Err(tries.last_word(&failure));
+            }
             summary::asked_again(&self.telemetry, &target.upstream, failure.kind, next.moves_on);
-            if !next.at_once {
-                let pause = BACK_OFF * (1 << tries.again());
-                let jittered = pause.mul_f64(0.5 + 0.5 * fastrand::f64());
-                tokio::time::sleep(failure.wait.unwrap_or(jittered)).await;
+            if !pause.is_zero() {
+                tokio::time::sleep(pause).await;
             }
             if next.moves_on {
                 self.targets.move_on();
@@ -321,98 +356,8 @@ impl Passing {
         if failure.kind == FailureKind::Credentials {
             summary::credentials_refused(&self.telemetry, upstream);
         }
-    }
-
-    fn ended(mut self, outcome: &'static str, usage: Option<Tokens>, status: u16, said: &[u8]) {
-        let team = &self.account.team.name;
-        let labels = [
-            ("team", team.clone().into()),
-            ("model", self.model.clone().into()),
-            ("outcome", outcome.into()),
-        ];
-        self.telemetry.seconds(metrics::REQUEST_SECONDS, &labels, self.since.elapsed());
-        for (kind, count) in
-            usage.iter().flat_map(|tokens| [("input", tokens.input), ("output", tokens.output)])
-        {
-            let labels = [
-                ("team", team.clone().into()),
-                ("model", self.model.clone().into()),
-                ("token_type", kind.into()),
-            ];
-            self.telemetry.counter(metrics::TOKENS, &labels).increment(count);
-        }
-        if let Some(tokens) = usage {
-            self.charge(tokens);
-        }
-        let Some(turn) = &mut self.turn else { return };
-        let run = turn.run.take();
-        let priced = self.price.zip(usage);
-        let cost = priced.map(|(price, tokens)| summary::money(price.of(tokens), &self.account));
-        if let Some(turn) = &self.turn {
-            summary::relayed(&self, turn, outcome, usage.unwrap_or_default(), cost.as_deref());
-            spans::of_relay(&self, turn, (outcome, status), usage, cost.as_deref());
-        }
-        if let Some(run) = run {
-            let tokens = usage.map(|tokens| (tokens.input, tokens.output));
-            run.end(Over { outcome, tokens, status, cost, said });
-        }
-    }
-}
-
-impl Passing {
-    /// Charges what the answer used: at once, or without keeping the answer waiting for a shared store.
-    fn charge(&self, tokens: Tokens) {
-        if !self.account.charges_usage(self.price) {
-            return;
-        }
-        let (account, price, model) = (self.account.clone(), self.price, self.model.clone());
-        let mut charged = Box::pin(async move { account.charge(tokens, price, &model).await });
-        if charged.as_mut().now_or_never().is_none() {
-            self.tasks.spawn(charged);
-        }
-    }
-}
-
-/// A request whose end has not been counted. Dropped before that, its client is gone.
-#[derive(Debug)]
-pub(super) struct Open(pub(super) Option<Passing>);
-
-impl Open {
-    fn refused(mut self, error: &ErrorReply) -> Response<Body> {
-        let mut response = error_response(error);
-        if let Some(passing) = self.0.take() {
-            response.headers_mut().extend(passing.headers.clone());
-            passing.ended(if error.status < 500 { "refused" } else { "error" }, None, error.status, b"");
-        }
-        response
-    }
-
-    /// A refusal that goes on as it came.
-    fn read(mut self, response: Response<Bytes>) -> Response<Body> {
-        let (status, said) = (response.status().as_u16(), response.body().clone());
-        let mut answer = response.map(Body::Full);
-        *answer.headers_mut() = end_to_end(answer.headers());
-        answer.headers_mut().remove(CONTENT_LENGTH);
-        if let Some(passing) = self.0.take() {
-            answer.headers_mut().extend(passing.headers.clone());
-            passing.ended("refused", None, status, &said);
-        }
-        answer
-    }
-
-    /// It is over: `said` is the end of what the upstream said.
-    pub(super) fn end(&mut self, outcome: &'static str, usage: Option<Tokens>, status: u16, said: &[u8]) {
-        if let Some(passing) = self.0.take() {
-            passing.ended(outcome, usage, status, said);
-        }
-    }
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        if let Some(passing) = self.0.take() {
-            passing.telemetry.counter(metrics::DISCONNECTS, &[]).increment(1);
-            passing.ended("client_gone", None, 0, b"");
+        if failure.kind == FailureKind::TooLarge {
+            self.limit_hit("reply");
         }
     }
 }
@@ -421,51 +366,26 @@ impl Drop for Open {
 enum Answer {
     /// Its bytes go through.
     Through(Response<Incoming>),
+    /// The reply to a chat.
+    Chat(Opened),
     /// It was read to see what it says, and goes on as it came.
-    Read(Response<Bytes>),
+    Refusal(Response<Bytes>),
 }
 
-/// The upstream's answer, with our headers. `round` is the time until its head came.
-fn through(response: Response<Incoming>, mut open: Open, chat: bool, round: Duration) -> Response<Body> {
-    if let Some(run) = open.0.as_mut().and_then(Passing::run) {
-        run.answered();
+impl Turn {
+    /// What its reply is expected to be.
+    fn expect(&self) -> Expect {
+        let (reply, event) = (self.limits.reply.0, self.limits.event.0);
+        // Whatever a client asks for is its own affair here, `functions` too.
+        Expect { stream: false, legacy: true, reply, event }
     }
-    let (parts, body) = response.into_parts();
-    let kind = Streams::of(&parts.headers, parts.status, chat);
-    let mut headers = end_to_end(&parts.headers);
-    if kind != Streams::Bytes {
-        // There may be more to say than was announced.
-        headers.remove(CONTENT_LENGTH);
-    }
-    if chat && kind == Streams::Bytes && parts.status == StatusCode::OK {
-        headers.insert("x-fanfold-rounds", HeaderValue::from_static("1"));
-        headers.insert("x-fanfold-tool-calls", HeaderValue::from_static("0"));
-    }
-    if let Some(passing) = &open.0 {
-        headers.extend(passing.headers.clone());
-        if chat && kind == Streams::Bytes {
-            summary::relayed_timing(&mut headers, round, passing.since.elapsed());
-        }
-    }
-    let mut answer = Response::new(match Metered::new(body, open, parts.status, kind) {
-        Some(metered) => Body::boxed(metered),
-        None => Body::Empty,
-    });
-    *answer.status_mut() = parts.status;
-    *answer.headers_mut() = headers;
-    answer
 }
 
-/// Whether a body can be a chat's reply: it is there, and JSON, events or of no named kind.
-fn may_be_a_reply(headers: &HeaderMap) -> bool {
-    let kind =
-        headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default().to_ascii_lowercase();
-    let empty = headers.get(CONTENT_LENGTH).is_some_and(|length| length == "0");
-    !empty
-        && (kind.is_empty()
-            || kind.contains("json")
-            || kind.contains("event-stream")
-            || kind.starts_with("text/plain"))
+/// How long to wait before asking again: what the upstream wishes, else twice as long each time, with
+/// jitter.
+fn pause(failure: &Failure, again: u8) -> Duration {
+    let pause = BACK_OFF * (1 << again);
+    failure.wait.unwrap_or_else(|| pause.mul_f64(0.5 + 0.5 * fastrand::f64()))
 }
 
 /// Tells an answer that goes through from a failure. What a chat is refused with is read whole: it may
@@ -474,11 +394,6 @@ fn may_be_a_reply(headers: &HeaderMap) -> bool {
 async fn judged(answered: Answered, chat: bool, others: bool) -> Result<Answer, (Box<Failure>, HeaderMap)> {
     let Answered { response, other_key } = answered;
     let status = response.status();
-    if chat && (status.is_redirection() || (status == StatusCode::OK && !may_be_a_reply(response.headers())))
-    {
-        let failure = Failure::new(FailureKind::InvalidReply, "neither JSON nor an event stream");
-        return Err((Box::new(failure), HeaderMap::new()));
-    }
     let fails = match status.as_u16() {
         401 | 403 | 500 | 502 | 504 => true,
         400 | 422 => chat,
@@ -494,7 +409,7 @@ async fn judged(answered: Answered, chat: bool, others: bool) -> Result<Answer, 
     let mut failure = Failure::of_status(status.as_u16().max(400), body.clone(), retry_after(&parts.headers));
     failure.other_key = other_key;
     if failure.kind == FailureKind::Refused {
-        return Ok(Answer::Read(Response::from_parts(parts, body)));
+        return Ok(Answer::Refusal(Response::from_parts(parts, body)));
     }
     let limits = parts.headers.into_iter().filter_map(|(name, value)| {
         let name = name.filter(|name| name.as_str().starts_with("x-ratelimit-"))?;

@@ -247,11 +247,18 @@ pub(super) fn relayed(
     let team = ("team", passing.account.team.name.clone().into());
     telemetry.histogram(metrics::INFERENCE_CALLS, std::slice::from_ref(&team)).record(1.0);
     telemetry.counter(metrics::TURNS, &[team, ("outcome", outcome.into())]).increment(1);
+    let upstream = &passing.targets.now().upstream.name;
+    let round = [
+        ("upstream", upstream.clone().into()),
+        ("model", passing.model.clone().into()),
+        ("outcome", if outcome == "ok" { "ok" } else { "error" }.into()),
+    ];
+    telemetry.seconds(metrics::OPERATION_SECONDS, &round, turn.asked.elapsed());
     tracing::info!(
         request_id = %turn.request_id,
         team = %passing.account.team.name,
         model = %turn.model,
-        upstream = %passing.targets.now().upstream.name,
+        upstream = %upstream,
         parallel = %turn.decision,
         rounds = 1,
         tool_calls = 0,
@@ -270,8 +277,7 @@ pub(super) fn money(cost: Money, account: &Account) -> String {
     format!("{cost} {}", account.currency)
 }
 
-/// `server-timing` of a whole chat that goes through. Its body is not waited for, so the round is the time
-/// until the head of the upstream's reply.
+/// `server-timing` of a whole chat that goes through.
 pub(super) fn relayed_timing(headers: &mut HeaderMap, round: Duration, total: Duration) {
     let overhead = total.saturating_sub(round);
     let timing = format!("round1;dur={}, tools;dur=0, overhead;dur={}", millis(round), millis(overhead));

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Either, Full};
 use hyper::body::Incoming;
@@ -18,6 +18,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use super::connect::Connector;
 use super::fault;
 use super::health::{Health, Key, Standing, Ticket};
+use super::opening::{Opened, Patience, open};
 use super::place::Place;
 use super::reply::{Expect, Reply};
 use super::settings::{Kind, Mode, Settings};
@@ -36,6 +37,8 @@ pub(super) type Body = Either<Full<Bytes>, UnsyncBoxBody<Bytes, Box<dyn Error + 
 /// A body to be handed through.
 pub type Sent = UnsyncBoxBody<Bytes, Box<dyn Error + Send + Sync>>;
 
+/// Where chats are, below an upstream's base URL.
+pub const CHAT: &str = "/chat/completions";
 /// Idle connections are closed after this; most servers close theirs later.
 const IDLE: Duration = Duration::from_secs(50);
 /// The longest silence of a client that sends a body which is handed through.
@@ -77,6 +80,15 @@ pub struct Answered {
     pub response: Response<Incoming>,
     /// It refuses the key, and there is another one to try.
     pub other_key: bool,
+}
+
+/// What came of a chat whose reply goes through.
+#[derive(Debug)]
+pub enum Chatted {
+    /// A reply.
+    Opened(Opened),
+    /// A refusal, or whatever else has a status of 400 or above.
+    Refused(Answered),
 }
 
 /// What an upstream is built with, beside its settings.
@@ -224,7 +236,7 @@ impl Upstream {
             Err(failure) => return Reply::failed(failure),
         };
         let body = Either::Left(Full::new(body));
-        match self.request(Method::POST, "/chat/completions", headers, body, asking, ticket.key) {
+        match self.request(Method::POST, CHAT, headers, body, asking, ticket.key) {
             Ok(request) => {
                 let asked = self.client.request(request);
                 let (head, stall) = (self.settings.head_timeout.0, self.settings.stall_timeout.0);
@@ -244,14 +256,64 @@ impl Upstream {
         asking: Asking<'_>,
     ) -> Result<Answered, Box<Failure>> {
         let mut ticket = self.admit(asking)?;
-        let body = Either::Left(Full::new(body));
-        let request = self.request(method, path, headers, body, asking, ticket.key)?;
-        let answered =
-            match tokio::time::timeout(self.settings.head_timeout.0, self.client.request(request)).await {
-                Ok(answered) => answered.map_err(|error| fault::of_client(&error)),
-                Err(_) => Err(late()),
-            };
+        let answered = self.answer_to(method, path, headers, body, asking, ticket.key).await;
         judged(&mut ticket, answered)
+    }
+
+    /// Asks for a chat completion whose bytes go through; they are looked at before any of them does.
+    /// A stream that has said nothing but comments goes through after `hold`.
+    pub async fn forward_chat(
+        &self,
+        headers: HeaderMap,
+        body: Bytes,
+        asking: Asking<'_>,
+        expect: Expect,
+        hold: Duration,
+    ) -> Result<Chatted, Box<Failure>> {
+        let mut ticket = self.admit(asking)?;
+        let answered = self.answer_to(Method::POST, CHAT, headers, body, asking, ticket.key).await;
+        let opened = match answered {
+            Ok(response) if response.status().as_u16() >= 400 => {
+                return judged(&mut ticket, Ok(response)).map(Chatted::Refused);
+            }
+            Ok(response) if response.status() == StatusCode::OK => {
+                ticket.accepted();
+                open(response, expect, Patience { stall: self.settings.stall_timeout.0, hold }).await
+            }
+            Ok(response) => {
+                let status = response.status().as_u16();
+                Err(Failure::new(FailureKind::Protocol, format!("unexpected status {status}")))
+            }
+            Err(failure) => Err(failure),
+        };
+        match opened {
+            Ok(opened) => {
+                ticket.answered();
+                Ok(Chatted::Opened(opened))
+            }
+            Err(mut failure) => {
+                ticket.failed(&mut failure);
+                Err(Box::new(failure))
+            }
+        }
+    }
+
+    /// The head of the answer to a request whose body is held whole.
+    async fn answer_to(
+        &self,
+        method: Method,
+        path: &str,
+        headers: HeaderMap,
+        body: Bytes,
+        asking: Asking<'_>,
+        key: Key,
+    ) -> Result<Response<Incoming>, Failure> {
+        let body = Either::Left(Full::new(body));
+        let request = self.request(method, path, headers, body, asking, key)?;
+        match tokio::time::timeout(self.settings.head_timeout.0, self.client.request(request)).await {
+            Ok(answered) => answered.map_err(|error| fault::of_client(&error)),
+            Err(_) => Err(late()),
+        }
     }
 
     /// Sends a request whose body is handed through, for an answer whose bytes go through. The time

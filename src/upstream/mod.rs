@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! Routes::of(model) ─▶ Route ─▶ Upstream::ask ─▶ Reply::next ─▶ Accepted · Pieces · Ended · Failed
+//!                                  ├─ Upstream::forward_chat ─▶ a reply that was looked at, whose bytes go through
 //!                                  └─ Upstream::forward ─▶ a response whose bytes go through
 //! ```
 //!
@@ -15,6 +16,7 @@ mod connect;
 mod fault;
 mod health;
 mod keys;
+mod opening;
 mod place;
 mod reply;
 mod route;
@@ -23,8 +25,9 @@ mod upload;
 mod window;
 
 pub use breaker::State;
-pub use client::{Answered, AskHead, Asking, BuildError, Sent, Setup, Upstream};
+pub use client::{Answered, AskHead, Asking, BuildError, CHAT, Chatted, Sent, Setup, Upstream};
 pub use fault::retry_after;
 pub use health::Standing;
+pub use opening::{Opened, is_event_stream};
 pub use reply::{Expect, Heard, Reply};
 pub use route::{MOST_TARGETS, Route, Routes, Target};

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
-use http::header::CONTENT_TYPE;
 use http::{Response, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -13,6 +12,7 @@ use tokio::time::Instant;
 use super::client::Pending;
 use super::fault;
 use super::health::Ticket;
+use super::opening::is_event_stream;
 use crate::sse::{Decoder, Event};
 use crate::wire::error::Said;
 use crate::wire::failure::{Failure, FailureKind};
@@ -184,8 +184,7 @@ impl Reply {
     fn accept(&mut self, response: Response<Incoming>) -> bool {
         let status = response.status();
         let wait = fault::retry_after(response.headers());
-        let kind = response.headers().get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
-        let stream = kind.trim_start().to_ascii_lowercase().starts_with("text/event-stream");
+        let stream = is_event_stream(response.headers());
         let body = response.into_body();
         if status != StatusCode::OK {
             self.stage = match status.as_u16() {
@@ -332,13 +331,11 @@ impl Reply {
     }
 
     fn unnamed_stream(&mut self, body: Bytes, pieces: &mut Vec<Piece>) -> Heard {
-        let mut decoder = Decoder::new(self.expect.event);
-        let (mut events, mut done) = (Vec::new(), false);
-        if decoder.push(body, &mut events).is_err() {
-            return self.end(Failure::new(FailureKind::TooLarge, "an event is over its limit"));
-        }
-        events.extend(decoder.finish());
-        let before = pieces.len();
+        let events = match events_of(body, self.expect.event) {
+            Ok(events) => events,
+            Err(failure) => return self.end(failure),
+        };
+        let (before, mut done) = (pieces.len(), false);
         for event in &events {
             match read_event(event, self.expect.legacy) {
                 Read::Piece(piece) => pieces.push(*piece),
@@ -355,14 +352,26 @@ impl Reply {
     }
 }
 
-enum Read {
+/// What one event, or a whole body, says.
+pub(super) enum Read {
     Piece(Box<Piece>),
     Done,
     Nothing,
     Failed(Failure),
 }
 
-fn read_event(event: &Event, legacy: bool) -> Read {
+/// All events of a body that is there.
+pub(super) fn events_of(body: Bytes, bound: usize) -> Result<Vec<Event>, Failure> {
+    let mut decoder = Decoder::new(bound);
+    let mut events = Vec::new();
+    if decoder.push(body, &mut events).is_err() {
+        return Err(Failure::new(FailureKind::TooLarge, "an event is over its limit"));
+    }
+    events.extend(decoder.finish());
+    Ok(events)
+}
+
+pub(super) fn read_event(event: &Event, legacy: bool) -> Read {
     let data = event.data.trim_ascii();
     if data == b"[DONE]" {
         return Read::Done;
@@ -378,7 +387,7 @@ fn read_event(event: &Event, legacy: bool) -> Read {
     read_data(&event.data, legacy)
 }
 
-fn read_data(data: &Bytes, legacy: bool) -> Read {
+pub(super) fn read_data(data: &Bytes, legacy: bool) -> Read {
     let invalid = |why: String| Read::Failed(Failure::new(FailureKind::InvalidReply, why));
     if let Err(error) = depth(data) {
         return invalid(error.to_string());

@@ -49,6 +49,15 @@ impl ErrorReply {
         Self::new(503, "shutting_down", "This gateway is being restarted. Try again.").retry_after(1)
     }
 
+    /// 504 `turn_timeout`: the whole request took longer than `limit`.
+    #[must_use]
+    pub fn turn_timeout(limit: impl std::fmt::Display) -> Self {
+        let message = format!(
+            "The answer was not complete within {limit}, this gateway's limit for a whole request. Ask for less at once."
+        );
+        Self::new(504, "turn_timeout", message)
+    }
+
     /// 409 `attempt_superseded`: another attempt of the same request runs its tools.
     #[must_use]
     pub fn superseded() -> Self {

@@ -498,14 +498,7 @@ impl Turn {
         }
         if self.now >= self.plan.rules.limits.turn_timeout.0 {
             self.record.limits.push(Limit::TurnTimeout);
-            let seconds = self.plan.rules.limits.turn_timeout;
-            let error = ErrorReply::new(
-                504,
-                "turn_timeout",
-                format!(
-                    "The answer was not complete within {seconds}, this gateway's limit for a whole request. Ask for less at once."
-                ),
-            );
+            let error = ErrorReply::turn_timeout(self.plan.rules.limits.turn_timeout);
             return self.fail(error, actions);
         }
         if let Stage::Waiting { at, tries } = &self.stage

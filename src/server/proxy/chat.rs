@@ -6,6 +6,7 @@ use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use hyper::body::Incoming;
+use tokio::time::Instant;
 
 use super::repeat::{Course, course};
 use super::{
@@ -24,7 +25,7 @@ use crate::relay::{Client, Started, begin};
 use crate::team::money::price_of;
 use crate::telemetry::metrics;
 use crate::telemetry::traces::{About, Trace, Tracer};
-use crate::upstream::{AskHead, Route, Target};
+use crate::upstream::{AskHead, CHAT, Route, Target};
 use crate::wire::error::ErrorReply;
 use crate::wire::failure::Fact;
 use crate::wire::raw::{Raw, write_string};
@@ -93,6 +94,10 @@ impl Proxy {
                     run: None,
                     trace,
                     traces,
+                    limits: rules.limits.clone(),
+                    hold: asked.snapshot.server.keep_alive.0,
+                    asked: Instant::now(),
+                    first: None,
                 };
                 turn.trace.put(&mut headers, About::Round(1));
                 let upstream = targets.first().map(|target| &target.upstream.name);
@@ -124,9 +129,9 @@ impl Proxy {
                     (relayed(&request, To { target, plan: &plan }, &body), plan.decision)
                 };
                 let chat = pass::Chat { model: &request.model, body: &question };
-                let response =
-                    passing.pass(Method::POST, "/chat/completions", headers, pass::Request::Chat(chat)).await;
-                Ok(holding(response, (place, reservation, asked.in_flight)))
+                let gauge = Counted::new(asked.snapshot.parts.telemetry.turns_in_flight.clone());
+                let response = passing.pass(Method::POST, CHAT, headers, pass::Request::Chat(chat)).await;
+                Ok(holding(response, (place, reservation, asked.in_flight, gauge)))
             }
             Plan::Turn(plan) => {
                 // The key names the client's request, not the several a turn makes of it: an upstream
