@@ -50,11 +50,13 @@ pub(super) struct Standing {
     pub(super) record: Option<usize>,
     /// What makes it equal to another call: name and canonical arguments.
     pub(super) key: Option<(String, String)>,
+    /// It counts against the calls of the turn.
+    pub(super) counted: bool,
 }
 
 impl Standing {
     const fn new() -> Self {
-        Self { whose: Whose::Open, stands: Stands::Coming, record: None, key: None }
+        Self { whose: Whose::Open, stands: Stands::Coming, record: None, key: None, counted: false }
     }
 
     /// Whether its result is one fanfold owes the upstream.

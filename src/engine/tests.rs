@@ -604,6 +604,25 @@ fn early_runs_of_a_failed_ask_are_stopped_and_their_results_ignored() {
 }
 
 #[test]
+fn calls_of_a_failed_ask_and_calls_that_start_anew_count_once() {
+    let mut s = Scene::begun(limited(|l| l.calls_per_turn = 2));
+    s.call(0, "read", "{}");
+    s.call(1, "look", "{}");
+    s.call(2, "read", "{\"x\":1}");
+    s.call(3, "read", "{\"x\":2}");
+    assert_eq!(s.fail(FailureKind::Reset), ["stop 1", "stop 2"]);
+    assert_eq!(s.wait(), ["ask 1.1"]);
+    s.call(0, "read", "{}");
+    assert_eq!(s.call(1, "look", "{}"), ["run 3 read {}"]);
+    let more = r#"{"choices":[{"delta":{"tool_calls":[{"index":0,"function":{"arguments":" "}}]}}]}"#;
+    assert_eq!(s.hear(more), ["stop 3"]);
+    assert_eq!(s.end("tool_calls"), ["run 4 read {} ", "run 5 look {}"]);
+    s.ok(4);
+    assert_eq!(s.ok(5), ["ask 2.0"], "both calls of the reply ran, and the limit is not reached");
+    assert_eq!(s.turn.record().limits, []);
+}
+
+#[test]
 fn after_an_effect_no_failure_invites_a_repetition() {
     let mut s = Scene::begun(plan());
     s.call(0, "write", "{}");

@@ -61,8 +61,9 @@ impl Turn {
             self.done(at, refusal);
             return;
         }
-        self.calls += 1;
         let Stage::Round(round) = &mut self.stage else { return };
+        // A call that starts anew counts once.
+        self.calls += u32::from(!std::mem::replace(&mut round.standings[at].counted, true));
         match round.twin(at) {
             Some(twin) => {
                 if let Some(record) = round.standings[at].record {
@@ -86,7 +87,7 @@ impl Turn {
             return Some(Outcome::failed(OutcomeKind::Stopped, "not run: the limit of this turn is reached"));
         }
         let most = self.plan.rules.limits.calls_per_turn;
-        if self.calls >= most {
+        if self.calls >= most && !round.standings[at].counted {
             if self.last_because.is_none() {
                 self.last_because = Some(Limit::CallsPerTurn);
                 self.record.limits.push(Limit::CallsPerTurn);
@@ -152,6 +153,16 @@ impl Turn {
             }
         }
         self.fill_slots(actions);
+    }
+
+    /// The calls of a reply that is asked for again are none of the turn's.
+    pub(super) fn forget_calls(&mut self, of: &[Standing]) {
+        let counted = of.iter().filter(|standing| standing.counted).count();
+        self.calls -= u32::try_from(counted).unwrap_or(self.calls);
+        if self.last_because == Some(Limit::CallsPerTurn) {
+            self.last_because = None;
+            self.record.limits.retain(|limit| *limit != Limit::CallsPerTurn);
+        }
     }
 
     pub(super) fn call_started(&mut self, id: RunId) {

@@ -312,6 +312,7 @@ impl Turn {
             actions.push(Action::Stop(run));
             stopped(&mut self.record, &round.standings[at], self.now);
         }
+        self.forget_calls(&round.standings);
         let tries = round.tries;
         if let Some(fact) = failure.kind.fact()
             && self.learn(fact)

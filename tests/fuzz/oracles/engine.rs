@@ -108,7 +108,9 @@ struct Play<'a> {
     /// The round that is being charged.
     charging: Option<u32>,
     asks: u32,
-    runs: u32,
+    runs: usize,
+    /// The calls of the last ask's reply that ran.
+    ran: BTreeSet<String>,
     limits: Arc<Limits>,
     log: Vec<String>,
 }
@@ -157,6 +159,7 @@ impl<'a> Play<'a> {
             charging: None,
             asks: 0,
             runs: 0,
+            ran: BTreeSet::new(),
             limits,
             log: Vec::new(),
         }
@@ -295,6 +298,11 @@ impl<'a> Play<'a> {
     fn check(&mut self, action: &Action) {
         match action {
             Action::Ask(ask) => {
+                // What ran for a reply that is asked for again does not count.
+                if ask.round == self.asked.0 {
+                    self.runs -= self.ran.len();
+                }
+                self.ran.clear();
                 self.asks += 1;
                 self.last_ask = ask.id;
                 assert_eq!(self.charging, None, "asked before the round was charged");
@@ -303,7 +311,8 @@ impl<'a> Play<'a> {
                 self.asked = (ask.round, ask.attempt);
             }
             Action::Run(run) => {
-                self.runs += 1;
+                // A call whose arguments went on after it had started runs anew.
+                self.runs += usize::from(self.ran.insert(run.call_id.clone()));
                 self.wrote |= run.tool.effect == Effect::Write;
                 let call = (run.round, run.call_id.clone());
                 assert!(!self.open.values().any(|other| *other == call), "a call that runs already");
@@ -335,6 +344,6 @@ impl<'a> Play<'a> {
             self.step(Input::Tick);
         }
         assert!(self.finished || self.asks == 0, "no end");
-        assert!(self.runs <= self.limits.calls_per_turn, "calls");
+        assert!(self.runs <= self.limits.calls_per_turn as usize, "calls");
     }
 }
