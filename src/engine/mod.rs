@@ -159,6 +159,8 @@ pub enum Show {
 /// Part of the answer, in no dialect.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Part {
+    /// The round that says it.
+    pub round: u32,
     /// A blank line goes before the text: another round has spoken before.
     pub blank_line: bool,
     /// A JSON string.

@@ -207,6 +207,8 @@ fn write_call_part(out: &mut Vec<u8>, call: &CallPart) {
 #[derive(Debug, Default)]
 pub(super) struct Folding {
     text: Text,
+    /// The round whose members these are: those of the last one pass, while the text is of all.
+    round: u32,
     members: FoldedMembers,
     around: FoldedMembers,
     top: Members,
@@ -230,6 +232,9 @@ impl Folding {
                 self.text.push_plain("\n\n");
             }
             self.text.push(text);
+        }
+        if std::mem::replace(&mut self.round, part.round) != part.round {
+            (self.members, self.around) = Default::default();
         }
         part.members.iter().for_each(|m| self.members.add(m));
         part.around.iter().for_each(|m| self.around.add(m));
@@ -402,6 +407,34 @@ mod tests {
         );
         assert!(out.contains(r#""sys":{   "x": 1.10 }"#) && out.contains(r#""content":"a\nb""#), "{out}");
         assert!(out.contains(r#""usage":{  "t":1 }"#) && !out.contains('\r'), "{out}");
+    }
+
+    #[test]
+    fn members_of_an_earlier_round_are_not_mixed_with_those_of_the_last() {
+        let part = |round, name, value: &str, text: &str| Part {
+            round,
+            text: Some(Raw::string(text)),
+            members: vec![Member::new(name, Raw::string(value))],
+            around: vec![Member::new("score", Raw::string(value))],
+            ..Part::default()
+        };
+        let mut folding = Folding::default();
+        for part in [
+            part(1, "signature", "one", "a"),
+            part(1, "thought", "gone", "b"),
+            part(2, "signature", "tw", "c"),
+            part(2, "signature", "o", "d"),
+        ] {
+            folding.add(&part);
+        }
+        let whole = folding.write(&envelope(), FinishReason::Stop, None, None);
+        let whole = std::str::from_utf8(&whole).unwrap();
+        assert!(
+            whole.contains(
+                r#""content":"abcd","refusal":null,"signature":"two"},"logprobs":null,"score":"two","#
+            ),
+            "{whole}"
+        );
     }
 
     #[test]

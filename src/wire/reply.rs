@@ -18,15 +18,15 @@ pub struct Piece {
     pub head: Head,
     /// `content`, when it is a string that is not empty: a JSON string.
     pub text: Option<Raw>,
-    /// The other members of the delta or message, but `role` and nulls.
+    /// The other members of the delta or message, but `role`; nulls only of a message.
     pub members: Vec<Member>,
     /// `tool_calls`.
     pub calls: Vec<CallPiece>,
     /// `finish_reason`, when it says something.
     pub finish: Option<FinishReason>,
-    /// The other members of the choice, but nulls: `logprobs` and the like.
+    /// The other members of the choice: `logprobs` and the like; nulls only beside a message.
     pub around: Vec<Member>,
-    /// The other members of the object, but nulls: `system_fingerprint` and the like.
+    /// The other members of the object: `system_fingerprint` and the like.
     pub top: Vec<Member>,
     /// `usage`, wherever the upstream puts it.
     pub usage: Option<Raw>,
@@ -58,9 +58,9 @@ pub struct CallPiece {
     pub arguments: Option<Raw>,
     /// `type`, when it is not `function`.
     pub kind: Option<Raw>,
-    /// The other members, but nulls.
+    /// The other members; nulls only of a whole completion.
     pub members: Vec<Member>,
-    /// The other members of `function`, but nulls.
+    /// The other members of `function`; nulls only of a whole completion.
     pub function: Vec<Member>,
     /// The call is complete in itself: it stood in a whole completion.
     pub complete: bool,
@@ -130,7 +130,7 @@ pub fn decode(text: &Bytes, legacy: bool) -> Result<Decoded, ReadError> {
     each_member(text, |name, value| {
         match name {
             "\"choices\"" => choices = Some(value),
-            "\"error\"" if value != "null" => error = Some(value),
+            "\"error\"" => error = (value != "null").then_some(value),
             "\"id\"" => reader.piece.head.id = reader.given(value),
             "\"created\"" => reader.piece.head.created = reader.given(value),
             "\"model\"" => reader.piece.head.model = reader.given(value),
@@ -172,14 +172,14 @@ impl<'a> Reader<'a> {
         (value != "null").then(|| self.share(value))
     }
 
+    /// A member, unless it is a null that only says that there is nothing new.
     fn member(&self, name: &str, value: &str) -> Option<Member> {
-        (value != "null").then(|| Member::of_parts(self.share(name), self.share(value)))
+        let says_something = value != "null" || self.piece.message.is_some();
+        says_something.then(|| Member::of_parts(self.share(name), self.share(value)))
     }
 
     fn top(&mut self, name: &str, value: &str) {
-        if let Some(member) = self.member(name, value) {
-            self.piece.top.push(member);
-        }
+        self.piece.top.push(Member::of_parts(self.share(name), self.share(value)));
     }
 
     fn usage(&mut self, value: &str) {
@@ -205,19 +205,24 @@ impl<'a> Reader<'a> {
                 Err(ReadError::NotJson("`choices` is not an array".into()))
             };
         }
-        let mut first = None;
-        each_element(value.as_bytes(), |choice| {
-            first.get_or_insert(choice);
-            false
+        let mut read = Ok(());
+        each_element(value.as_bytes(), |choice| match self.choice(choice) {
+            Ok(first) => !first,
+            Err(error) => {
+                read = Err(error);
+                false
+            }
         })?;
-        first.map_or(Ok(()), |choice| self.choice(choice))
+        read
     }
 
-    fn choice(&mut self, value: &'a str) -> Result<(), ReadError> {
-        let mut delta = None;
+    /// Reads the first choice; whether this is it. Who asks for several gets them without a turn.
+    fn choice(&mut self, value: &'a str) -> Result<bool, ReadError> {
+        let (mut delta, mut other) = (None, false);
+        let mut around = Vec::new();
         each_member(value.as_bytes(), |name, value| {
             match name {
-                "\"index\"" => {}
+                "\"index\"" => other = value.parse::<u64>().is_ok_and(|index| index > 0),
                 "\"delta\"" => delta = Some(value),
                 "\"message\"" => {
                     delta = Some(value);
@@ -227,18 +232,20 @@ impl<'a> Reader<'a> {
                     self.piece.finish = string(value).and_then(|word| FinishReason::read(&word));
                 }
                 "\"usage\"" if self.piece.usage.is_none() => self.usage(value),
-                _ => {
-                    if let Some(member) = self.member(name, value) {
-                        self.piece.around.push(member);
-                    }
-                }
+                _ => around.push((name, value)),
             }
-            true
+            !other
         })?;
-        match delta {
-            Some(delta) if delta != "null" => self.delta(delta),
-            _ => Ok(()),
+        if other {
+            (self.piece.message, self.piece.finish) = (None, None);
+            return Ok(false);
         }
+        self.piece.around = around.iter().filter_map(|(name, value)| self.member(name, value)).collect();
+        match delta {
+            Some(delta) if delta != "null" => self.delta(delta)?,
+            _ => {}
+        }
+        Ok(true)
     }
 
     fn delta(&mut self, value: &'a str) -> Result<(), ReadError> {
@@ -248,6 +255,7 @@ impl<'a> Reader<'a> {
                 "\"content\"" if value.starts_with('"') => {
                     self.piece.text = (value != "\"\"").then(|| self.share(value));
                 }
+                "\"content\"" if value == "null" => {}
                 "\"tool_calls\"" => {
                     let read = self.calls(value);
                     self.keep(read);
@@ -354,6 +362,30 @@ mod tests {
         assert_eq!((p.around.len(), p.around[0].value.text()), (1, "1E2"));
         assert_eq!((p.top.len(), p.top[0].value.text()), (1, "1.10"));
         assert_eq!((p.finish, p.usage, p.head.model.unwrap().text()), (None, None, "\"m\""));
+    }
+
+    #[test]
+    fn only_the_first_choice_is_read() {
+        let p = piece(
+            r#"{"choices":[{"x":1,"message":{"content":"b"},"finish_reason":"length","index":1},{"index":0,"message":{"content":"a"}}]}"#,
+        );
+        assert_eq!((p.text.unwrap().text(), p.finish, p.around), ("\"a\"", None, vec![]));
+        let other = piece(r#"{"choices":[{"index":1,"delta":{"content":"b","tool_calls":[{"id":"x"}]}}]}"#);
+        assert_eq!((other.text, other.calls), (None, vec![]));
+        assert_eq!(piece(r#"{"choices":[{"delta":{"content":"a"}}]}"#).text.unwrap().text(), "\"a\"");
+    }
+
+    #[test]
+    fn a_null_says_nothing_in_a_delta_and_is_kept_in_a_message() {
+        let delta = piece(
+            r#"{"s":null,"error":null,"choices":[{"logprobs":null,"delta":{"r":null,"content":null}}]}"#,
+        );
+        assert_eq!((delta.members.len(), delta.around.len(), delta.top.len()), (0, 0, 1));
+        let message = piece(
+            r#"{"choices":[{"logprobs":null,"message":{"r":null,"content":null,"tool_calls":[{"a":null,"function":{"name":"f","b":null}}]}}]}"#,
+        );
+        assert_eq!((message.members[0].is("r"), message.members.len(), message.around.len()), (true, 1, 1));
+        assert_eq!((message.calls[0].members.len(), message.calls[0].function.len()), (1, 1));
     }
 
     #[test]

@@ -21,7 +21,7 @@ use crate::policy::retry::Tries;
 use crate::policy::settings::InterimText;
 use crate::wire::error::ErrorReply;
 use crate::wire::failure::{Fact, Failure, FailureKind};
-use crate::wire::raw::{Member, Members, Raw};
+use crate::wire::raw::{Kind, Member, Members, Raw};
 use crate::wire::reply::{FinishReason, Head, Piece};
 use crate::wire::request::Choice;
 use crate::wire::tool::{OnDisconnect, Outcome, OutcomeKind};
@@ -415,15 +415,17 @@ impl Turn {
     /// Shows a part now, or holds it back until it is known whether the round is the last.
     fn show(&mut self, mut part: Part, actions: &mut Vec<Action>) {
         let Stage::Round(round) = &mut self.stage else { return };
-        let told = part.text.is_some() || !part.members.is_empty() || !part.calls.is_empty();
+        let says = |member: &Member| member.value.kind() != Kind::Null;
+        let told = part.text.is_some() || part.members.iter().any(says) || !part.calls.is_empty();
         for member in std::mem::take(&mut part.top) {
             if self.top.find(&member.name()) != Some(&member.value) {
                 self.top_news.set(&member.name(), member.value.clone());
             }
         }
-        if !told && part.around.is_empty() {
+        if !told && !part.around.iter().any(says) {
             return;
         }
+        part.round = self.round;
         // A client that waits for the whole answer sees nothing of a reply that may still be asked for again.
         let held =
             self.plan.rules.interim_text == InterimText::Hold || !self.plan.stream || round.unformatted;

@@ -132,7 +132,11 @@ impl Turn {
     pub(super) fn answer(&mut self, reason: FinishReason, actions: &mut Vec<Action>) {
         let top = self.take_top();
         if !top.is_empty() {
-            actions.push(Action::Show(Show::Part(Box::new(Part { top, ..Part::default() }))));
+            actions.push(Action::Show(Show::Part(Box::new(Part {
+                round: self.round,
+                top,
+                ..Part::default()
+            }))));
         }
         self.finish(Finish::Answer(reason), actions);
     }
@@ -142,7 +146,7 @@ impl Turn {
         let limit = self.last_because.unwrap_or(Limit::Rounds);
         let blank_line = self.text_shown;
         let text = Raw::string(&sentence(limit, &self.plan));
-        let part = Part { blank_line, text: Some(text), ..Part::default() };
+        let part = Part { round: self.round, blank_line, text: Some(text), ..Part::default() };
         self.begin(&Head::default(), actions);
         self.text_shown = true;
         actions.push(Action::Show(Show::Part(Box::new(part))));
