@@ -203,7 +203,6 @@ async fn embeddings_are_the_same_bytes_in_both_directions() {
             &format!("content-length: {}", ODD.len()),
             "content-type: application/json",
             &host,
-            "openai-organization: org",
             "traceparent: 00-ab-cd-01",
             "user-agent: agent/1",
             "x-request-id: mine-1",
@@ -228,6 +227,21 @@ async fn embeddings_are_the_same_bytes_in_both_directions() {
     }
     assert_eq!(answer.headers.iter().filter(|(name, _)| name == "set-cookie").count(), 2);
     gateway.ends_idle().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chats_query_goes_with_every_question() {
+    let (upstream, lab) = (Upstream::start().await, Lab::start().await);
+    let tool = "tools: { look: { http: { method: GET, url: 'LAB/tool/echo/look' }, effect: read } }\n";
+    for config in [upstream.config(), format!("{}{tool}", upstream.config())] {
+        let gateway = Gateway::start(&lab, &config).await;
+        let body = json!({ "model": "m", "messages": [{ "role": "user", "content": "hi" }] });
+        let url = format!("{}/chat/completions?a=b%20c&empty=", gateway.base_url());
+        let got = soon(support::client::send(Method::POST, &url, &[], Some(&body))).await.unwrap();
+        assert_eq!(got.status, 502, "what this upstream says is no reply: {}", got.body);
+        assert_eq!(upstream.last().0, "/v1/chat/completions?a=b%20c&empty=");
+        gateway.ends_idle().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

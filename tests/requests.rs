@@ -469,6 +469,27 @@ async fn what_a_key_may_not_use_is_told_in_openais_words() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_strict_tool_with_parallel_calls_is_refused_where_the_operator_wants_that() {
+    let lab = Lab::start().await;
+    let gateway = Gateway::start(&lab, &format!("{UPSTREAM}policy: {{ strict_parallel: reject }}\n")).await;
+    let mut body = full();
+    body.as_object_mut().unwrap().remove("fanfold");
+    body["tools"][0]["function"]["strict"] = json!(true);
+    let got = chat(&gateway, &body, &[]).await;
+    let error = &got.json()["error"];
+    assert_eq!(
+        (got.status.as_u16(), error["code"].as_str()),
+        (400, Some("strict_parallel_conflict")),
+        "{error}"
+    );
+    assert_eq!(error["param"], "parallel_tool_calls");
+    assert!(error["message"].as_str().unwrap().contains("mine"), "{error}");
+    assert_eq!(got.header("x-fanfold-parallel"), "off; reason=strict_tool");
+    assert_eq!(lab.journal().entries.len(), 0, "nothing was asked");
+    gateway.ends_at_baseline(&lab).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_keys_other_sites_cannot_use_the_proxy_through_a_browser() {
     let lab = Lab::start().await;
     let gateway = open(&lab).await;

@@ -61,6 +61,9 @@ impl Decision {
     /// The model or the upstream does not take the parameter.
     pub const UNSUPPORTED: Self = Self { send: None, reason: Reason::Unsupported };
 
+    /// What is told of a request that is refused: its strict tool would have needed this.
+    pub const CONFLICT: Self = Self { send: Some(false), reason: Reason::StrictTool };
+
     /// `on` or `off`: whether several calls in one reply are possible.
     #[must_use]
     pub const fn word(self) -> &'static str {

@@ -33,11 +33,15 @@ fn of_one_hop(name: &HeaderName) -> bool {
     NAMES.contains(name) || name.as_str() == "keep-alive"
 }
 
-/// Whether a header is a client's credential, its name for this host, or meant for fanfold.
+/// Whether a header is a client's credential, its name for this host, or meant for fanfold. Whom a
+/// provider bills goes with the key, and the key is the operator's.
 fn stays_here(name: &HeaderName) -> bool {
     const NAMES: [HeaderName; 3] = [AUTHORIZATION, COOKIE, HOST];
     NAMES.contains(name)
-        || matches!(name.as_str(), "api-key" | "x-api-key" | "x-goog-api-key")
+        || matches!(
+            name.as_str(),
+            "api-key" | "x-api-key" | "x-goog-api-key" | "openai-organization" | "openai-project"
+        )
         || name.as_str().starts_with("x-fanfold-")
 }
 
@@ -92,6 +96,8 @@ mod tests {
             ("api-key", "secret"),
             ("cookie", "secret"),
             ("connection", "x-hop, keep-alive"),
+            ("openai-organization", "theirs"),
+            ("openai-project", "theirs"),
             ("x-hop", "1"),
             ("keep-alive", "5"),
             ("transfer-encoding", "chunked"),

@@ -261,7 +261,8 @@ impl Passing {
             let (upstream, headers) = (&target.upstream, headers.clone());
             let judged = match &self.turn {
                 Some(turn) if chat => {
-                    match upstream.forward_chat(headers, body, asking, turn.expect(), turn.hold).await {
+                    match upstream.forward_chat(&path, headers, body, asking, turn.expect(), turn.hold).await
+                    {
                         Ok(Chatted::Opened(opened)) => Ok(Answer::Chat(opened)),
                         Ok(Chatted::Refused(answered)) => judged(answered, true, upstreams > 1).await,
                         Err(failure) => Err((failure, HeaderMap::new())),

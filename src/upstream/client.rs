@@ -1,5 +1,6 @@
 //! One upstream: its address, credentials and habits, and the connections to it.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::fmt;
@@ -37,8 +38,6 @@ pub(super) type Body = Either<Full<Bytes>, UnsyncBoxBody<Bytes, Box<dyn Error + 
 /// A body to be handed through.
 pub type Sent = UnsyncBoxBody<Bytes, Box<dyn Error + Send + Sync>>;
 
-/// Where chats are, below an upstream's base URL.
-pub const CHAT: &str = "/chat/completions";
 /// Idle connections are closed after this; most servers close theirs later.
 const IDLE: Duration = Duration::from_secs(50);
 /// The longest silence of a client that sends a body which is handed through.
@@ -56,10 +55,19 @@ pub struct BuildError {
 }
 
 /// What is the same in every ask of a turn.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct AskHead {
     /// The client's headers that go on, without credentials and hop-by-hop ones.
     pub headers: HeaderMap,
+    /// Where it goes below an upstream's base URL.
+    pub path: Cow<'static, str>,
+}
+
+/// Where chats are below an upstream's base URL, with the query of the client's request.
+#[must_use]
+pub fn chat_path(query: Option<&str>) -> Cow<'static, str> {
+    const CHAT: &str = "/chat/completions";
+    query.map_or(CHAT.into(), |query| format!("{CHAT}?{query}").into())
 }
 
 /// For whom and about what an upstream is asked.
@@ -236,7 +244,7 @@ impl Upstream {
             Err(failure) => return Reply::failed(failure),
         };
         let body = Either::Left(Full::new(body));
-        match self.request(Method::POST, CHAT, headers, body, asking, ticket.key) {
+        match self.request(Method::POST, &head.path, headers, body, asking, ticket.key) {
             Ok(request) => {
                 let asked = self.client.request(request);
                 let (head, stall) = (self.settings.head_timeout.0, self.settings.stall_timeout.0);
@@ -264,6 +272,7 @@ impl Upstream {
     /// A stream that has said nothing but comments goes through after `hold`.
     pub async fn forward_chat(
         &self,
+        path: &str,
         headers: HeaderMap,
         body: Bytes,
         asking: Asking<'_>,
@@ -271,7 +280,7 @@ impl Upstream {
         hold: Duration,
     ) -> Result<Chatted, Box<Failure>> {
         let mut ticket = self.admit(asking)?;
-        let answered = self.answer_to(Method::POST, CHAT, headers, body, asking, ticket.key).await;
+        let answered = self.answer_to(Method::POST, path, headers, body, asking, ticket.key).await;
         let opened = match answered {
             Ok(response) if response.status().as_u16() >= 400 => {
                 return judged(&mut ticket, Ok(response)).map(Chatted::Refused);

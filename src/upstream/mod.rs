@@ -25,7 +25,7 @@ mod upload;
 mod window;
 
 pub use breaker::State;
-pub use client::{Answered, AskHead, Asking, BuildError, CHAT, Chatted, Sent, Setup, Upstream};
+pub use client::{Answered, AskHead, Asking, BuildError, Chatted, Sent, Setup, Upstream, chat_path};
 pub use fault::retry_after;
 pub use health::Standing;
 pub use opening::{Opened, is_event_stream};

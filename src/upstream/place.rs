@@ -72,12 +72,14 @@ impl Place {
             full.extend(utf8_percent_encode(model, PLAIN));
         }
         full.push_str(route);
+        // The version is the operator's, where there is one.
         let version = self.version.as_ref().map(|version| format!("api-version={version}"));
-        let queries: Vec<&str> =
-            [query, version.as_deref().unwrap_or("")].into_iter().filter(|q| !q.is_empty()).collect();
-        if !queries.is_empty() {
-            full.push('?');
-            full.push_str(&queries.join("&"));
+        let others = query
+            .split('&')
+            .filter(|pair| !pair.is_empty() && (version.is_none() || !pair.starts_with("api-version=")));
+        for (i, pair) in others.chain(version.as_deref()).enumerate() {
+            full.push(if i == 0 { '?' } else { '&' });
+            full.push_str(pair);
         }
         Uri::builder()
             .scheme(self.scheme.clone())
@@ -112,7 +114,7 @@ mod tests {
                 format!("{start}/deployments/gpt%204%2Fo/chat/completions?api-version=2024-10-21")
             );
             assert_eq!(
-                url("/embeddings?a=1", Some("e")),
+                url("/embeddings?api-version=theirs&a=1", Some("e")),
                 format!("{start}/deployments/e/embeddings?a=1&api-version=2024-10-21")
             );
             assert_eq!(url("/models", Some("m")), format!("{start}/models?api-version=2024-10-21"));

@@ -394,11 +394,21 @@ fn refuses_parallel(said: &Said) -> bool {
     let unknown = [
         "unsupported",
         "not supported",
+        "not support",
+        "n't support",
         "unrecognized",
+        "unrecognised",
+        "not recognized",
+        "not recognised",
         "unknown",
         "unexpected",
         "extra inputs",
+        "extraneous",
         "not permitted",
+        "not allowed",
+        "not a valid",
+        "invalid parameter",
+        "invalid argument",
     ];
     names_it && (said.code == "unsupported_parameter" || unknown.iter().any(|word| message.contains(word)))
 }
@@ -442,6 +452,11 @@ mod tests {
             r#"{"error":{"message":"Unrecognized request argument supplied: parallel_tool_calls"}}"#,
             r#"{"error":{"message":"Unknown parameter: 'parallel_tool_calls'."}}"#,
             r#"{"detail":"parallel_tool_calls: Extra inputs are not permitted"}"#,
+            r#"{"detail":[{"loc":["body","parallel_tool_calls"],"msg":"extra fields not permitted","type":"value_error.extra"}]}"#,
+            r#"{"error":{"message":"This model does not support parallel_tool_calls."}}"#,
+            r#"{"error":{"message":"`parallel_tool_calls` isn't supported here"}}"#,
+            r#"{"error":{"message":"Additional properties are not allowed ('parallel_tool_calls' was given)"}}"#,
+            r#"{"message":"extraneous key [parallel_tool_calls] is not permitted"}"#,
         ] {
             assert_eq!(of(400, body).kind, FailureKind::ParallelRefused, "{body}");
         }

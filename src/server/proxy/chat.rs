@@ -25,7 +25,7 @@ use crate::relay::{Client, Started, begin};
 use crate::team::money::price_of;
 use crate::telemetry::metrics;
 use crate::telemetry::traces::{About, Trace, Tracer};
-use crate::upstream::{AskHead, CHAT, Route, Target};
+use crate::upstream::{AskHead, Route, Target, chat_path};
 use crate::wire::error::ErrorReply;
 use crate::wire::failure::Fact;
 use crate::wire::raw::{Raw, write_string};
@@ -71,10 +71,12 @@ impl Proxy {
                 rules: &rules,
             },
         )
-        .inspect_err(|error| {
+        .map_err(|error| {
             if error.code == "too_many_tools" {
                 asked.limit_hit("tools_per_request");
             }
+            let conflict = error.code == "strict_parallel_conflict";
+            Refusal { decision: conflict.then_some(Decision::CONFLICT), ..error.into() }
         })?;
         let decision = match &planned {
             Plan::Relay(plans) => plans.first().map_or(Decision::UNSUPPORTED, |plan| plan.decision),
@@ -84,6 +86,7 @@ impl Proxy {
         let traces = asked.snapshot.parts.traces.clone();
         let trace = Trace::of(&parts.headers, traces.as_deref().map(Tracer::sampling));
         let mut headers = to_upstream(&parts.headers, &asked.request_id, true);
+        let path = chat_path(parts.uri.query());
         match planned {
             _ if is_dry_run(&parts.headers)? => Ok(dry_run(&asked, &request, &planned, &body, &targets)),
             Plan::Relay(plans) => {
@@ -130,7 +133,7 @@ impl Proxy {
                 };
                 let chat = pass::Chat { model: &request.model, body: &question };
                 let gauge = Counted::new(asked.snapshot.parts.telemetry.turns_in_flight.clone());
-                let response = passing.pass(Method::POST, CHAT, headers, pass::Request::Chat(chat)).await;
+                let response = passing.pass(Method::POST, &path, headers, pass::Request::Chat(chat)).await;
                 Ok(holding(response, (place, reservation, asked.in_flight, gauge)))
             }
             Plan::Turn(plan) => {
@@ -162,7 +165,7 @@ impl Proxy {
                     messages,
                     sent: body,
                     trace,
-                    head: AskHead { headers },
+                    head: AskHead { headers, path },
                     headers: asked.headers,
                     request_id: asked.request_id,
                     gone: asked.peer.gone,
