@@ -5,6 +5,7 @@
 //!                 └───────────────── second SIGTERM ────────────▶┘
 //! ```
 
+mod fixed;
 mod tool_servers;
 
 use std::collections::BTreeMap;
@@ -21,6 +22,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::fixed::Fixed;
 use self::tool_servers::ToolServers;
 use crate::admin::Admin;
 use crate::admin::inspector::{InUse, Inspector};
@@ -161,6 +163,7 @@ pub struct App {
     drain: Drain,
     admin_drain: Drain,
     drain_times: (Duration, Duration),
+    fixed: Fixed,
     snapshot: Arc<ArcSwap<Snapshot>>,
     keeper: Keeper,
     tool_servers: Arc<ToolServers>,
@@ -247,6 +250,7 @@ impl App {
             drain: drain.clone(),
             admin_drain: admin_drain.clone(),
             drain_times: (file.server.drain_accept.0, file.server.drain.0),
+            fixed: Fixed::new(file),
             snapshot: snapshot.clone(),
             keeper,
             tool_servers: Arc::new(tool_servers),
@@ -381,6 +385,10 @@ impl App {
         self.keeper.turns.resize(new.limits.turns_at_once);
         self.keeper.calls.resize(new.limits.calls_at_once_in_process);
         self.keeper.config.store(Arc::new(shown(loaded)));
+        let waiting = self.fixed.waiting(&loaded.file);
+        if !waiting.is_empty() {
+            tracing::warn!(settings = %waiting.join(", "), "these settings differ from those at the start; all or part of what they say takes a restart");
+        }
         Ok(())
     }
 
