@@ -168,6 +168,26 @@ async fn another_teams_key_opens_neither_the_models_nor_the_tools_of_a_team() {
     assert_eq!(code(&proxy.chat_with(&[RED], &chat("x")).await), "model_not_found");
     let red = with(chat("x"), json!({ "model": "gpt-4" }));
     assert_eq!(code(&proxy.chat_with(&[RED, narrowed], &red).await), "tool_not_allowed");
+    let before = lab.journal().requests().count();
+    for (method, path) in [
+        (Method::POST, "/v1/chat/completions"),
+        (Method::POST, "/v1/completions"),
+        (Method::POST, "/v1/responses"),
+        (Method::POST, "/v1/embeddings"),
+        (Method::POST, "/v1/moderations"),
+        (Method::POST, "/v1/anything/else"),
+        (Method::GET, "/v1/models/script:x"),
+        (Method::DELETE, "/v1/models/script:x"),
+    ] {
+        let url = format!("http://{}{path}", proxy.app.proxy_address);
+        let got =
+            within(client::send(method.clone(), &url, &[RED], Some(&chat("x")))).await.expect("an answer");
+        assert_eq!((got.status.as_u16(), code(&got).as_str()), (404, "model_not_found"), "{method} {path}");
+    }
+    assert_eq!(lab.journal().requests().count(), before, "none of them reached the upstream");
+    let list = format!("http://{}/v1/models", proxy.app.proxy_address);
+    let listed = within(client::send(Method::GET, &list, &[RED], None)).await.expect("an answer");
+    assert!(!listed.body.contains("script"), "nor are they listed: {}", listed.body);
 }
 
 #[tokio::test]

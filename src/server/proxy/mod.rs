@@ -32,9 +32,10 @@ use super::drain::{Drain, Stage};
 use super::settings::Settings;
 use super::visitors::{Foreign, Visitors};
 use super::{Handler, Peer};
+use crate::policy::parallel::Decision;
 use crate::policy::settings as policy;
 use crate::relay::body::Body;
-use crate::relay::headers::{PARALLEL, REQUEST_ID, to_upstream};
+use crate::relay::headers::{self, PARALLEL, REQUEST_ID, to_upstream};
 use crate::relay::pass::{self, Passing, Targets};
 use crate::relay::{Parts, error_response};
 use crate::team::account::{self, Account};
@@ -162,17 +163,19 @@ fn of_every_response(request_id: &str) -> HeaderMap {
     headers
 }
 
-/// A request that is not served: the error, and a header only some have.
+/// A request that is not served: the error, and headers only some have.
 struct Refusal {
     error: ErrorReply,
     allow: Option<&'static str>,
+    /// What was decided about parallel calls, if that is why.
+    decision: Option<Decision>,
     /// How the team's quotas stand.
     quotas: account::Headers,
 }
 
 impl From<ErrorReply> for Refusal {
     fn from(error: ErrorReply) -> Self {
-        Self { error, allow: None, quotas: account::Headers::new() }
+        Self { error, allow: None, decision: None, quotas: account::Headers::new() }
     }
 }
 
@@ -181,6 +184,9 @@ impl Refusal {
         let mut response = error_response(&self.error);
         response.headers_mut().extend(headers);
         put(response.headers_mut(), self.quotas);
+        if let Some(decision) = self.decision {
+            headers::tell(response.headers_mut(), decision);
+        }
         if let Some(allow) = self.allow {
             response.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
         }
@@ -443,9 +449,10 @@ fn model_of(body: &Bytes) -> Option<String> {
     Some(members.find("model")?.as_string().unwrap_or_default().into_owned())
 }
 
-/// The model whose description is asked for.
+/// The model that is described, or deleted.
 fn one_model(parts: &http::request::Parts) -> Option<String> {
-    let id = parts.uri.path().strip_prefix("/v1/models/").filter(|_| parts.method == Method::GET)?;
+    let names_it = matches!(parts.method, Method::GET | Method::HEAD | Method::DELETE);
+    let id = parts.uri.path().strip_prefix("/v1/models/").filter(|_| names_it)?;
     Some(percent_encoding::percent_decode_str(id).decode_utf8_lossy().into_owned())
 }
 
