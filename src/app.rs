@@ -209,7 +209,7 @@ impl App {
             .map_err(|why| StartError::Store { setting: why.setting, message: why.message })?;
         store.connect().await;
         let store = Arc::new(store);
-        let ledger = Ledger::new(store.clone(), ledger_settings(limits));
+        let ledger = Ledger::new(store.clone(), ledger_settings(limits, file.store.denies()));
         let (admin_listeners, upkeep) = (TaskTracker::new(), CancellationToken::new());
         let keeper = Keeper {
             telemetry: telemetry.clone(),
@@ -491,11 +491,12 @@ impl App {
     }
 }
 
-fn ledger_settings(limits: &Limits) -> ledger::Settings {
+fn ledger_settings(limits: &Limits, deny: bool) -> ledger::Settings {
     ledger::Settings {
         age: limits.ledger_for.0,
         answer: limits.ledger_answer.0,
         lease: limits.ledger_lease.0,
+        deny,
     }
 }
 

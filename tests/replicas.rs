@@ -338,6 +338,43 @@ async fn an_sdk_retry_at_the_other_replica_gets_the_answer_there_is() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_the_store_a_tool_with_effects_runs_or_not_as_the_operator_says() {
+    for (on_error, runs, repeated) in [("local", 1, 200), ("deny", 0, 503)] {
+        let mut redis = Redis::start().await;
+        let bed = Bed::start(&redis.setting(json!({ "on_error": on_error })), json!({})).await;
+        let request = writing(&bed.lab, "blind", json!({ "reply": { "text": "Done." } }));
+        redis.kill();
+        assert_eq!(ask(&bed.one, &request).await.status, 200, "the turn has an answer");
+        assert_eq!(written(&bed.lab), runs, "{on_error}");
+        let again = soon(ask_with(&bed.two, &AGAIN, &request)).await.expect("an answer");
+        assert_eq!(again.status, repeated, "{on_error}: {}", again.body);
+        if on_error == "deny" {
+            assert_eq!(again.json()["error"]["code"], "store_unavailable");
+            assert_eq!(again.header("retry-after"), "5");
+        }
+        redis.run().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_moment_without_the_store_runs_no_tool_twice() {
+    let redis = Redis::start().await;
+    let bed = Bed::start(&redis.setting(json!({ "timeout": "300ms" })), json!({})).await;
+    let request = writing(&bed.lab, "moment", json!({ "reply": { "text": "Done." } }));
+    let first = ask(&bed.one, &request).await;
+    redis.freeze();
+    let back = async {
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        redis.thaw();
+    };
+    let (again, ()) = soon(async { tokio::join!(ask_with(&bed.two, &AGAIN, &request), back) }).await;
+    let again = again.expect("an answer");
+    assert_eq!((again.status, &again.body), (first.status, &first.body));
+    assert_eq!(again.header("x-fanfold-replay-of"), first.header("x-request-id"));
+    assert_eq!(written(&bed.lab), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_retry_after_its_replica_was_killed_does_not_run_the_tool_again() {
     let redis = Redis::start().await;
     let bed = Bed::start(&redis.setting(json!({})), json!({ "limits": { "ledger_lease": "2s" } })).await;

@@ -5,11 +5,11 @@ use crate::policy::settings::Limits;
 
 /// The settings a process starts with and keeps.
 #[derive(Debug)]
-pub(super) struct Fixed(File);
+pub(super) struct Fixed(Box<File>);
 
 impl Fixed {
     pub(super) fn new(file: &File) -> Self {
-        Self(file.clone())
+        Self(Box::new(file.clone()))
     }
 
     /// The settings that are others now, and wait for a restart.

@@ -24,7 +24,7 @@
 //!    of the record died (it was not renewed for [`Settings::lease`]), that is one 424 that no SDK repeats.
 //! 3. **A repetition that found nothing claims the record before it runs.** If the attempt it repeats has not noticed yet
 //!    that its client left, and only then wants its first effect, it finds the claim of a repetition that began after
-//!    itself, and is refused ([`Superseded`]): exactly one of the two has the permission.
+//!    itself, and is refused ([`Refused::Superseded`]): exactly one of the two has the permission.
 //! 4. **Two first attempts at once are two requests.** Neither is a repetition, so the second takes the record over. A
 //!    repetition of either then gets the answer of the latest: the same request, and no third run.
 //! 5. **A run that its client left** goes on for whoever joined before the turn knew; [`Run::leave`] and joining
@@ -36,7 +36,8 @@
 //! request says that it repeats or has a key.
 //!
 //! What it cannot know: with a store in memory, what ran before the process was killed; anything, while a shared store
-//! is down, of other replicas; what was pushed out of the store by its bounds. Replicas compare when two
+//! is down for longer than a few seconds, of other replicas (then the operator's `store.on_error` says whether such
+//! calls and repetitions run all the same); what was pushed out of the store by its bounds. Replicas compare when two
 //! attempts began by their clocks, which a repetition's pause (half a second) allows to differ a little.
 
 mod entry;
@@ -56,13 +57,18 @@ pub use self::entry::Answer;
 use self::entry::Entry;
 #[doc(hidden)]
 pub use self::entry::reread;
-pub use self::run::{End, Listener, Owner, Run, Superseded};
+pub use self::run::{End, Listener, Owner, Refused, Run};
 pub use self::tape::{Heard, Tape};
-use crate::store::{Claim, Key, Space, Store, Version};
+use crate::store::{Claim, Key, Space, Store, StoreError, Version};
 use crate::wire::error::ErrorReply;
 
 /// How often another replica's run is looked at.
 const LOOK: Duration = Duration::from_millis(200);
+/// How long the store is asked again while it is down, where not knowing could let a tool run twice: as
+/// long as a restart or a failover of it may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How often it is asked then.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
 
 /// The bounds of the ledger. How many runs and how many bytes there are is for the store to bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,6 +79,8 @@ pub struct Settings {
     pub answer: usize,
     /// How long a record may go unrenewed before its owner counts as dead.
     pub lease: Duration,
+    /// What is not known because a shared store is down is refused, rather than taken for new.
+    pub deny: bool,
 }
 
 /// What is known of runs.
@@ -196,13 +204,12 @@ impl Ledger {
     }
 
     async fn look(self: &Arc<Self>, name: &Name, entry: &Entry) -> Looked {
-        let claimed = self.store.claim(name.key(), entry.write(None), self.settings.age).await;
-        let record = match claimed {
+        let claim = || self.store.claim(name.key(), entry.write(None), self.settings.age);
+        let record = match patiently(claim).await {
             Ok(Claim::Yours(version)) => {
                 return Looked::Found(Found::Begin(self.begin(name.clone(), entry.clone(), Some(version))));
             }
-            // The store has said so itself; what this process knows was looked at.
-            Err(_) => return Looked::Found(Found::Begin(self.begin(name.clone(), entry.clone(), None))),
+            Err(_) => return Looked::Found(self.blind(name, entry)),
             Ok(Claim::Taken(record)) => record,
         };
         let dead = record.age > self.settings.lease;
@@ -211,6 +218,14 @@ impl Ledger {
         };
         if name.keyed && other.body != entry.body {
             return Looked::Found(Found::Refuse(other_body()));
+        }
+        // The answer to an earlier claim of ours was lost on its way.
+        if other.run == entry.run {
+            return Looked::Found(Found::Begin(self.begin(
+                name.clone(),
+                entry.clone(),
+                Some(record.version),
+            )));
         }
         match (other.ended, other.effect) {
             (Some(ended), effect) => Looked::Found(match ended.answer(body) {
@@ -225,13 +240,22 @@ impl Ledger {
 
     /// Makes a record that nobody cares for any more one's own.
     async fn take_over(self: &Arc<Self>, name: &Name, entry: &Entry, of: Version) -> Looked {
-        match self.store.replace(name.key(), of, entry.write(None), self.settings.age).await {
+        let replace = || self.store.replace(name.key(), of, entry.write(None), self.settings.age);
+        match patiently(replace).await {
             Ok(Some(version)) => {
                 Looked::Found(Found::Begin(self.begin(name.clone(), entry.clone(), Some(version))))
             }
             // Somebody was faster; the next look says who.
             Ok(None) => Looked::Running(None),
-            Err(_) => Looked::Found(Found::Begin(self.begin(name.clone(), entry.clone(), None))),
+            Err(_) => Looked::Found(self.blind(name, entry)),
+        }
+    }
+
+    /// The store is down and has said so in the log; what this process knows was looked at.
+    fn blind(self: &Arc<Self>, name: &Name, entry: &Entry) -> Found {
+        match self.settings.deny {
+            true => Found::Refuse(not_known()),
+            false => Found::Begin(self.begin(name.clone(), entry.clone(), None)),
         }
     }
 
@@ -252,6 +276,20 @@ impl Ledger {
     }
 }
 
+/// Asks the store, again and again for a while if it is down.
+async fn patiently<T, F>(mut ask: impl FnMut() -> F) -> Result<T, StoreError>
+where
+    F: Future<Output = Result<T, StoreError>>,
+{
+    let end = Instant::now() + PATIENCE;
+    loop {
+        match ask().await {
+            Err(StoreError::Down(_)) if Instant::now() < end => sleep(ASK_AGAIN).await,
+            answer => return answer,
+        }
+    }
+}
+
 fn millis_since_1970() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
@@ -263,6 +301,15 @@ fn other_body() -> ErrorReply {
         "idempotency_key_reused",
         "This Idempotency-Key came with another body before. A key belongs to one request and its repetitions: make a new one for each request.",
     )
+}
+
+fn not_known() -> ErrorReply {
+    ErrorReply::new(
+        503,
+        "store_unavailable",
+        "Whether this request was served before cannot be found out right now: this gateway's shared store is down. Try again later.",
+    )
+    .retry_after(5)
 }
 
 fn after_tools(what: &str) -> ErrorReply {

@@ -11,12 +11,17 @@ use tokio::task::JoinSet;
 
 use super::entry::{Answer, Ended, Entry};
 use super::tape::Tape;
-use super::{Ledger, Name};
+use super::{Ledger, Name, patiently};
 use crate::store::{Claim, Record, StoreError, Version};
 
-/// Another attempt of the same request runs its tools, so this one must not.
+/// Why a call with effects must not run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Superseded;
+pub enum Refused {
+    /// Another attempt of the same request runs its tools.
+    Superseded,
+    /// Whether one does is not known: the shared store is down.
+    Unknown,
+}
 
 /// A run in this process.
 #[derive(Debug)]
@@ -31,7 +36,7 @@ pub struct Run {
     /// the one before left.
     held: tokio::sync::Mutex<Option<Version>>,
     listeners: watch::Sender<usize>,
-    permitted: OnceCell<Result<(), Superseded>>,
+    permitted: OnceCell<Result<(), Refused>>,
 }
 
 #[derive(Debug, Default)]
@@ -132,7 +137,10 @@ impl Owner {
         let keeps = effects || (self.name.is_keyed() && lasting);
         let mut held = self.held.lock().await;
         if let Some(version) = held.take() {
-            let written = if keeps { self.keep(version, answer).await } else { self.forget(version).await };
+            let written = match keeps {
+                true => patiently(|| self.keep(version, answer.clone())).await,
+                false => self.forget(version).await,
+            };
             if let Err(error) = written {
                 tracing::warn!(request_id = %self.first.request_id, %error, "how a request ended is not in the store: a repetition of it may be told that it is not known");
             }
@@ -187,20 +195,22 @@ impl Run {
     /// Asks for permission to call a tool with effects. The first call asks the store; the others have its answer.
     ///
     /// # Errors
-    /// Another attempt of the same request has it.
-    pub async fn permit(self: &Arc<Self>, tool: &str) -> Result<(), Superseded> {
+    /// Another attempt of the same request has it, or nobody knows.
+    pub async fn permit(self: &Arc<Self>, tool: &str) -> Result<(), Refused> {
         *self.permitted.get_or_init(|| self.ask(tool)).await
     }
 
-    async fn ask(self: &Arc<Self>, tool: &str) -> Result<(), Superseded> {
+    async fn ask(self: &Arc<Self>, tool: &str) -> Result<(), Refused> {
         let entry = Entry { effect: Some(tool.to_owned()), ..self.first.clone() };
         let mut held = self.held.lock().await;
-        match self.claim(held.take(), &entry).await {
+        let had = held.take();
+        match patiently(|| self.claim(had, &entry)).await {
             Ok(Some(version)) => {
                 *held = Some(version);
                 self.stay_alive();
             }
-            Ok(None) => return Err(Superseded),
+            Ok(None) => return Err(Refused::Superseded),
+            Err(StoreError::Down(_)) if self.ledger.settings.deny => return Err(Refused::Unknown),
             Err(error) => {
                 tracing::warn!(request_id = %self.first.request_id, %error, "the store does not know of a call with effects: a repetition of its request at another replica would run it again");
             }

@@ -6,7 +6,7 @@ use super::*;
 use crate::store::{Bounds, Capacity};
 
 const SETTINGS: Settings =
-    Settings { age: Duration::from_secs(600), answer: 100, lease: Duration::from_secs(10) };
+    Settings { age: Duration::from_secs(600), answer: 100, lease: Duration::from_secs(10), deny: false };
 const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Two replicas with one store.
@@ -204,8 +204,8 @@ async fn of_an_attempt_whose_client_left_unnoticed_and_its_repetition_one_may_ha
     let (here, there) = replicas();
     let old = begin(&here, first()).await;
     let new = begin(&there, again()).await;
-    assert_eq!(old.permit("save").await, Err(Superseded));
-    assert_eq!(old.permit("save").await, Err(Superseded), "the answer stays");
+    assert_eq!(old.permit("save").await, Err(Refused::Superseded));
+    assert_eq!(old.permit("save").await, Err(Refused::Superseded), "the answer stays");
     assert_eq!(new.permit("save").await, Ok(()));
     // The effect came first.
     let (here, there) = replicas();

@@ -33,7 +33,7 @@ use super::summary::{self, Summary};
 use super::watching::Watching;
 use crate::audit::{Audit, Facts};
 use crate::engine::{Action, Ask, Finish, Input, Limit, Parked, Run, RunId, Show, Turn, fingerprint, parcel};
-use crate::ledger::{Answer, End, Ledger, Owner, Run as LedgerRun, Superseded};
+use crate::ledger::{Answer, End, Ledger, Owner, Refused, Run as LedgerRun};
 use crate::policy::plan::TurnPlan;
 use crate::runs::Runs;
 use crate::store::Store;
@@ -58,6 +58,8 @@ const GRACE: Duration = Duration::from_secs(1);
 /// News of calls that got their slots or go on; a call waits with its start while the turn is behind.
 const NEWS: usize = 64;
 
+/// The result of a call with effects that may have run already, for all one knows.
+const NOT_KNOWN: &str = "not run: whether it ran before cannot be found out right now. Do not try it again now; say that it was not done";
 /// The result of a call of a tool that the team may not use any more.
 const TAKEN_AWAY: &str = "not run: this tool may not be used any more. Go on without it";
 
@@ -454,10 +456,22 @@ impl Driver {
                 );
                 return (id, Ran::Ended(denied));
             }
-            if let Some(ledger) = ledger
-                && ledger.permit(&run.tool.name).await == Err(Superseded)
-            {
-                return (id, Ran::Superseded);
+            if let Some(ledger) = ledger {
+                match ledger.permit(&run.tool.name).await {
+                    Ok(()) => {}
+                    Err(Refused::Superseded) => return (id, Ran::Superseded),
+                    Err(Refused::Unknown) => {
+                        let refused = Outcome::failed(OutcomeKind::Denied, NOT_KNOWN);
+                        summary::call_ended(
+                            &telemetry,
+                            &run.tool.name,
+                            queued.elapsed(),
+                            Duration::ZERO,
+                            refused.kind,
+                        );
+                        return (id, Ran::Ended(refused));
+                    }
+                }
             }
             let facts = || Facts {
                 team: team.name.clone(),

@@ -18,6 +18,17 @@ pub enum Settings {
     Shared(Shared),
 }
 
+impl Settings {
+    /// Whether what is not known while it is down is refused.
+    #[must_use]
+    pub fn denies(&self) -> bool {
+        match self {
+            Self::Here(Here::Memory) => false,
+            Self::Shared(shared) => shared.on_error == OnError::Deny,
+        }
+    }
+}
+
 impl Default for Settings {
     fn default() -> Self {
         Self::Here(Here::Memory)
@@ -63,7 +74,7 @@ pub struct Shared {
     /// The longest a request waits for it.
     #[serde(default = "timeout")]
     pub timeout: Span,
-    /// What becomes of quotas while it is down.
+    /// What becomes of quotas, and of tools with effects, while it is down.
     #[serde(default)]
     pub on_error: OnError,
 }
@@ -93,13 +104,14 @@ impl JsonSchema for Namespace {
     }
 }
 
-/// What becomes of quotas while a shared store is down.
+/// What becomes of quotas, and of tools with effects, while a shared store is down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OnError {
-    /// Each replica counts for itself, from nothing: a quota then is one for each replica.
+    /// Each replica counts for itself, from nothing: a quota then is one for each replica. A tool with
+    /// effects runs, and a repetition of its request at another replica may run it again.
     #[default]
     Local,
-    /// Whoever has a quota is refused.
+    /// Whoever has a quota is refused. No tool with effects runs, and no repetition of a request is served.
     Deny,
 }
