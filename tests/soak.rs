@@ -201,7 +201,13 @@ async fn drained(process: &Process) {
     ] {
         process.metric_becomes(gauge, 0.0).await;
     }
-    process.metric_becomes("fanfold_tool_servers_up{server=\"server\"}", 1.0).await;
+    // After many crashes it is started again only after a minute.
+    let up = async {
+        while metric(&process.metrics().await, "fanfold_tool_servers_up{server=\"server\"}") < 1.0 {
+            sleep(Duration::from_millis(100)).await;
+        }
+    };
+    timeout(LATE + LATE / 2, up).await.expect("the tool server comes back");
     // The gauge of tasks is looked at every five seconds.
     sleep(Duration::from_secs(6)).await;
 }
