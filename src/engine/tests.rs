@@ -623,6 +623,21 @@ fn calls_of_a_failed_ask_and_calls_that_start_anew_count_once() {
 }
 
 #[test]
+fn a_limit_that_was_reached_is_still_told_when_the_last_round_is_asked_again() {
+    let mut s = Scene::begun(limited(|l| l.calls_per_turn = 1));
+    s.call(0, "read", "{}");
+    s.call(1, "look", "{}");
+    s.end("tool_calls");
+    assert_eq!(s.ok(1), ["ask 2.0 none"]);
+    s.fail(FailureKind::ServerError);
+    assert_eq!(s.wait(), ["ask 2.1 none"]);
+    s.call(0, "read", "{}");
+    let told = s.end("tool_calls");
+    assert!(told.iter().any(|action| action.contains("the limit of 1 tool calls is reached")), "{told:?}");
+    assert_eq!(s.turn.record().limits, [Limit::CallsPerTurn]);
+}
+
+#[test]
 fn after_an_effect_no_failure_invites_a_repetition() {
     let mut s = Scene::begun(plan());
     s.call(0, "write", "{}");

@@ -6,11 +6,43 @@
 
 use memchr::memmem;
 
-/// Whether the end of a stream says that the stream is complete, or what went wrong.
-pub(super) fn is_complete(tail: &[u8]) -> bool {
-    let lines = || tail.split(|b| matches!(b, b'\n' | b'\r'));
-    let done = |line: &[u8]| line.strip_prefix(b"data:").is_some_and(|data| data.trim_ascii() == b"[DONE]");
-    lines().any(done) || has_value(tail, b"\"finish_reason\"") || has_value(tail, b"\"error\"")
+use crate::wire::raw::each_member;
+
+/// How a stream ended, as far as its end tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Ending {
+    /// It only stopped.
+    Broken,
+    /// With a `finish_reason`.
+    Finished,
+    /// With an error that its reader understands.
+    Failed,
+    /// With `[DONE]`.
+    Done,
+}
+
+/// What the end of a stream says of it.
+pub(super) fn ending(tail: &[u8]) -> Ending {
+    let lines = || tail.split(|b| matches!(b, b'\n' | b'\r')).filter_map(|line| line.strip_prefix(b"data:"));
+    if lines().any(|data| data.trim_ascii() == b"[DONE]") {
+        Ending::Done
+    } else if memmem::find(tail, b"\"error\"").is_some() && lines().any(is_error) {
+        Ending::Failed
+    } else if has_value(tail, b"\"finish_reason\"") {
+        Ending::Finished
+    } else {
+        Ending::Broken
+    }
+}
+
+/// Whether an event is an error as SDKs know it: an object with an `error` that says something.
+fn is_error(data: &[u8]) -> bool {
+    let mut error = false;
+    let read = each_member(data.trim_ascii(), |name, value| {
+        error |= name == "\"error\"" && value != "null";
+        !error
+    });
+    error && read.is_ok()
 }
 
 /// Whether what follows the last line end of a stream is an event all the same: whole JSON, or the mark.
@@ -52,7 +84,7 @@ mod tests {
             b"data:[DONE]\r\n\r\n",
             b"event: error\ndata: {\"error\":{\"message\":\"x\"}}\n\n",
         ] {
-            assert!(is_complete(complete), "{}", String::from_utf8_lossy(complete));
+            assert_ne!(ending(complete), Ending::Broken, "{}", String::from_utf8_lossy(complete));
         }
     }
 
@@ -65,8 +97,11 @@ mod tests {
             br#"data: {"delta":{"content":"data: [DONE] \"finish_reason\":\"stop\" \"error\":1"}}"#,
             b"data: {\"error\":null}\n\n",
             b"data: {\"finish_reason\":",
+            b"data: {\"choices\":[],\"prompt_filter_results\":[{\"error\":{\"code\":\"x\"}}]}\n\n",
+            b"data: [{\"error\":{\"message\":\"x\"}}]\n\n",
+            b"event: error\ndata: overloaded\n\n",
         ] {
-            assert!(!is_complete(broken), "{}", String::from_utf8_lossy(broken));
+            assert_eq!(ending(broken), Ending::Broken, "{}", String::from_utf8_lossy(broken));
         }
     }
 

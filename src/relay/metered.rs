@@ -19,7 +19,7 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::answer::Open;
 use super::body::BoxError;
-use super::ending;
+use super::ending::{self, Ending};
 use super::events::{Events, TooLarge};
 use crate::upstream::is_event_stream;
 use crate::wire::error::ErrorReply;
@@ -29,6 +29,9 @@ use crate::wire::usage::Tokens;
 
 /// The largest reply, or end of one, that is looked through, in bytes.
 const LOOKED_THROUGH: usize = 64 * 1024;
+
+/// The mark at the end of a stream.
+const DONE: &[u8] = b"data: [DONE]\n\n";
 
 /// What a reply's body is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +63,8 @@ pub(super) struct Metered {
     status: StatusCode,
     kind: Streams,
     tail: Vec<u8>,
+    /// What went before the tail says of the end.
+    ending: Ending,
     /// Wakes when the upstream has been silent for too long, or a chat's whole time is over.
     timer: Pin<Box<Sleep>>,
     allowed: Duration,
@@ -98,6 +103,7 @@ impl Metered {
             status,
             kind,
             tail,
+            ending: Ending::Broken,
             timer,
             allowed,
             deadline,
@@ -110,30 +116,43 @@ impl Metered {
 
     /// Takes what came, and gives what goes on of it; an error if it is more than may come.
     fn take(&mut self, data: Bytes) -> Result<Bytes, TooLarge> {
-        // Comments keep a connection alive, but they are no progress.
-        if self.kind == Streams::Bytes || memchr::memmem::find(&data, b"data").is_some() {
-            self.timer.as_mut().reset(next(self.allowed, self.deadline));
-        }
         self.left = self.left.checked_sub(data.len()).ok_or(TooLarge)?;
         let whole = match &mut self.events {
             Some(events) => events.push(data)?,
             None => data,
         };
+        // Comments keep a connection alive, but they are no progress.
+        let progress = match self.kind {
+            Streams::Bytes => true,
+            Streams::Events => !whole.starts_with(b":") || memchr::memmem::find(&whole, b"data").is_some(),
+            Streams::Chat => memchr::memmem::find(&whole, b"data").is_some(),
+        };
+        if progress {
+            self.timer.as_mut().reset(next(self.allowed, self.deadline));
+        }
         self.remember(&whole);
         Ok(whole)
     }
 
     fn remember(&mut self, data: &Bytes) {
         if data.len() >= LOOKED_THROUGH {
-            self.tail.clear();
-            self.tail.extend_from_slice(&data[data.len() - LOOKED_THROUGH..]);
+            self.forget(self.tail.len());
+            self.tail.extend_from_slice(data);
+            self.forget(data.len() - LOOKED_THROUGH);
             return;
         }
         self.tail.extend_from_slice(data);
         if self.tail.len() > 2 * LOOKED_THROUGH {
-            let surplus = self.tail.len() - LOOKED_THROUGH;
-            self.tail.drain(..surplus);
+            self.forget(self.tail.len() - LOOKED_THROUGH);
         }
+    }
+
+    /// Forgets the first bytes of the tail, but not what they say of the end.
+    fn forget(&mut self, surplus: usize) {
+        if self.kind == Streams::Chat {
+            self.ending = self.ending.max(ending::ending(&self.tail[..surplus]));
+        }
+        self.tail.drain(..surplus);
     }
 
     /// The time is over: which one.
@@ -165,12 +184,23 @@ impl Metered {
         let rest = self.events.as_mut().map(Events::rest).unwrap_or_default();
         let whole = rest.is_empty() || ending::is_event(&rest);
         self.remember(&rest);
-        if self.kind == Streams::Chat && !(whole && ending::is_complete(&self.tail)) {
+        if self.kind != Streams::Chat {
+            self.end("ok");
+            return None;
+        }
+        let ending = self.ending.max(ending::ending(&self.tail));
+        if !whole || ending == Ending::Broken {
             let truncated = Failure::new(FailureKind::Truncated, "").reply;
             return self.broke("error", &truncated, "ended without a finish".into());
         }
+        let last = match ending {
+            // Some clients wait for the mark.
+            Ending::Finished if ending::is_between_events(&self.tail) => [&rest, DONE].concat().into(),
+            Ending::Finished => [&rest, b"\n\n".as_slice(), DONE].concat().into(),
+            Ending::Broken | Ending::Failed | Ending::Done => rest,
+        };
         self.end("ok");
-        (!rest.is_empty()).then(|| Ok(Frame::data(rest)))
+        (!last.is_empty()).then(|| Ok(Frame::data(last)))
     }
 
     fn end(&mut self, outcome: &'static str) {

@@ -223,7 +223,7 @@ impl Passing {
         let asking = Asking { team: &self.account.team.name, model: target.model.as_deref(), again: false };
         let sent = target.upstream.forward(method.clone(), path, headers.clone(), body, asking).await;
         let judged = match sent {
-            Ok(answered) => judged(answered, false, false).await,
+            Ok(answered) => judged(answered, false, false, target.upstream.stall_timeout()).await,
             Err(failure) => Err((failure, HeaderMap::new())),
         };
         judged.map_err(|(failure, _)| {
@@ -259,17 +259,18 @@ impl Passing {
             let model = target.model.as_deref().or(asked.model());
             let asking = Asking { team: &self.account.team.name, model, again: tries.count() > 0 };
             let (upstream, headers) = (&target.upstream, headers.clone());
+            let stall = upstream.stall_timeout();
             let judged = match &self.turn {
                 Some(turn) if chat => {
                     match upstream.forward_chat(&path, headers, body, asking, turn.expect(), turn.hold).await
                     {
                         Ok(Chatted::Opened(opened)) => Ok(Answer::Chat(opened)),
-                        Ok(Chatted::Refused(answered)) => judged(answered, true, upstreams > 1).await,
+                        Ok(Chatted::Refused(answered)) => judged(answered, true, upstreams > 1, stall).await,
                         Err(failure) => Err((failure, HeaderMap::new())),
                     }
                 }
                 _ => match upstream.forward_whole(method.clone(), &path, headers, body, asking).await {
-                    Ok(answered) => judged(answered, false, upstreams > 1).await,
+                    Ok(answered) => judged(answered, false, upstreams > 1, stall).await,
                     Err(failure) => Err((failure, HeaderMap::new())),
                 },
             };
@@ -392,7 +393,12 @@ fn pause(failure: &Failure, again: u8) -> Duration {
 /// Tells an answer that goes through from a failure. What a chat is refused with is read whole: it may
 /// be worth another try. So it is with what another upstream, or another key, may do better. A failure
 /// comes with the limits the upstream told.
-async fn judged(answered: Answered, chat: bool, others: bool) -> Result<Answer, (Box<Failure>, HeaderMap)> {
+async fn judged(
+    answered: Answered,
+    chat: bool,
+    others: bool,
+    stall: Duration,
+) -> Result<Answer, (Box<Failure>, HeaderMap)> {
     let Answered { response, other_key } = answered;
     let status = response.status();
     let fails = match status.as_u16() {
@@ -405,7 +411,12 @@ async fn judged(answered: Answered, chat: bool, others: bool) -> Result<Answer, 
         return Ok(Answer::Through(response));
     }
     let (parts, body) = response.into_parts();
-    let read = Limited::new(body, LARGEST_ERROR).collect().await;
+    let read = tokio::time::timeout(stall, Limited::new(body, LARGEST_ERROR).collect()).await;
+    let Ok(read) = read else {
+        let late = Failure::new(FailureKind::Timeout, "the body of an error did not come in time");
+        return Err((Box::new(late), HeaderMap::new()));
+    };
+    // The status says enough when its body breaks off.
     let body = read.map(Collected::to_bytes).unwrap_or_default();
     let mut failure = Failure::of_status(status.as_u16().max(400), body.clone(), retry_after(&parts.headers));
     failure.other_key = other_key;

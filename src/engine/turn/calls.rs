@@ -159,7 +159,8 @@ impl Turn {
     pub(super) fn forget_calls(&mut self, of: &[Standing]) {
         let counted = of.iter().filter(|standing| standing.counted).count();
         self.calls -= u32::try_from(counted).unwrap_or(self.calls);
-        if self.last_because == Some(Limit::CallsPerTurn) {
+        // What was reached in an earlier round stays reached.
+        if !self.is_last && self.last_because == Some(Limit::CallsPerTurn) {
             self.last_because = None;
             self.record.limits.retain(|limit| *limit != Limit::CallsPerTurn);
         }
