@@ -22,6 +22,9 @@ impl Reader<'_> {
             return Ok(());
         };
         let body = schema::referenced(self.document, body).unwrap_or(body);
+        if let Some(why) = schema::lost(body) {
+            return Err(format!("its body {why}"));
+        }
         let required = body.get("required") == Some(&Value::Bool(true));
         match self.body_of(body, required, schemas, arguments) {
             Err(why) if !required => {

@@ -98,6 +98,10 @@ pub fn operations(document: &Value, base: &Http, chosen: impl Fn(&str) -> bool) 
     let mut found = Operations::default();
     for (path, item) in paths.iter().filter(|(path, _)| path.starts_with('/')) {
         let item = schema::referenced(document, item).unwrap_or(item);
+        if let Some(why) = schema::lost(item) {
+            let at = place(path, "$ref");
+            found.unmapped.push(Unmapped { operation: path.clone(), at, why, partly: false });
+        }
         for (word, method) in METHODS {
             let Some(operation) = item.get(word) else { continue };
             let reader = Reader { document, dialect, path, item, operation, word, method };
@@ -313,6 +317,9 @@ impl Reader<'_> {
         base: &Http,
         arguments: &mut Arguments,
     ) -> Result<(), String> {
+        if let Some(why) = schema::lost(parameter) {
+            return Err(format!("its parameter {why}"));
+        }
         let name = parameter.get("name").and_then(Value::as_str).ok_or("a parameter has no name")?;
         let place = parameter.get("in").and_then(Value::as_str).unwrap_or_default();
         let required = place == "path" || parameter.get("required") == Some(&Value::Bool(true));

@@ -49,6 +49,15 @@ pub(super) fn referenced<'a>(document: &'a Value, value: &'a Value) -> Option<&'
     None
 }
 
+/// Why a value that still refers to something cannot be read.
+pub(super) fn lost(value: &Value) -> Option<String> {
+    let reference = value.get("$ref")?.as_str().unwrap_or_default();
+    Some(match reference.strip_prefix('#') {
+        Some(_) => format!("`{reference}` is not in the document"),
+        None => format!("`{reference}` is in another document"),
+    })
+}
+
 /// The JSON pointer of a reference into the same document.
 fn pointer(reference: &str) -> Option<String> {
     let fragment = reference.strip_prefix('#')?;

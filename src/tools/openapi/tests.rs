@@ -36,6 +36,30 @@ fn reasons(found: &Operations) -> Vec<String> {
 }
 
 #[test]
+fn what_refers_to_nothing_is_left_out_by_name() {
+    let mut found = read(
+        "3.1.0",
+        json!({
+            "/d": { "$ref": "other.yaml#/d" },
+            "/g": { "$ref": "#/components/pathItems/Missing" },
+            "/b": { "post": { "operationId": "b", "requestBody": { "$ref": "other.yaml#/x" } } },
+            "/p": { "get": { "operationId": "p", "parameters": [{ "$ref": "#/components/parameters/None" }] } },
+        }),
+    );
+    found.unmapped.sort_by(|a, b| a.operation.cmp(&b.operation));
+    assert_eq!(
+        reasons(&found),
+        [
+            "/d: `other.yaml#/d` is in another document",
+            "/g: `#/components/pathItems/Missing` is not in the document",
+            "b: its body `other.yaml#/x` is in another document",
+            "p: its parameter `#/components/parameters/None` is not in the document",
+        ]
+    );
+    assert!(found.mapped.is_empty());
+}
+
+#[test]
 fn a_get_becomes_a_reading_tool() {
     let found = read(
         "3.1.0",
