@@ -488,7 +488,7 @@ async fn a_hundred_thousand_interleaved_calls_of_two_teams_never_cross() {
         let (view, team) = (view.clone(), teams[(worker % 2) as usize].clone());
         workers.spawn(async move {
             let mut done = 0;
-            for n in 0..2 * CALLS / AT_ONCE {
+            for n in 0..(2 * CALLS).div_ceil(AT_ONCE) {
                 let name = if n % 10 == 0 { "own_echo" } else { "shared_echo" };
                 let tool = view.tool_of(&team, name).expect("its tool");
                 let key = format!("{team}-{worker}-{n}");
@@ -516,6 +516,6 @@ async fn a_hundred_thousand_interleaved_calls_of_two_teams_never_cross() {
         });
     }
     let done: u64 = workers.join_all().await.into_iter().sum();
-    assert!(done >= 2 * CALLS - AT_ONCE, "{done}");
+    assert!(done >= 2 * CALLS, "{done}");
     servers.stop().await;
 }
