@@ -251,12 +251,30 @@ async fn a_relayed_stream_that_breaks_off_ends_with_an_error_event() {
             assert!(got.body.starts_with(&first), "{name}: bytes go through as they came: {}", got.body);
             match wanted {
                 Some(wanted) => assert_eq!(code(&name, &got), *wanted, "{name}: {}", got.body),
-                None => assert!(!got.body.contains("\"error\""), "{name}: {}", got.body),
+                None => {
+                    assert!(!got.body.contains("\"error\""), "{name}: {}", got.body);
+                    assert!(got.body.ends_with("data: [DONE]\n\n"), "{name}: {}", got.body);
+                    assert_eq!(got.body.matches("[DONE]").count(), 1, "{name}: {}", got.body);
+                }
             }
             assert_eq!(lab.journal().of_script(&name).count(), 1, "{name}");
         },
     )
     .await;
+    gateway.ends_at_baseline(&lab).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relayed_stream_in_small_pieces_is_not_late() {
+    let lab = Lab::start().await;
+    let gateway = gateway(&lab).await;
+    let events: Vec<Value> =
+        (0..8).map(|_| text("x")).chain([chunk(json!({}), json!("stop")), json!("[DONE]")]).collect();
+    let round = json!({ "steps": [{ "events": events }], "split": 3, "gap_ms": 5 });
+    lab.script("late: in pieces", json!({ "rounds": [round] }));
+    let got = ask(&gateway, "late: in pieces", true, &[("x-fanfold-tools", "none")]).await;
+    assert!(got.body.ends_with("data: [DONE]\n\n") && !got.body.contains("\"error\""), "{}", got.body);
+    assert_eq!(got.body.matches("\"content\":\"x\"").count(), 8, "{}", got.body);
     gateway.ends_at_baseline(&lab).await;
 }
 

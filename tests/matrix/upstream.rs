@@ -164,6 +164,13 @@ fn before_anything_is_shown() -> Vec<Row> {
         row("huge headers", raw(&head(200_000)), 1, 502, "upstream_protocol_error"),
         row("late: no head in time", json!(["stall"]), 2, 504, "upstream_timeout"),
         row("late: stall in the body", json!([{ "head": {} }, "stall"]), 2, 504, "upstream_timeout"),
+        row(
+            "late: stall in the body of an error",
+            json!([{ "head": { "status": 500 } }, { "send": "{" }, "stall"]),
+            2,
+            504,
+            "upstream_timeout",
+        ),
         row("late: comments for ever", json!(comments()), 2, 504, "upstream_timeout"),
         row(
             "late: one byte now and then",
