@@ -445,31 +445,21 @@ impl Driver {
             let (Some(_taken), Some(tool)) = (taken, tool) else {
                 return (id, Ran::Ended(Outcome::failed(OutcomeKind::Stopped, "stopped before it started")));
             };
+            let turned_away = |outcome: Outcome| {
+                let waited = queued.elapsed();
+                summary::call_ended(&telemetry, &run.tool.name, waited, Duration::ZERO, outcome.kind);
+                (id, Ran::Ended(outcome))
+            };
             // What the team may use is asked again: the operator may have taken it away since it was offered.
             if let Err(denied) = may_run(&account, &run.tool.name).await {
-                summary::call_ended(
-                    &telemetry,
-                    &run.tool.name,
-                    queued.elapsed(),
-                    Duration::ZERO,
-                    denied.kind,
-                );
-                return (id, Ran::Ended(denied));
+                return turned_away(denied);
             }
             if let Some(ledger) = ledger {
                 match ledger.permit(&run.tool.name).await {
                     Ok(()) => {}
                     Err(Refused::Superseded) => return (id, Ran::Superseded),
                     Err(Refused::Unknown) => {
-                        let refused = Outcome::failed(OutcomeKind::Denied, NOT_KNOWN);
-                        summary::call_ended(
-                            &telemetry,
-                            &run.tool.name,
-                            queued.elapsed(),
-                            Duration::ZERO,
-                            refused.kind,
-                        );
-                        return (id, Ran::Ended(refused));
+                        return turned_away(Outcome::failed(OutcomeKind::Denied, NOT_KNOWN));
                     }
                 }
             }
@@ -486,16 +476,7 @@ impl Driver {
                 None => None,
                 Some(audit) => match audit.intent(facts()).await {
                     Ok(pending) => Some(pending),
-                    Err(refused) => {
-                        summary::call_ended(
-                            &telemetry,
-                            &run.tool.name,
-                            queued.elapsed(),
-                            Duration::ZERO,
-                            refused.kind,
-                        );
-                        return (id, Ran::Ended(refused));
-                    }
+                    Err(refused) => return turned_away(refused),
                 },
             };
             // The turn may be over already; then nobody listens, and the call is stopped.
