@@ -223,6 +223,10 @@ async fn a_relayed_stream_that_breaks_off_ends_with_an_error_event() {
     let gateway = gateway(&lab).await;
     let large = |length: usize| json!({ "events": [text(&"x".repeat(length))] });
     let too_large = Some("upstream_reply_too_large");
+    // The finish is further back than what is remembered of the end.
+    let padding = |_| json!({ "events": [{ "id": "c", "object": "chat.completion.chunk", "choices": [], "pad": "x".repeat(10_000) }] });
+    let finish = json!({ "events": [chunk(json!({}), json!("stop"))] });
+    let finished_long_ago = std::iter::once(finish).chain((0..20).map(padding)).collect();
     let cases = [
         ("reset", vec![json!({ "wait_ms": 50 }), json!("reset")], Some("upstream_truncated")),
         ("closed", vec![json!("close")], Some("upstream_truncated")),
@@ -235,6 +239,7 @@ async fn a_relayed_stream_that_breaks_off_ends_with_an_error_event() {
         ("much in small events", (0..20).map(|_| large(10_000)).collect(), Some("upstream_truncated")),
         ("finished", vec![json!({ "events": [chunk(json!({}), json!("stop")), "[DONE]"] })], None),
         ("finished without the end mark", vec![json!({ "events": [chunk(json!({}), json!("stop"))] })], None),
+        ("finished, then much that says nothing", finished_long_ago, None),
         ("ended with the mark only", vec![json!({ "events": ["[DONE]"] })], None),
     ];
     each(

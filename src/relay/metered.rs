@@ -30,6 +30,8 @@ use crate::wire::usage::Tokens;
 /// The largest reply, or end of one, that is looked through, in bytes.
 const LOOKED_THROUGH: usize = 64 * 1024;
 
+/// How far before it a piece that is forgotten may end sooner, at the end of a line.
+const NEAR: usize = 1024;
 /// The mark at the end of a stream.
 const DONE: &[u8] = b"data: [DONE]\n\n";
 
@@ -137,22 +139,32 @@ impl Metered {
     fn remember(&mut self, data: &Bytes) {
         if data.len() >= LOOKED_THROUGH {
             self.forget(self.tail.len());
-            self.tail.extend_from_slice(data);
-            self.forget(data.len() - LOOKED_THROUGH);
+            let (before, last) = data.split_at(self.cut(data, data.len() - LOOKED_THROUGH));
+            self.note(ending_of(self.kind, before));
+            self.tail.extend_from_slice(last);
             return;
         }
         self.tail.extend_from_slice(data);
         if self.tail.len() > 2 * LOOKED_THROUGH {
-            self.forget(self.tail.len() - LOOKED_THROUGH);
+            self.forget(self.cut(&self.tail, self.tail.len() - LOOKED_THROUGH));
         }
+    }
+
+    /// How many of the first bytes of `text` are not kept: `surplus`, or a few less if a chat's line begins there.
+    fn cut(&self, text: &[u8], surplus: usize) -> usize {
+        let near = surplus.saturating_sub(NEAR);
+        let line = memchr::memrchr(b'\n', &text[near..surplus]).filter(|_| self.kind == Streams::Chat);
+        line.map_or(surplus, |at| near + at + 1)
     }
 
     /// Forgets the first bytes of the tail, but not what they say of the end.
     fn forget(&mut self, surplus: usize) {
-        if self.kind == Streams::Chat {
-            self.ending = self.ending.max(ending::ending(&self.tail[..surplus]));
-        }
+        self.note(ending_of(self.kind, &self.tail[..surplus]));
         self.tail.drain(..surplus);
+    }
+
+    fn note(&mut self, ending: Ending) {
+        self.ending = self.ending.max(ending);
     }
 
     /// The time is over: which one.
@@ -188,7 +200,8 @@ impl Metered {
             self.end("ok");
             return None;
         }
-        let ending = self.ending.max(ending::ending(&self.tail));
+        self.note(ending_of(self.kind, &self.tail));
+        let ending = self.ending;
         if !whole || ending == Ending::Broken {
             let truncated = Failure::new(FailureKind::Truncated, "").reply;
             return self.broke("error", &truncated, "ended without a finish".into());
@@ -290,6 +303,11 @@ impl Drop for Metered {
             self.end("ok");
         }
     }
+}
+
+/// What this part of a reply says of its end; nothing is known of what is no chat's.
+fn ending_of(kind: Streams, part: &[u8]) -> Ending {
+    if kind == Streams::Chat { ending::ending(part) } else { Ending::Broken }
 }
 
 /// When to look at the time next.
