@@ -81,6 +81,8 @@ pub enum StartError {
         /// Why not.
         why: String,
     },
+    /// Tools of tool servers have a name that somebody else has: both owners, and what to do.
+    Clash(String),
     /// The audit log cannot be written.
     Audit(String),
     /// Traces cannot be sent as configured.
@@ -98,7 +100,9 @@ impl fmt::Display for StartError {
             Self::ToolServer { name, why } => {
                 write!(f, "the tool server `{name}` is required, but is not up: {why}")
             }
-            Self::Audit(message) | Self::Traces(message) | Self::System(message) => f.write_str(message),
+            Self::Clash(message) | Self::Audit(message) | Self::Traces(message) | Self::System(message) => {
+                f.write_str(message)
+            }
         }
     }
 }
@@ -226,7 +230,6 @@ impl App {
         log_remarks(&catalog);
         let first = snapshot(loaded, &catalog, &keeper, None)?;
         let snapshot = Arc::new(ArcSwap::from_pointee(first));
-        let tool_servers = ToolServers::start(catalog, snapshot.clone(), telemetry.clone()).await?;
         let options = |setting, tls, connections, open| Options {
             setting,
             settings: file.server.clone(),
@@ -242,6 +245,8 @@ impl App {
         let noop = ::metrics::Gauge::noop();
         let admin = Listener::bind(&file.admin.listen, options("admin.listen", None, 256, noop)).await;
         let admin = admin.map_err(StartError::Bind)?;
+        // Last: what is started must be ended again if something refuses.
+        let tool_servers = ToolServers::start(catalog, snapshot.clone(), telemetry.clone()).await?;
         let (drain, admin_drain) = (Drain::new(), Drain::new());
         let (turns, shutdown) = (TaskTracker::new(), CancellationToken::new());
         let app = Self {

@@ -250,6 +250,21 @@ fn a_tool_is_called_as_a_model_would() {
 }
 
 #[test]
+fn tools_of_the_command_line_want_neither_a_file_nor_a_model_server() {
+    let folder = folder();
+    let words = ["--tool", "words=/usr/bin/wc -w"];
+    let (code, out, err) = run(fanfold(&folder).arg("tools").args(words));
+    assert!(code == 0 && out.contains("words"), "{out}{err}");
+    let (code, out, err) = run(fanfold(&folder).arg("call").args(words).args(["words", r#"{"text":"a b"}"#]));
+    assert_eq!((code, out.trim()), (0, "2"), "{err}");
+    // Who serves them does, and without any there is nothing to show.
+    for arguments in [&["serve", "--tool", "words=/usr/bin/wc -w"][..], &["tools"]] {
+        let (code, _, err) = run(fanfold(&folder).args(arguments));
+        assert!(code == 64 && err.contains("OPENAI_BASE_URL"), "{err}");
+    }
+}
+
+#[test]
 fn mistakes_of_tools_are_in_the_report_of_check() {
     let folder = folder_with(&format!(
         "{SOUND}tools: {{ t: {{ http: {{ url: \"gopher://x\" }} }} }}\nlimits: {{ rounds: 0 }}\n"

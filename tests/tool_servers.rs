@@ -246,8 +246,9 @@ async fn logged(log: &Path, beginning: &str, count: usize) -> Vec<String> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_outlives_a_killed_fanfold_however_stubborn() {
     let lab = Lab::start().await;
-    // Neither the end of their input nor SIGTERM is heard, and each leaves somebody in a session of its own.
-    let stubborn = "trap '' TERM; setsid sleep 600 & echo pid $! >>$ROGUE_LOG; sleep 600 & echo pid $! >>$ROGUE_LOG; echo pid $$ >>$ROGUE_LOG";
+    // Neither the end of their input nor SIGTERM is heard, and each leaves somebody in a session of its own, with an
+    // environment of its own.
+    let stubborn = "trap '' TERM; setsid env -i /bin/sleep 600 & echo pid $! >>$ROGUE_LOG; sleep 600 & echo pid $! >>$ROGUE_LOG; echo pid $$ >>$ROGUE_LOG";
     let server = format!("{stubborn}; python3 {ROGUE}; while :; do sleep 600; done");
     let path = std::env::var("PATH").unwrap_or_default();
     let tools = json!({
@@ -273,6 +274,35 @@ async fn nothing_outlives_a_killed_fanfold_however_stubborn() {
     assert!(asking.join_next().await.is_some_and(|asked| asked.expect("a task").is_err()));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_servers_with_a_tool_of_the_same_name_are_refused_with_both_owners() {
+    let path = std::env::var("PATH").unwrap_or_default();
+    let server = json!({ "prefix": "", "mcp": { "command": ["python3", ROGUE],
+        "env": { "PATH": path } } });
+    let yaml = config(&json!({ "first": server, "second": server }), &json!({}));
+    let folder = folder_with(&yaml.replace("LAB", "http://127.0.0.1:1").replace("teams: {}\n", ""));
+    let (code, _, said) = run(folder.path(), &["serve"]).await;
+    assert_eq!(code, 64, "{said}");
+    let clash = "the tool `echo` of the server `second` is not offered: the name `echo` belongs to";
+    assert!(said.contains(clash) && said.contains("`first`") && said.contains("another `prefix`"), "{said}");
+    let (code, _, said) = run(folder.path(), &["check", "--online"]).await;
+    assert!(code == 64 && said.contains(clash), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_tool_server_is_started_for_a_port_that_is_taken() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = taken.local_addr().expect("bound").to_string();
+    let server = "touch $STARTED; exec python3 /dev/null";
+    let tools = json!({ "s": { "mcp": { "command": ["sh", "-c", server],
+        "env": { "STARTED": "FOLDER/started" } } } });
+    let yaml = config(&tools, &json!({}));
+    let folder = folder_with(&yaml.replace("LAB", "http://127.0.0.1:1").replace("teams: {}\n", ""));
+    let (code, _, said) = run(folder.path(), &["serve", "--admin-listen", &port]).await;
+    assert!(code == 1 && said.contains(&port), "{code} {said}");
+    assert!(!folder.path().join("started").exists());
+}
+
 /// The children of a process.
 fn children(pid: i32) -> Vec<String> {
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("it runs").filter_map(Result::ok);
@@ -283,7 +313,7 @@ fn children(pid: i32) -> Vec<String> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_left_its_session_ends_with_fanfold_in_peace_as_well() {
     let tools = json!({ "s": { "mcp": {
-        "command": ["bash", "-c", format!("setsid sleep 600 & echo pid $! >>$ROGUE_LOG; exec python3 {ROGUE}")],
+        "command": ["bash", "-c", format!("setsid env -i /bin/sleep 600 & echo pid $! >>$ROGUE_LOG; exec python3 {ROGUE}")],
         "env": { "ROGUE_LOG": "FOLDER/log", "PATH": std::env::var("PATH").unwrap_or_default() },
     } } });
     let yaml =

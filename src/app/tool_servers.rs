@@ -36,7 +36,7 @@ impl ToolServers {
     /// Starts the servers of a catalog and waits for them a while.
     ///
     /// # Errors
-    /// A required server does not come up.
+    /// A required server does not come up, or two servers that did have a tool of the same name.
     pub(super) async fn start(
         catalog: Arc<Catalog>,
         snapshot: Arc<ArcSwap<Snapshot>>,
@@ -53,6 +53,13 @@ impl ToolServers {
                 Condition::Idle | Condition::Starting | Condition::Up { .. } => "it did not start".into(),
             };
             return Err(StartError::ToolServer { name: standing.server.to_string(), why });
+        }
+        let view = servers.view(&catalog);
+        let clashes: Vec<String> =
+            view.not_offered().iter().filter(|tool| tool.clashes()).map(ToString::to_string).collect();
+        if !clashes.is_empty() {
+            servers.stop().await;
+            return Err(StartError::Clash(clashes.join("\n")));
         }
         let readiness = Readiness::new();
         let following = Self { servers, base: Mutex::new(catalog), snapshot, telemetry, readiness };

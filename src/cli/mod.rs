@@ -110,7 +110,13 @@ struct ServerFlags {
 impl ServerFlags {
     /// For a command that opens no listener.
     fn flags(&self) -> Flags {
-        Flags { insecure_no_auth: true, mcp: self.mcp.clone(), tools: self.tools.clone(), ..Flags::default() }
+        Flags {
+            insecure_no_auth: true,
+            mcp: self.mcp.clone(),
+            tools: self.tools.clone(),
+            only_tools: true,
+            ..Flags::default()
+        }
     }
 }
 
@@ -122,6 +128,7 @@ impl Overrides {
             insecure_no_auth: self.insecure_no_auth,
             mcp: self.servers.mcp.clone(),
             tools: self.servers.tools.clone(),
+            only_tools: false,
         }
     }
 }

@@ -26,7 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// The longest list of models that is read.
 const LONGEST: usize = 8 * 1024 * 1024;
 
-/// 0 when every upstream answers and takes its key, and every tool server is up.
+/// 0 when every upstream answers and takes its key, and every tool server is up; 64 when two of them have a tool of
+/// the same name.
 pub(super) fn run(loaded: &Loaded, catalog: &Catalog) -> Exit {
     let runtime = match runtime() {
         Ok(runtime) => runtime,
@@ -83,7 +84,12 @@ pub(super) fn run(loaded: &Loaded, catalog: &Catalog) -> Exit {
         offered.sort();
         offered.dedup();
         for tool in running.catalog.not_offered() {
-            out::report(&format!("warning: {tool}\n"));
+            if tool.clashes() {
+                exit = Exit::BadConfig;
+                out::report(&format!("error: {tool}\n"));
+            } else {
+                out::report(&format!("warning: {tool}\n"));
+            }
         }
     }
     out::answer(&format!("\nonline\n{}", loaded.hide(&out::table(&rows))));

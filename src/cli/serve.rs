@@ -108,7 +108,16 @@ pub(super) fn ended(result: Result<(), StartError>) -> Exit {
         Ok(()) => Exit::Fine,
         Err(error) => {
             out::report(&format!("fanfold cannot start: {error}\n"));
-            Exit::Failure
+            match error {
+                StartError::Clash(_) => Exit::BadConfig,
+                StartError::Bind(_)
+                | StartError::Upstream { .. }
+                | StartError::Store { .. }
+                | StartError::ToolServer { .. }
+                | StartError::Audit(_)
+                | StartError::Traces(_)
+                | StartError::System(_) => Exit::Failure,
+            }
         }
     }
 }

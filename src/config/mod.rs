@@ -82,6 +82,8 @@ pub struct Flags {
     pub mcp: Vec<String>,
     /// Tools beside those of the file: a name with a URL or a command line.
     pub tools: Vec<String>,
+    /// Nobody will ask a model: where tools come from the command line, the environment need not name a server.
+    pub only_tools: bool,
 }
 
 /// A configuration without a mistake.
@@ -182,7 +184,7 @@ pub struct Reading {
 /// The error is a file that cannot be read at all. Mistakes inside the file are in the reading.
 /// Files are read on the calling thread: inside a runtime this belongs into `spawn_blocking`.
 pub fn read(path: Option<&Path>, env: Env<'_>, flags: &Flags) -> Result<Reading, Problems> {
-    let (path, text) = find(path, env).map_err(Problems::without_source)?;
+    let (path, text) = find(path, env, flags).map_err(Problems::without_source)?;
     let name = match &path {
         Some(path) => path.display().to_string(),
         None => "the environment".into(),
@@ -211,7 +213,7 @@ fn enough(env: Env<'_>) -> (bool, bool) {
 }
 
 /// The file and its text.
-fn find(path: Option<&Path>, env: Env<'_>) -> Result<(Option<PathBuf>, String), Problem> {
+fn find(path: Option<&Path>, env: Env<'_>, flags: &Flags) -> Result<(Option<PathBuf>, String), Problem> {
     if let Some(path) = path {
         return Ok((Some(path.into()), text_of(path)?));
     }
@@ -219,11 +221,12 @@ fn find(path: Option<&Path>, env: Env<'_>) -> Result<(Option<PathBuf>, String), 
     if default.symlink_metadata().is_ok() {
         return Ok((Some(default.into()), text_of(default)?));
     }
+    let tools = flags.only_tools && !(flags.mcp.is_empty() && flags.tools.is_empty());
     match enough(env) {
-        (false, false) => Err(Problem::new(format!("there is no configuration: no {DEFAULT_PATH} here, and neither OPENAI_API_KEY nor OPENAI_BASE_URL is set"))
+        (false, false) if !tools => Err(Problem::new(format!("there is no configuration: no {DEFAULT_PATH} here, and neither OPENAI_API_KEY nor OPENAI_BASE_URL is set"))
             .fix("set OPENAI_API_KEY (and OPENAI_BASE_URL for another server than OpenAI's), write a file with `fanfold config init`, or name one with --config")),
         (_, true) => Ok((None, [FROM_ENVIRONMENT, KEY_FROM_ENVIRONMENT].concat())),
-        (true, false) => Ok((None, FROM_ENVIRONMENT.into())),
+        (_, false) => Ok((None, FROM_ENVIRONMENT.into())),
     }
 }
 

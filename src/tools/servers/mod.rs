@@ -124,6 +124,12 @@ impl NotOffered {
     pub const fn waits(&self) -> bool {
         matches!(self.why, Withheld::New | Withheld::Changed)
     }
+
+    /// Whether its name belongs to somebody else: a mistake of the settings.
+    #[must_use]
+    pub const fn clashes(&self) -> bool {
+        matches!(self.why, Withheld::Clash(_))
+    }
 }
 
 impl std::fmt::Display for NotOffered {
