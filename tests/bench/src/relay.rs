@@ -10,6 +10,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpListener;
+use tokio::task::JoinSet;
 
 /// Relays everything from `port` to `upstream` until the process ends.
 pub async fn run(port: u16, upstream: u16) {
@@ -18,11 +19,13 @@ pub async fn run(port: u16, upstream: u16) {
     let client: Client<_, Incoming> = Client::builder(TokioExecutor::new()).build(connector);
     let client = Arc::new(client);
     let listener = TcpListener::bind(("127.0.0.1", port)).await.expect("the relay's port is free");
+    let mut connections = JoinSet::new();
     loop {
+        while connections.try_join_next().is_some() {}
         let Ok((stream, _)) = listener.accept().await else { continue };
         let _ = stream.set_nodelay(true);
         let client = client.clone();
-        tokio::spawn(async move {
+        connections.spawn(async move {
             let service = service_fn(move |mut request: Request<Incoming>| {
                 let client = client.clone();
                 let path = request.uri().path_and_query().map_or("/", |p| p.as_str()).to_owned();

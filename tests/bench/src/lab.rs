@@ -1,0 +1,212 @@
+//! The processes of a measurement: upstream, relay, nginx, fanfold, each on a port of loopback that was
+//! free. They end with the lab.
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::process::{Child, Command};
+
+/// What a client of team `blue` sends as `authorization`.
+pub const BLUE: &str = "Bearer sk-bench-blue";
+/// What a client of team `red` sends.
+pub const RED: &str = "Bearer sk-bench-red";
+
+/// Keys, quotas and a budget that are counted and never reached.
+pub const TEAMS: &str = "
+teams:
+  blue:
+    keys: [{ sha256: 07ca97def81612bf559daecffb8d8f71d0767a61cbe733afde396b6e608653b3 }]
+    limits: { requests_per_minute: 1000000000, tokens_per_minute: 1000000000, tool_calls_per_minute: 1000000000 }
+    budget: { tokens_per_day: 1000000000000 }
+  red:
+    keys: [{ sha256: d6fbf11d3a4a7ef29127c61ecade07f53025a2f3bd4baa5800c17fd88972a222 }]
+";
+/// Room for the most calls that are made at once.
+pub const ROOM: &str = "limits: { calls_at_once_per_team: 4096, calls_at_once_in_process: 4096 }\n";
+
+/// What is driven: its name, its port and its process.
+#[derive(Clone)]
+pub struct Target {
+    pub name: &'static str,
+    pub port: u16,
+    /// Where fanfold's metrics are.
+    pub admin: u16,
+    pub pid: u32,
+}
+
+/// How a fanfold is set up.
+#[derive(Default)]
+pub struct Setup<'a> {
+    /// So many tools of its own.
+    pub tools: usize,
+    /// More settings of its upstream, as YAML in one line, each with a comma before it.
+    pub upstream: &'a str,
+    /// More settings of the file, as YAML. `ADMIN` in it is the address of its admin side, which it must set then.
+    pub more: &'a str,
+}
+
+/// Everything that runs.
+pub struct Lab {
+    folder: Folder,
+    children: Vec<Child>,
+    /// The port of the scripted upstream, which is the tool server too.
+    pub upstream: u16,
+}
+
+impl Lab {
+    /// With an upstream and nothing else yet.
+    pub async fn start() -> Self {
+        let folder = Folder::new();
+        let mut lab = Self { folder, children: Vec::new(), upstream: free_port() };
+        let child = side(&["upstream", &lab.upstream.to_string()]);
+        lab.children.push(child);
+        listens(lab.upstream).await;
+        lab
+    }
+
+    pub async fn relay(&mut self) -> Target {
+        let port = free_port();
+        let child = side(&["relay", &port.to_string(), &self.upstream.to_string()]);
+        self.up("relay", port, 0, child).await
+    }
+
+    pub async fn fanfold(&mut self, name: &'static str, setup: &Setup<'_>) -> Target {
+        let (port, admin) = (free_port(), free_port());
+        let config = self.folder.0.join(format!("{port}.yaml"));
+        std::fs::write(&config, configuration(port, admin, self.upstream, setup)).expect("a configuration");
+        let mut child = spawn(Command::new(binary()).args(["serve", "--config"]).arg(&config));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        if child.try_wait().is_ok_and(|ended| ended.is_some()) {
+            // It says why to whoever looks.
+            let _ = Command::new(binary()).args(["check", "--config"]).arg(&config).status().await;
+            panic!("fanfold does not start");
+        }
+        self.up(name, port, admin, child).await
+    }
+
+    /// `None`, and a word about it, where it is not installed.
+    pub async fn nginx(&mut self) -> Option<Target> {
+        let port = free_port();
+        let config = self.folder.0.join("nginx.conf");
+        std::fs::write(&config, nginx(&self.folder.0, port, self.upstream)).expect("a configuration");
+        let mut command = Command::new("nginx");
+        command.arg("-c").arg(&config).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+        match command.spawn() {
+            Ok(child) => Some(self.up("nginx", port, 0, child).await),
+            Err(error) => {
+                eprintln!("nginx is left out, it does not start ({error}): apt-get install nginx-light");
+                None
+            }
+        }
+    }
+
+    async fn up(&mut self, name: &'static str, port: u16, admin: u16, child: Child) -> Target {
+        let pid = child.id().expect("it runs");
+        self.children.push(child);
+        listens(port).await;
+        Target { name, port, admin, pid }
+    }
+}
+
+/// A process of this program that plays a part (see `main`). It ends when the child is dropped.
+pub fn side(arguments: &[&str]) -> Child {
+    let me = std::env::current_exe().expect("this binary");
+    let mut command = Command::new(me);
+    command.arg("side").args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
+    command.spawn().expect("a process")
+}
+
+fn spawn(command: &mut Command) -> Child {
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+    command.spawn().expect("a process")
+}
+
+/// The repository.
+pub fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+/// The fanfold that is measured.
+pub fn binary() -> PathBuf {
+    let built = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+    std::env::var_os("FANFOLD_BIN").map_or_else(|| built.join("release/fanfold"), PathBuf::from)
+}
+
+/// Waits until something listens there.
+async fn listens(port: u16) {
+    for _ in 0..1000 {
+        if TcpStream::connect(("127.0.0.1", port)).await.is_ok() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("nothing listens on port {port}");
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    listener.local_addr().expect("an address").port()
+}
+
+fn configuration(port: u16, admin: u16, upstream: u16, setup: &Setup<'_>) -> String {
+    let admin = format!("127.0.0.1:{admin}");
+    let mut text = format!(
+        "listen: 127.0.0.1:{port}\nupstreams:\n  main: {{ base_url: \"http://127.0.0.1:{upstream}/v1\"{} }}\n",
+        setup.upstream
+    );
+    if !setup.more.contains("ADMIN") {
+        text += &format!("admin: {{ listen: \"{admin}\" }}\n");
+    }
+    for n in 0..setup.tools {
+        if n == 0 {
+            text += "tools:\n";
+        }
+        text += &format!(
+            "  t{n}:\n    description: Tool number {n}, for the benchmark\n    parameters: {{ type: object, properties: {{ ms: {{ type: integer }}, n: {{ type: integer }} }}, required: [ms], additionalProperties: false }}\n    http: {{ url: \"http://127.0.0.1:{upstream}/tool?ms={{ms}}&n={{n}}\" }}\n    effect: read\n"
+        );
+    }
+    let more = setup.more.replace("ADMIN", &admin).replace("UPSTREAM", &upstream.to_string());
+    text + &more
+}
+
+/// One process without a master, which ends with the lab.
+fn nginx(folder: &Path, port: u16, upstream: u16) -> String {
+    let folder = folder.display();
+    format!(
+        "daemon off; master_process off; pid {folder}/nginx.pid; error_log {folder}/error.log;
+events {{ worker_connections 8192; }}
+http {{
+  access_log off; keepalive_requests 100000000; client_max_body_size 16m; client_body_buffer_size 2m;
+  client_body_temp_path {folder}/b; proxy_temp_path {folder}/p; fastcgi_temp_path {folder}/f;
+  uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
+  upstream up {{ server 127.0.0.1:{upstream}; keepalive 128; keepalive_requests 100000000; }}
+  server {{
+    listen 127.0.0.1:{port};
+    location / {{
+      proxy_pass http://up; proxy_http_version 1.1; proxy_set_header Connection \"\"; proxy_buffering off;
+    }}
+  }}
+}}
+"
+    )
+}
+
+/// A folder that is gone afterwards.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Self {
+        let path = std::env::temp_dir().join(format!("fanfold-bench-{}-{}", std::process::id(), free_port()));
+        std::fs::create_dir_all(&path).expect("a folder for configurations");
+        Self(path)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
