@@ -23,13 +23,15 @@ use crate::load::{Client, Shot, paced};
 use crate::report::Part;
 use crate::stats::{Measured, median};
 
-const ATTACKS: [Attack; 6] = [
-    Attack::HalfOpen,
-    Attack::ReadsNothing,
-    Attack::RapidReset,
-    Attack::Continuation,
-    Attack::Pings,
-    Attack::Settings,
+/// What is measured, and whether only once the attack does nothing but hold on.
+const ATTACKS: [(Attack, bool); 7] = [
+    (Attack::HalfOpen, false),
+    (Attack::ReadsNothing, false),
+    (Attack::ReadsNothing, true),
+    (Attack::RapidReset, false),
+    (Attack::Continuation, false),
+    (Attack::Pings, false),
+    (Attack::Settings, false),
 ];
 /// Connections of good clients, each of which asks fifty times a second.
 const GOOD: usize = 10;
@@ -52,7 +54,9 @@ struct Seen {
 pub async fn part(time: Duration) -> Part {
     let mut lab = Lab::start().await;
     // No keys: the attacks have none. Everything else is as by default.
-    let setup = Setup { tools: 10, ..Setup::default() };
+    // What they make an upstream write does not come from the one that the good clients need.
+    let long = Some(lab.another_upstream().await);
+    let setup = Setup { tools: 10, long, ..Setup::default() };
     let (here, elsewhere) = (lab.fanfold("here", &setup).await, lab.fanfold("elsewhere", &setup).await);
     let mut part = Part::new(
         "hostile",
@@ -73,22 +77,24 @@ pub async fn part(time: Duration) -> Part {
     );
     part.note(format!(
         "Good: chats with ten tools offered, {} a second. Elsewhere: the same attack on another fanfold on this machine, \
-         while the good clients ask this one. Memory: the most that fanfold grew. Open files allowed: {}.",
+         while the good clients ask this one. Clients that read nothing begin with a thousand requests for 2 MB, which is \
+         load like any; what they do from then on is the attack. Memory: the most that fanfold grew. Open files \
+         allowed: {}.",
         GOOD as u128 * 1000 / PACE.as_millis(),
         open_files()
     ));
     let time = time.max(Duration::from_millis(500)) * 2;
     good(&here, time / 2).await;
-    for attack in ATTACKS {
+    for (attack, held) in ATTACKS {
         let clients = clients(attack);
         let mut all = [Vec::new(), Vec::new(), Vec::new()];
         for _ in 0..TIMES {
             for (at, on) in [None, Some(&here), Some(&elsewhere)].into_iter().enumerate() {
-                all[at].push(under(attack, clients, &here, on, time).await);
+                all[at].push(under((attack, held), clients, &here, on, time).await);
             }
         }
         let all = all.map(|seen| middle(&seen));
-        lines(&mut part, attack, clients, &all);
+        lines(&mut part, (attack, held), clients, &all);
     }
     part
 }
@@ -102,13 +108,15 @@ fn clients(attack: Attack) -> usize {
     attack.clients().min(room)
 }
 
-fn lines(part: &mut Part, attack: Attack, clients: usize, all: &[Seen; 3]) {
+fn lines(part: &mut Part, (attack, held): (Attack, bool), clients: usize, all: &[Seen; 3]) {
+    let begins = attack == Attack::ReadsNothing && !held;
+    let name = if begins { "reads nothing, as it begins" } else { attack.name() };
     let base = all[0].good;
     for (on, seen) in ["nobody", "this one", "elsewhere"].into_iter().zip(all) {
         let here = on == "this one";
         let only_here = |figure: f64| if here { figure.into() } else { serde_json::Value::Null };
         part.row(vec![
-            attack.name().into(),
+            name.into(),
             clients.into(),
             on.into(),
             only_here(seen.connections),
@@ -122,10 +130,17 @@ fn lines(part: &mut Part, attack: Attack, clients: usize, all: &[Seen; 3]) {
         ]);
     }
     let harmed = &all[1];
-    part.bound(format!("good p99 under {}", attack.name()), harmed.good.p99 / base.p99, 1.25, "× without");
+    if begins {
+        return;
+    }
+    part.bound(format!("good p99 under {name}"), harmed.good.p99 / base.p99, 1.25, "× without");
     if attack == Attack::ReadsNothing {
-        let each = harmed.memory * 1024.0 / clients as f64;
-        part.bound(format!("memory per client, {}", attack.name()), each, 512.0, "KiB");
+        part.bound(
+            format!("memory per client, {name}"),
+            harmed.memory * 1024.0 / clients as f64,
+            512.0,
+            "KiB",
+        );
     }
 }
 
@@ -143,12 +158,21 @@ async fn good(target: &Target, time: Duration) -> Measured {
 }
 
 /// Asks as good clients do while an attack goes on there, or none.
-async fn under(attack: Attack, clients: usize, target: &Target, on: Option<&Target>, time: Duration) -> Seen {
+async fn under(
+    (attack, held): (Attack, bool),
+    clients: usize,
+    target: &Target,
+    on: Option<&Target>,
+    time: Duration,
+) -> Seen {
     let before = resident(target.pid);
     let attackers = match on {
         Some(victim) => Some(begun(attack, clients, victim).await),
         None => None,
     };
+    if let Some(victim) = on.filter(|_| held) {
+        calm(victim).await;
+    }
     let connections = connections(target).await;
     let spent = cpu(target.pid);
     let (mut most, mut asking) = (resident(target.pid), Box::pin(good(target, time)));
@@ -183,6 +207,18 @@ async fn begun(attack: Attack, clients: usize, victim: &Target) -> Child {
         }
     }
     child
+}
+
+/// Waits until the victim has little left to do.
+async fn calm(victim: &Target) {
+    const LOOK: Duration = Duration::from_millis(200);
+    for _ in 0..50 {
+        let before = cpu(victim.pid);
+        sleep(LOOK).await;
+        if cpu(victim.pid) - before < LOOK.as_secs_f64() * 0.05 {
+            break;
+        }
+    }
 }
 
 /// Waits until the attack's connections are closed, and a little for what follows from it.

@@ -44,6 +44,8 @@ pub struct Setup<'a> {
     pub tools: usize,
     /// More settings of its upstream, as YAML in one line, each with a comma before it.
     pub upstream: &'a str,
+    /// The port of an upstream of its own for the model `long`.
+    pub long: Option<u16>,
     /// More settings of the file, as YAML. `ADMIN` in it is the address of its admin side, which it must set then.
     pub more: &'a str,
 }
@@ -59,12 +61,15 @@ pub struct Lab {
 impl Lab {
     /// With an upstream and nothing else yet.
     pub async fn start() -> Self {
-        let folder = Folder::new();
-        let mut lab = Self { folder, children: Vec::new(), upstream: free_port() };
-        let child = side(&["upstream", &lab.upstream.to_string()]);
-        lab.children.push(child);
-        listens(lab.upstream).await;
+        let mut lab = Self { folder: Folder::new(), children: Vec::new(), upstream: 0 };
+        lab.upstream = lab.another_upstream().await;
         lab
+    }
+
+    pub async fn another_upstream(&mut self) -> u16 {
+        let port = free_port();
+        let child = side(&["upstream", &port.to_string()]);
+        self.up("upstream", port, 0, child).await.port
     }
 
     pub async fn relay(&mut self) -> Target {
@@ -157,6 +162,11 @@ fn configuration(port: u16, admin: u16, upstream: u16, setup: &Setup<'_>) -> Str
         "listen: 127.0.0.1:{port}\nupstreams:\n  main: {{ base_url: \"http://127.0.0.1:{upstream}/v1\"{} }}\n",
         setup.upstream
     );
+    if let Some(long) = setup.long {
+        text += &format!(
+            "  long: {{ base_url: \"http://127.0.0.1:{long}/v1\" }}\nroutes: [{{ model: long, upstreams: [long] }}, {{ model: \"*\", upstreams: [main] }}]\n"
+        );
+    }
     if !setup.more.contains("ADMIN") {
         text += &format!("admin: {{ listen: \"{admin}\" }}\n");
     }
