@@ -131,13 +131,17 @@ async fn repeat(
     pace: Option<Duration>,
     time: Duration,
 ) -> Measured {
+    // All are connected before any of them asks.
+    let mut clients = Vec::new();
+    for _ in 0..connections {
+        clients.push(Client::connect(target.port).await);
+    }
     let before = cpu(target.pid);
     let until = Instant::now() + time;
     let mut tasks = JoinSet::new();
-    for n in 0..connections {
-        let (shot, port) = (shot.clone(), target.port);
+    for (n, mut client) in clients.into_iter().enumerate() {
+        let shot = shot.clone();
         tasks.spawn(async move {
-            let mut client = Client::connect(port).await;
             // Not all of them at the same moment.
             let phase = pace.map(|pace| Instant::now() + pace.mul_f64(n as f64 / connections as f64));
             let mut beat = phase.zip(pace).map(|(phase, pace)| interval_at(phase, pace));

@@ -99,11 +99,15 @@ fn bounds(part: &mut Part, turn: Turn, at_once: usize, by: &str, ours: f64, idea
 
 /// As often as there is time for, by so many clients.
 async fn ideal(port: u16, turn: Turn, at_once: usize, time: Duration) -> Measured {
+    // All are connected before any of them asks.
+    let mut clients = Vec::new();
+    for _ in 0..at_once {
+        clients.push(Ideal::new(port, turn.calls).await);
+    }
     let until = Instant::now() + time;
     let mut tasks = JoinSet::new();
-    for _ in 0..at_once {
+    for mut client in clients {
         tasks.spawn(async move {
-            let mut client = Ideal::new(port, turn.calls).await;
             let mut times = Times::default();
             while Instant::now() < until {
                 let begin = Instant::now();
