@@ -16,11 +16,13 @@ use crate::load::{Client, Shot, paced};
 use crate::report::Part;
 use crate::stats::Measured;
 
-/// Requests of the noisy team a second, of which each is a turn with a call of 20 ms.
+/// Requests of the noisy team a second, of which each is a turn with a call of 10 to 30 ms: calls that all took
+/// equally long would end in step, and so would the places they give up.
 const NOISE: usize = 1000;
 /// Connections of the quiet team, each of which asks ten times a second: enough of them for a p99.
 const QUIET: usize = 5;
 const MODEL: &str = "turn-1-20-1";
+const NOISY: std::ops::RangeInclusive<usize> = 10..=30;
 /// What the noisy team wants is a multiple of this: 8 calls of 20 ms are 400 turns a second.
 const SCARCE: &str = "limits: { turns_at_once: 16, calls_at_once_in_process: 8 }\n";
 /// Runs before what is measured, so that queues are as full as they get, and after it.
@@ -33,7 +35,7 @@ pub async fn part(time: Duration) -> Part {
         &["limits", "noise", "quiet p50 ms", "ratio", "quiet p99 ms", "ratio", "noise answered/s", "shed/s"],
     );
     part.note(format!(
-        "Turns with one call of 20 ms. The quiet team asks {} times a second. Scarce: 16 turns and 8 calls at once in \
+        "Turns with one call of 20 ms, in the noise of 10 to 30 ms. The quiet team asks {} times a second. Scarce: 16 turns and 8 calls at once in \
          the process, so 400 turns a second; wide: as by default. Noise elsewhere: at another fanfold on this machine.",
         QUIET * 10
     ));
@@ -104,10 +106,9 @@ async fn with_noise(target: &Target, noisy: Option<&Target>, time: Duration) -> 
 pub async fn noise(port: u16, time: Duration) {
     // As many clients as requests a second, so that each has a second for its answer.
     let until = Instant::now() + time;
-    let shot = Shot::chat(MODEL, 1, false).key(RED);
     let mut tasks = JoinSet::new();
-    for n in 0..NOISE {
-        let shot = shot.clone();
+    for (n, millis) in NOISY.cycle().take(NOISE).enumerate() {
+        let shot = Shot::chat(&format!("turn-1-{millis}-1"), 1, false).key(RED);
         tasks.spawn(async move {
             let phase = Duration::from_secs(1).mul_f64(n as f64 / NOISE as f64);
             let mut beat = interval_at(Instant::now() + phase, Duration::from_secs(1));
