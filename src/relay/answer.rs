@@ -90,7 +90,7 @@ impl Open {
         self.metered(Bytes::new(), response, false)
     }
 
-    fn metered(self, start: Bytes, response: Response<Incoming>, chat: bool) -> Response<Body> {
+    fn metered(mut self, start: Bytes, response: Response<Incoming>, chat: bool) -> Response<Body> {
         let (parts, body) = response.into_parts();
         let kind = Streams::of(&parts.headers, parts.status, chat);
         let mut headers = end_to_end(&parts.headers);
@@ -98,8 +98,8 @@ impl Open {
             // There may be more to say than was announced.
             headers.remove(CONTENT_LENGTH);
         }
-        if let Some(passing) = &self.0 {
-            headers.extend(passing.headers.clone());
+        if let Some(passing) = &mut self.0 {
+            headers.extend(std::mem::take(&mut passing.headers));
         }
         let mut answer = Response::new(match Metered::new(start, body, self, parts.status, kind) {
             Some(metered) => Body::boxed(metered),

@@ -9,13 +9,18 @@ use crate::wire::reply::{FinishReason, Head};
 
 /// What goes between the texts of two rounds.
 const BLANK_LINE: &str = "\\n\\n";
+/// What goes before and after the text of a chunk that says nothing else.
+const TEXT: &[u8] = b",\"choices\":[{\"index\":0,\"delta\":{\"content\":";
+const END: &[u8] = b"},\"finish_reason\":null}]}\n\n";
 
-/// `id`, `created` and `model`, the same for a whole turn, as JSON members.
+/// `id`, `created` and `model`, the same for a whole turn.
 #[derive(Debug, Clone)]
 pub(super) struct Envelope {
     id: Raw,
     created: Raw,
     model: Raw,
+    /// How each chunk's event begins, up to the members of the upstream's own.
+    chunk: Vec<u8>,
 }
 
 /// What stands in for a head the upstream did not give.
@@ -32,11 +37,21 @@ impl Envelope {
         let filled =
             |raw: &Option<Raw>| raw.clone().filter(|r| r.kind() == Kind::String && r.text() != "\"\"");
         let number = head.created.clone().filter(|r| r.kind() == Kind::Number);
-        Self {
+        let mut envelope = Self {
             id: filled(&head.id).unwrap_or_else(|| Raw::string(&fallback.id)),
             created: number.unwrap_or_else(|| Raw::trusted(fallback.created.to_string().into())),
             model: filled(&head.model).unwrap_or_else(|| Raw::string(&fallback.model)),
-        }
+            chunk: Vec::new(),
+        };
+        let mut chunk = b"data: ".to_vec();
+        envelope.write(&mut chunk, "chat.completion.chunk");
+        envelope.chunk = chunk;
+        envelope
+    }
+
+    /// The bytes of a part, but for what it says.
+    pub(super) fn part_len(&self) -> usize {
+        self.chunk.len() + TEXT.len() + END.len()
     }
 
     fn write(&self, out: &mut Vec<u8>, object: &str) {
@@ -60,8 +75,7 @@ impl Envelope {
         finish: Option<FinishReason>,
     ) {
         let start = out.len();
-        out.extend_from_slice(b"data: ");
-        self.write(out, "chat.completion.chunk");
+        out.extend_from_slice(&self.chunk);
         write_members(out, top);
         out.extend_from_slice(b",\"choices\":[{\"index\":0,\"delta\":{");
         delta(out);
@@ -89,6 +103,15 @@ impl Envelope {
 
     /// One part of the answer.
     pub(super) fn write_part(&self, out: &mut Vec<u8>, part: &Part) {
+        if let Some(text) = only_text(part) {
+            // Nearly all of them. Strings of JSON have no line ends in them, nor has anything else here.
+            out.reserve(self.part_len() + text.bytes().len());
+            out.extend_from_slice(&self.chunk);
+            out.extend_from_slice(TEXT);
+            out.extend_from_slice(text.bytes());
+            out.extend_from_slice(END);
+            return;
+        }
         self.chunk(out, &part.top, |out| write_delta(out, part), &part.around, None);
     }
 
@@ -100,8 +123,7 @@ impl Envelope {
     /// A chunk without choices: usage, if asked for, and fanfold's own member.
     pub(super) fn write_last(&self, out: &mut Vec<u8>, usage: Option<&Raw>, own: &Raw) {
         let start = out.len();
-        out.extend_from_slice(b"data: ");
-        self.write(out, "chat.completion.chunk");
+        out.extend_from_slice(&self.chunk);
         out.extend_from_slice(b",\"choices\":[]");
         if let Some(usage) = usage {
             out.extend_from_slice(b",\"usage\":");
@@ -112,6 +134,15 @@ impl Envelope {
         out.push(b'}');
         end_event(out, start);
     }
+}
+
+/// The text of a part that says nothing else.
+fn only_text(part: &Part) -> Option<&Raw> {
+    let Part { round: _, blank_line: false, text: Some(text), members, calls, around, top } = part else {
+        return None;
+    };
+    let alone = members.is_empty() && calls.is_empty() && around.is_empty() && top.is_empty();
+    Some(text).filter(|_| alone)
 }
 
 /// Ends the event that began at `start`. Members keep the text the upstream gave them, line ends
@@ -407,6 +438,16 @@ mod tests {
         );
         assert!(out.contains(r#""sys":{   "x": 1.10 }"#) && out.contains(r#""content":"a\nb""#), "{out}");
         assert!(out.contains(r#""usage":{  "t":1 }"#) && !out.contains('\r'), "{out}");
+    }
+
+    #[test]
+    fn a_part_that_is_only_text_is_written_like_any_other() {
+        let part = Part { text: Some(Raw::string("a\n\u{1f980}")), ..Part::default() };
+        let (mut short, mut long) = (Vec::new(), Vec::new());
+        envelope().write_part(&mut short, &part);
+        envelope().chunk(&mut long, &[], |out| write_delta(out, &part), &[], None);
+        assert!(only_text(&part).is_some());
+        assert_eq!(String::from_utf8(short), String::from_utf8(long));
     }
 
     #[test]

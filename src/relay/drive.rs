@@ -44,11 +44,10 @@ use crate::team::quota::Quota;
 use crate::telemetry::Telemetry;
 use crate::telemetry::traces::{About, Trace, Tracer};
 use crate::tools::{Call, Catalog, Progress};
-use crate::upstream::{AskHead, Asking, Expect, Heard, Reply, Route, Target};
+use crate::upstream::{AskHead, Asking, Expect, Heard, Pieces, Reply, Route, Target};
 use crate::wire::error::ErrorReply;
 use crate::wire::failure::FailureKind;
 use crate::wire::raw::Raw;
-use crate::wire::reply::Piece;
 use crate::wire::request::ChatRequest;
 use crate::wire::tool::{Effect, Outcome, OutcomeKind, Patience};
 use crate::wire::usage::Tokens;
@@ -211,7 +210,7 @@ impl Driver {
     /// nobody needs but the connections they came on.
     pub(super) async fn run(mut self) -> JoinSet<()> {
         let mut actions = Vec::new();
-        let mut pieces = Vec::new();
+        let mut pieces = Pieces::new();
         self.turn.step(Input::Begin, self.now(), &mut actions);
         let finish = loop {
             if let Some(finish) = self.perform(&mut actions) {
@@ -222,12 +221,13 @@ impl Driver {
             }
             if self.sink.flush() == Err(Gone) {
                 self.client_left(&mut actions);
-                if actions.is_empty() {
-                    self.hear(&mut pieces, &mut actions).await;
+                if !actions.is_empty() {
+                    continue;
                 }
-                continue;
             }
-            self.hear(&mut pieces, &mut actions).await;
+            if let Some(finish) = self.hear(&mut pieces, &mut actions).await {
+                break finish;
+            }
         };
         self.end(finish).await
     }
@@ -255,8 +255,8 @@ impl Driver {
         self.step(Input::ClientGone, actions);
     }
 
-    /// Waits for one thing to happen and tells the engine.
-    async fn hear(&mut self, pieces: &mut Vec<Piece>, actions: &mut Vec<Action>) {
+    /// Waits for one thing to happen and tells the engine. Gives the finish if that came already.
+    async fn hear(&mut self, pieces: &mut Pieces, actions: &mut Vec<Action>) -> Option<Finish> {
         let deadline = self.turn.deadline().map(|at| self.started.since + at);
         let there = self.audience == Audience::Client;
         let comment = self.sink.comment_at().filter(|_| self.audience != Audience::Nobody);
@@ -275,7 +275,7 @@ impl Driver {
             () = self.started.shutdown.cancelled() => Event::Input(Input::Shutdown),
         };
         match event {
-            Event::Heard(ask, heard) => self.heard(ask, heard, pieces, actions),
+            Event::Heard(ask, heard) => return self.heard(ask, heard, pieces, actions),
             Event::Ended(ended) => {
                 self.call_ended(ended, actions);
                 self.news();
@@ -292,6 +292,7 @@ impl Driver {
             Event::Comment => self.sink.comment(),
             Event::Room => {}
         }
+        None
     }
 
     /// Something happened to a call, or to time.
@@ -301,10 +302,21 @@ impl Driver {
         }
     }
 
-    fn heard(&mut self, ask: u32, heard: Heard, pieces: &mut Vec<Piece>, actions: &mut Vec<Action>) {
+    fn heard(
+        &mut self,
+        ask: u32,
+        heard: Heard,
+        pieces: &mut Pieces,
+        actions: &mut Vec<Action>,
+    ) -> Option<Finish> {
         let now = self.now();
+        self.sink.expect(pieces.len());
         for piece in pieces.drain(..) {
-            self.turn.step(Input::Piece(ask, Box::new(piece)), now, actions);
+            self.turn.step(Input::Piece(ask, piece), now, actions);
+            // Pieces that came together may be many; what they lead to is not collected.
+            if let Some(finish) = self.perform(actions) {
+                return Some(finish);
+            }
         }
         match heard {
             Heard::Accepted => self.step(Input::Accepted(ask), actions),
@@ -323,6 +335,7 @@ impl Driver {
                 self.step(Input::Failed(ask, failure), actions);
             }
         }
+        None
     }
 
     fn charged(&mut self, charged: Charged) {
@@ -635,7 +648,7 @@ pub(super) async fn until(at: Option<Instant>) {
     }
 }
 
-async fn heard(reply: &mut Option<(u32, Reply)>, pieces: &mut Vec<Piece>) -> (u32, Heard) {
+async fn heard(reply: &mut Option<(u32, Reply)>, pieces: &mut Pieces) -> (u32, Heard) {
     match reply {
         Some((ask, reply)) => (*ask, reply.next(pieces).await),
         None => std::future::pending().await,

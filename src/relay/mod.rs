@@ -69,8 +69,10 @@ pub async fn begin<H: Send + 'static>(
     };
     let sink = sink::Sink::new(options, answer, run.as_deref().cloned());
     let driver = drive::Driver::new(started, run, sink);
+    // Boxed before it is handed on: spawning moves what it is given several times.
+    let run = Box::pin(driver.run());
     tasks.spawn(async move {
-        let rests = Box::pin(driver.run()).await;
+        let rests = run.await;
         drop(held);
         rests.join_all().await;
     });

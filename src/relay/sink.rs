@@ -25,6 +25,10 @@ use crate::wire::reply::Head;
 /// A comment that keeps a silent stream alive.
 const KEEP_ALIVE: &[u8] = b": keep-alive\n\n";
 const DONE: &[u8] = b"data: [DONE]\n\n";
+/// For so many parts room is made at once.
+const MOST_EXPECTED: usize = 64;
+/// The bytes of text that a part usually has, or less.
+const USUAL_TEXT: usize = 16;
 
 /// Where the head of the response goes.
 pub(super) type Answer = oneshot::Sender<Response<Body>>;
@@ -116,6 +120,13 @@ impl Sink {
         match show {
             Show::Begin(head) => self.begin(head),
             Show::Part(part) => self.part(part),
+        }
+    }
+
+    /// So many parts may come at once: the room for them is made once.
+    pub(super) fn expect(&mut self, parts: usize) {
+        if let Some(envelope) = self.envelope.as_ref().filter(|_| self.options.stream && parts > 1) {
+            self.out.reserve(parts.min(MOST_EXPECTED) * (envelope.part_len() + USUAL_TEXT));
         }
     }
 

@@ -24,7 +24,7 @@ use crate::runs::Text;
 use crate::telemetry::traces::{About, Clock, Kind, Recorded, Span, Trace};
 use crate::upstream::Target;
 use crate::wire::tool::OutcomeKind;
-use crate::wire::usage::{Sum, Tokens};
+use crate::wire::usage::Tokens;
 
 /// The answer of a turn, as it goes into its trace.
 pub(super) struct Said {
@@ -93,8 +93,8 @@ impl Turn<'_> {
         let output = answer.map(|answer| output(&answer.text.text, reason));
         head.span(self.trace, (self.clock, Duration::ZERO, *total))
             .with("gen_ai.response.finish_reasons", [reason])
-            .with("gen_ai.usage.input_tokens", usage.count("prompt_tokens"))
-            .with("gen_ai.usage.output_tokens", usage.count("completion_tokens"))
+            .with("gen_ai.usage.input_tokens", usage.tokens().input)
+            .with("gen_ai.usage.output_tokens", usage.tokens().output)
             .with("gen_ai.input.messages", input)
             .with("gen_ai.output.messages", output)
             .with("http.response.status_code", status)
@@ -111,9 +111,7 @@ impl Turn<'_> {
         let started = self.summary.started;
         let about = About::Round(number(i) + 1);
         let times = (self.clock, round.asked, round.ended.unwrap_or(self.summary.total));
-        let mut sum = Sum::default();
-        sum.add(round.usage.as_ref());
-        let reported = |name: &str| round.usage.as_ref().map(|_| sum.count(name));
+        let reported = round.usage.as_ref().map(Tokens::of);
         let last = i + 1 == self.summary.turn.record().rounds.len();
         let error = match self.summary.finish {
             Finish::Failed(error) => Some(short(&error.code)),
@@ -124,8 +122,8 @@ impl Turn<'_> {
         chat(self.trace, about, started.targets.get(round.target), (&started.request.model, times))
             .with("gen_ai.response.finish_reasons", [round.finish.unwrap_or_default()])
             .with("gen_ai.response.time_to_first_chunk", seconds(round.first, round.asked))
-            .with("gen_ai.usage.input_tokens", reported("prompt_tokens"))
-            .with("gen_ai.usage.output_tokens", reported("completion_tokens"))
+            .with("gen_ai.usage.input_tokens", reported.map(|tokens| tokens.input))
+            .with("gen_ai.usage.output_tokens", reported.map(|tokens| tokens.output))
             .with("fanfold.round", number(i) as u64 + 1)
             .with("fanfold.asked_again", Some(u64::from(round.again)).filter(|again| *again > 0))
             .failed(failed.as_deref())

@@ -158,8 +158,8 @@ impl Summary<'_> {
         if self.client_gone {
             telemetry.counter(metrics::DISCONNECTS, &[]).increment(1);
         }
-        let usage = self.turn.usage();
-        let tokens = [("input", usage.count("prompt_tokens")), ("output", usage.count("completion_tokens"))];
+        let used = self.turn.usage().tokens();
+        let tokens = [("input", used.input), ("output", used.output)];
         for (kind, count) in tokens {
             let labels =
                 [("team", team.clone().into()), ("model", model.clone().into()), ("token_type", kind.into())];

@@ -381,7 +381,8 @@ pub(super) fn short(word: &str) -> String {
 }
 
 fn tokens(usage: &Sum) -> (u64, u64) {
-    (usage.count("prompt_tokens"), usage.count("completion_tokens"))
+    let used = usage.tokens();
+    (used.input, used.output)
 }
 
 /// Text as it is, then the client's own calls as they are written.

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{self, Sleep};
 
@@ -69,7 +69,7 @@ impl Leaving {
         // Interest in priority data also wakes for a closed reading side and, unlike interest in
         // readable data, not for data. An error means the runtime is going away: that is leaving too.
         loop {
-            match self.0.ready(tokio::io::Interest::PRIORITY).await {
+            match self.0.ready(Interest::PRIORITY).await {
                 Ok(ready) if !ready.is_read_closed() => time::sleep(Duration::from_millis(10)).await,
                 Ok(_) | Err(_) => return,
             }
@@ -164,10 +164,20 @@ impl AsyncRead for Socket {
         }
         loop {
             ready!(me.stream.poll_read_ready(cx))?;
-            match me.stream.try_read_buf(into) {
-                Ok(_) => return Poll::Ready(Ok(())),
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                Err(e) => return Poll::Ready(Err(e)),
+            let (room, mut drained) = (into.remaining(), false);
+            // Less than there was room for is all there was: the runtime is told so, as after a read that
+            // would block, and the next look at the socket costs no system call.
+            let read = me.stream.try_io(Interest::READABLE, || match me.stream.try_read_buf(into) {
+                Ok(read) if 0 < read && read < room => {
+                    drained = true;
+                    Err(io::ErrorKind::WouldBlock.into())
+                }
+                read => read,
+            });
+            match read {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock && !drained => {}
+                Err(e) if !drained => return Poll::Ready(Err(e)),
+                Ok(_) | Err(_) => return Poll::Ready(Ok(())),
             }
         }
     }

@@ -29,5 +29,5 @@ pub use client::{Answered, AskHead, Asking, BuildError, Chatted, Sent, Setup, Up
 pub use fault::retry_after;
 pub use health::Standing;
 pub use opening::{Opened, is_event_stream};
-pub use reply::{Expect, Heard, Reply};
+pub use reply::{Expect, Heard, Pieces, Reply};
 pub use route::{MOST_TARGETS, Route, Routes, Target};

@@ -25,6 +25,7 @@ use crate::sse::Decoder;
 use crate::wire::failure::{Failure, FailureKind};
 use crate::wire::raw::Raw;
 use crate::wire::usage::Tokens;
+use crate::wire::usual::plain_completion;
 
 /// A reply that may go on.
 #[derive(Debug)]
@@ -145,6 +146,9 @@ fn read_whole(body: &Bytes, expect: Expect) -> Result<Option<Tokens>, Failure> {
     let text = body.slice(start..);
     if text.starts_with(b"data:") || text.starts_with(b":") {
         return read_unnamed_stream(text, expect);
+    }
+    if let Some(tokens) = plain_completion(&text) {
+        return Ok(tokens);
     }
     match read_data(&text, expect.legacy) {
         Read::Piece(piece) if piece.message.is_some() => Ok(tokens(piece.usage.as_ref())),

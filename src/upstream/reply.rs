@@ -56,6 +56,10 @@ pub enum Heard {
     Failed(Box<Failure>),
 }
 
+/// What a reply says, in order. Each piece is handed on by itself, so it is in its place in memory from the start.
+#[expect(clippy::vec_box, reason = "a list that grows moves pointers, not pieces of three hundred bytes")]
+pub type Pieces = Vec<Box<Piece>>;
+
 /// A reply that is asked for.
 pub struct Reply {
     stage: Stage,
@@ -120,7 +124,7 @@ impl Reply {
 
     /// Waits for what comes next and adds pieces to `pieces`. May be dropped and asked again: nothing
     /// is lost. After [`Heard::Ended`] or [`Heard::Failed`] it waits for ever.
-    pub async fn next(&mut self, pieces: &mut Vec<Piece>) -> Heard {
+    pub async fn next(&mut self, pieces: &mut Pieces) -> Heard {
         let mut heard = match tokio::time::timeout_at(self.deadline, self.heard(pieces)).await {
             Ok(heard) => heard,
             Err(_) => self.end(Failure::new(FailureKind::Timeout, "no progress in time")),
@@ -149,7 +153,7 @@ impl Reply {
         })
     }
 
-    async fn heard(&mut self, pieces: &mut Vec<Piece>) -> Heard {
+    async fn heard(&mut self, pieces: &mut Pieces) -> Heard {
         loop {
             match &mut self.stage {
                 Stage::Last(last) => match last.take() {
@@ -213,7 +217,7 @@ impl Reply {
     fn take(
         &mut self,
         frame: Option<Result<hyper::body::Frame<Bytes>, hyper::Error>>,
-        pieces: &mut Vec<Piece>,
+        pieces: &mut Pieces,
     ) -> Option<Heard> {
         match frame {
             None => Some(self.body_ended(pieces)),
@@ -224,7 +228,7 @@ impl Reply {
         }
     }
 
-    fn data(&mut self, data: Bytes, pieces: &mut Vec<Piece>) -> Option<Heard> {
+    fn data(&mut self, data: Bytes, pieces: &mut Pieces) -> Option<Heard> {
         self.received = self.received.saturating_add(data.len());
         let largest =
             if matches!(self.stage, Stage::Refused { .. }) { LARGEST_ERROR } else { self.expect.reply };
@@ -248,13 +252,13 @@ impl Reply {
                 let before = pieces.len();
                 for event in events {
                     if let Some(piece) = repeat.read(&event.data).filter(|_| !event.named_error) {
-                        pieces.push(piece);
+                        pieces.push(Box::new(piece));
                         continue;
                     }
                     match read_event(&event, self.expect.legacy) {
                         Read::Piece(piece) => {
                             repeat.learn(&event.data, &piece);
-                            pieces.push(*piece);
+                            pieces.push(piece);
                         }
                         Read::Done => *done = true,
                         Read::Nothing => {}
@@ -283,7 +287,7 @@ impl Reply {
         }
     }
 
-    fn body_ended(&mut self, pieces: &mut Vec<Piece>) -> Heard {
+    fn body_ended(&mut self, pieces: &mut Pieces) -> Heard {
         match std::mem::replace(&mut self.stage, Stage::Last(None)) {
             Stage::Refused { status, wait, read, .. } => {
                 Heard::Failed(Box::new(Failure::of_status(status.as_u16(), read.freeze(), wait)))
@@ -294,12 +298,12 @@ impl Reply {
         }
     }
 
-    fn stream_ended(&mut self, decoder: Decoder, done: bool, pieces: &mut Vec<Piece>) -> Heard {
+    fn stream_ended(&mut self, decoder: Decoder, done: bool, pieces: &mut Pieces) -> Heard {
         match decoder.finish().map(|event| read_event(&event, self.expect.legacy)) {
             None | Some(Read::Nothing) => Heard::Ended { done },
             Some(Read::Done) => Heard::Ended { done: true },
             Some(Read::Piece(piece)) => {
-                pieces.push(*piece);
+                pieces.push(piece);
                 self.stage = Stage::Last(Some(Heard::Ended { done }));
                 Heard::Pieces
             }
@@ -312,14 +316,14 @@ impl Reply {
 
     /// A body that is no event stream: a completion, or, from servers that do not say what they
     /// send, an event stream after all.
-    fn whole_ended(&mut self, body: Bytes, pieces: &mut Vec<Piece>) -> Heard {
+    fn whole_ended(&mut self, body: Bytes, pieces: &mut Pieces) -> Heard {
         let start = body.iter().position(|b| !b.is_ascii_whitespace()).unwrap_or(body.len());
         if body[start..].starts_with(b"data:") || body[start..].starts_with(b":") {
             return self.unnamed_stream(body, pieces);
         }
         match read_data(&body.slice(start..), self.expect.legacy) {
             Read::Piece(piece) if piece.message.is_some() => {
-                pieces.push(*piece);
+                pieces.push(piece);
                 self.stage = Stage::Last(Some(Heard::Ended { done: true }));
                 Heard::Pieces
             }
@@ -330,7 +334,7 @@ impl Reply {
         }
     }
 
-    fn unnamed_stream(&mut self, body: Bytes, pieces: &mut Vec<Piece>) -> Heard {
+    fn unnamed_stream(&mut self, body: Bytes, pieces: &mut Pieces) -> Heard {
         let events = match events_of(body, self.expect.event) {
             Ok(events) => events,
             Err(failure) => return self.end(failure),
@@ -338,7 +342,7 @@ impl Reply {
         let (before, mut done) = (pieces.len(), false);
         for event in &events {
             match read_event(event, self.expect.legacy) {
-                Read::Piece(piece) => pieces.push(*piece),
+                Read::Piece(piece) => pieces.push(piece),
                 Read::Done => done = true,
                 Read::Nothing => {}
                 Read::Failed(failure) => return self.end(failure),

@@ -15,3 +15,4 @@ pub mod reply;
 pub mod request;
 pub mod tool;
 pub mod usage;
+pub mod usual;

@@ -44,7 +44,7 @@ impl Raw {
     pub fn parse(text: impl Into<Bytes>) -> Result<Self, ReadError> {
         let text = text.into();
         depth(&text)?;
-        let raw: &RawValue = serde_json::from_slice(&text).map_err(ReadError::json)?;
+        let raw: &RawValue = serde_json::from_str(utf8(&text)?).map_err(ReadError::json)?;
         let inner = text.slice_ref(raw.get().as_bytes());
         Ok(Self(inner))
     }
@@ -367,8 +367,13 @@ pub fn each_member<'a>(text: &'a [u8], visit: impl FnMut(&'a str, &'a str) -> bo
             Ok(())
         }
     }
-    let mut reader = serde_json::Deserializer::from_slice(text);
+    let mut reader = serde_json::Deserializer::from_str(utf8(text)?);
     reader.deserialize_map(Each(visit)).and_then(|()| reader.end()).map_err(ReadError::json)
+}
+
+/// The text as a string. Checked once for the whole of it: a reader of bytes checks every value again.
+fn utf8(text: &[u8]) -> Result<&str, ReadError> {
+    std::str::from_utf8(text).map_err(|why| ReadError::NotJson(why.to_string()))
 }
 
 /// Calls `visit` with the text of each element, in order, until it says `false`.
@@ -393,7 +398,7 @@ pub fn each_element<'a>(text: &'a [u8], visit: impl FnMut(&'a str) -> bool) -> R
             d.deserialize_seq(self)
         }
     }
-    let mut reader = serde_json::Deserializer::from_slice(text);
+    let mut reader = serde_json::Deserializer::from_str(utf8(text)?);
     Each(visit).deserialize(&mut reader).and_then(|()| reader.end()).map_err(ReadError::json)
 }
 

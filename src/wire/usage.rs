@@ -66,11 +66,10 @@ impl Sum {
         self.missing
     }
 
-    /// One member of the sum as a number, 0 if it is not there.
+    /// The tokens of the sum, 0 where nothing is said.
     #[must_use]
-    pub fn count(&self, name: &str) -> u64 {
-        let members = self.sum.as_ref().and_then(|sum| sum.members().ok());
-        members.and_then(|m| m.find(name)?.text().parse().ok()).unwrap_or(0)
+    pub fn tokens(&self) -> Tokens {
+        self.sum.as_ref().map(Tokens::of).unwrap_or_default()
     }
 }
 
@@ -125,7 +124,7 @@ mod tests {
             sum.total().unwrap().text(),
             r#"{"prompt_tokens":7,"details":{"a":3,"x":null,"b":7},"cost":0.75,"tier":"b","new":1}"#
         );
-        assert_eq!((sum.count("prompt_tokens"), sum.is_partial()), (7, false));
+        assert_eq!((sum.tokens().input, sum.is_partial()), (7, false));
     }
 
     #[test]

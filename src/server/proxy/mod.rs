@@ -241,15 +241,15 @@ impl Proxy {
         })
     }
 
+    /// The large futures are boxed: hyper moves what it is given around several times.
     async fn answer(&self, request: Request<Incoming>, asked: Asked) -> Result<Response<Body>, Refusal> {
         match (request.uri().path(), request.method()) {
-            (CHAT, &Method::POST) => self.chat(request, asked).await,
-            (CHAT, &Method::GET) => self.relay(request, asked).await,
+            (CHAT, &Method::POST) => Box::pin(self.chat(request, asked)).await,
+            (CHAT, &Method::GET) => Box::pin(self.relay(request, asked)).await,
             (CHAT, _) => Err(wrong_method("GET, POST")),
-            ("/v1/models", &Method::GET) => Ok(models::list(&asked).await),
+            ("/v1/models", &Method::GET) => Ok(Box::pin(models::list(&asked)).await),
             ("/v1/models", _) => Err(wrong_method("GET")),
-            (path, &Method::GET) if path.starts_with("/v1/models/") => self.relay(request, asked).await,
-            _ => self.relay(request, asked).await,
+            _ => Box::pin(self.relay(request, asked)).await,
         }
     }
 
@@ -389,7 +389,7 @@ impl Proxy {
 fn put(headers: &mut HeaderMap, more: account::Headers) {
     for (name, value) in more {
         if let Ok(value) = HeaderValue::try_from(value) {
-            headers.insert(name, value);
+            headers.insert(HeaderName::from_static(name), value);
         }
     }
 }
