@@ -5,12 +5,20 @@
 //! waits with its team, and teams are served in turn (deficit round robin: a team may take as many places
 //! in its turn as its share says, and what does not fit now is passed over).
 //!
+//! ```text
+//! ring:  [ not yet served in this round … | served, and waiting again … ]
+//!                                         ▲ who begins to wait and was not served in this round
+//! ```
+//!
+//! So a team that asks now and then waits for the next place, not for the one after: those that always wait had
+//! their turn.
+//!
 //! Promises: nobody waits who could have a place. No place is held while waiting for another, so nobody
 //! waits for each other. Within a team and a kind, first come, first served. A team that waits with a
 //! thousand is served as often as one that waits with one, if their shares are equal. What nobody holds
 //! and nobody waits for takes no memory.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 /// Names one that waits. Later ones have higher numbers.
@@ -56,6 +64,10 @@ pub(super) struct Order<W> {
     kinds: HashMap<Arc<str>, Used>,
     /// The teams that wait, the next one first.
     ring: VecDeque<Arc<str>>,
+    /// So many of those, the first ones, have had no turn in this round.
+    ahead: usize,
+    /// Teams that were served in this round.
+    had: HashSet<Arc<str>>,
     next: Number,
 }
 
@@ -89,7 +101,16 @@ impl Used {
 
 impl<W> Order<W> {
     pub(super) fn new(places: u32) -> Self {
-        Self { places, held: 0, lanes: HashMap::new(), kinds: HashMap::new(), ring: VecDeque::new(), next: 0 }
+        Self {
+            places,
+            held: 0,
+            lanes: HashMap::new(),
+            kinds: HashMap::new(),
+            ring: VecDeque::new(),
+            ahead: 0,
+            had: HashSet::new(),
+            next: 0,
+        }
     }
 
     /// Another number of places; those that are held stay held.
@@ -130,8 +151,11 @@ impl<W> Order<W> {
             used.waiting += 1;
         }
         if let Some(lane) = self.lanes.get_mut(&wanted.team) {
-            if lane.used.waiting == 0 {
+            if lane.used.waiting == 0 && self.had.contains(&wanted.team) {
                 self.ring.push_back(wanted.team.clone());
+            } else if lane.used.waiting == 0 {
+                self.ring.insert(self.ahead, wanted.team.clone());
+                self.ahead += 1;
             }
             lane.used.waiting += 1;
             lane.waiting.entry(kind).or_default().push_back((number, waiter()));
@@ -170,6 +194,10 @@ impl<W> Order<W> {
         let mut served = Vec::new();
         let mut passed_over = 0;
         while self.held < self.places && passed_over < self.ring.len() {
+            if self.ahead == 0 {
+                self.ahead = self.ring.len();
+                self.had.clear();
+            }
             let Some(team) = self.ring.front().cloned() else { break };
             let Some(kind) = self.next_of(&team) else {
                 self.end_turn(&team);
@@ -187,6 +215,7 @@ impl<W> Order<W> {
             if ends {
                 self.end_turn(&team);
             }
+            self.had.insert(team.clone());
             self.waits_no_more(&team, kind.as_ref());
             self.hold(&team, kind.as_ref());
             served.extend(first.map(|(_, waiter)| waiter));
@@ -242,7 +271,13 @@ impl<W> Order<W> {
         lane.waiting.retain(|_, queue| !queue.is_empty());
         if lane.used.waiting == 0 {
             lane.left = 0;
-            self.ring.retain(|other| other != team);
+            if let Some(at) = self.ring.iter().position(|other| other == team) {
+                self.ring.remove(at);
+                self.ahead -= usize::from(at < self.ahead);
+            }
+            if self.ring.is_empty() {
+                self.had.clear();
+            }
         }
     }
 
@@ -252,6 +287,7 @@ impl<W> Order<W> {
             lane.left = 0;
         }
         self.ring.rotate_left(1);
+        self.ahead -= 1;
     }
 
     /// Drops what nobody holds and nobody waits for.
@@ -298,6 +334,45 @@ mod tests {
         assert_eq!(order.give_back(&of("noisy")), ["noisy 0"]);
         assert_eq!(order.give_back(&of("noisy")), ["quiet"]);
         assert_eq!(order.give_back(&of("quiet")), ["noisy 1"]);
+    }
+
+    #[test]
+    fn who_begins_to_wait_comes_before_those_who_had_their_turn() {
+        let mut order = Order::new(1);
+        assert!(order.try_take(&of("noisy")));
+        for n in 0..1000 {
+            wait(&mut order, &of("noisy"), &format!("noisy {n}"));
+        }
+        assert_eq!(order.give_back(&of("noisy")), ["noisy 0"]);
+        for team in ["quiet", "calm"] {
+            wait(&mut order, &of(team), team);
+        }
+        assert_eq!(order.give_back(&of("noisy")), ["quiet"]);
+        assert_eq!(order.give_back(&of("quiet")), ["calm"]);
+        assert_eq!(order.give_back(&of("calm")), ["noisy 1"]);
+    }
+
+    #[test]
+    fn who_comes_back_at_once_takes_nobodys_turn() {
+        let mut order = Order::new(1);
+        let mut holder = of("x");
+        assert!(order.try_take(&holder));
+        for n in 0..100 {
+            wait(&mut order, &of("noisy"), &format!("noisy {n}"));
+        }
+        let mut served = Vec::new();
+        for team in ["a", "b"] {
+            wait(&mut order, &of(team), team);
+        }
+        for _ in 0..9 {
+            let team = order.give_back(&holder).remove(0);
+            holder = of(team.split(' ').next().unwrap());
+            if &*holder.team != "noisy" {
+                wait(&mut order, &holder, &team);
+            }
+            served.push(team);
+        }
+        assert_eq!(served, ["noisy 0", "a", "b", "noisy 1", "a", "b", "noisy 2", "a", "b"]);
     }
 
     #[test]
@@ -422,6 +497,7 @@ mod tests {
             }
             prop_assert!(waiting.is_empty());
             prop_assert!(order.lanes.is_empty() && order.kinds.is_empty() && order.ring.is_empty() && order.held == 0);
+            prop_assert!(order.ahead == 0 && order.had.is_empty());
         }
     }
 }
