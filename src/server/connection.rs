@@ -107,11 +107,12 @@ pub(crate) async fn run<H: Handler>(shared: Arc<Shared<H>>, stream: TcpStream, a
             return Ok(());
         };
         let handshake = TlsAcceptor::from(Arc::clone(config)).accept(socket);
-        let stream = Box::new(time::timeout(head, handshake).await??);
+        let mut stream = Box::new(time::timeout(head, handshake).await??);
         let protocol = match stream.get_ref().1.alpn_protocol() {
             Some(b"h2") => Protocol::Http2,
             Some(_) | None => Protocol::Http1,
         };
+        stream.get_mut().0.speaks(protocol);
         serve(&shared, stream, protocol, Watch::new(&shared, Activity::new(), leaving), address).await;
         Ok(())
     }

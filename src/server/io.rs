@@ -24,8 +24,11 @@ use super::unreadable::Unreadable;
 /// After our last byte: how long a client may take to stop sending, so that its system does not
 /// throw our answer away.
 const LINGER: Duration = Duration::from_secs(2);
-/// The most that is read and thrown away meanwhile.
+/// The most that is read and thrown away meanwhile: the rest of a large body, which many clients send to its
+/// end before they read an answer.
 const LINGER_BYTES: usize = 32 * 1024 * 1024;
+/// The same on HTTP/2, whose clients read while they send. What goes on after our goodbye is a flood.
+const LINGER_FRAMES: usize = 64 * 1024;
 
 /// Which HTTP a connection speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +49,8 @@ pub(crate) struct Socket {
     replay: Bytes,
     stall: Duration,
     stalled: Option<Pin<Box<Sleep>>>,
+    /// The most that is thrown away at the end.
+    waste: usize,
     lingering: Option<Linger>,
 }
 
@@ -87,7 +92,16 @@ impl Leaving {
 impl Socket {
     /// Wraps an accepted connection.
     pub(crate) fn new(stream: TcpStream, stall: Duration) -> Self {
-        Self { stream: Arc::new(stream), replay: Bytes::new(), stall, stalled: None, lingering: None }
+        let (stream, replay) = (Arc::new(stream), Bytes::new());
+        Self { stream, replay, stall, stalled: None, waste: LINGER_BYTES, lingering: None }
+    }
+
+    /// What it speaks, once that is known.
+    pub(crate) fn speaks(&mut self, protocol: Protocol) {
+        self.waste = match protocol {
+            Protocol::Http1 => LINGER_BYTES,
+            Protocol::Http2 => LINGER_FRAMES,
+        };
     }
 
     /// A watcher for the client's leaving.
@@ -109,6 +123,7 @@ impl Socket {
             }
         };
         self.replay = Bytes::copy_from_slice(&start[..filled]);
+        self.speaks(protocol);
         Ok(protocol)
     }
 
@@ -215,7 +230,7 @@ impl AsyncWrite for Socket {
                 if SockRef::from(&*self.stream).shutdown(Shutdown::Write).is_err() {
                     return Poll::Ready(Ok(()));
                 }
-                Linger { until: Box::pin(time::sleep(LINGER)), left: LINGER_BYTES }
+                Linger { until: Box::pin(time::sleep(LINGER)), left: self.waste }
             }
         };
         let mut waste = [0; 8192];
@@ -414,5 +429,17 @@ mod tests {
             drop(client);
         });
         ended.unwrap();
+    }
+    #[tokio::test(start_paused = true)]
+    async fn who_sends_frames_after_the_goodbye_is_soon_cut_off() {
+        use tokio::io::AsyncWriteExt;
+        for (protocol, lingers) in [(Protocol::Http1, LINGER), (Protocol::Http2, Duration::ZERO)] {
+            let (mut socket, mut client) = pair(Duration::from_secs(30)).await;
+            client.write_all(&vec![7; 2 * LINGER_FRAMES]).await.unwrap();
+            socket.speaks(protocol);
+            let begin = time::Instant::now();
+            socket.shutdown().await.unwrap();
+            assert_eq!(begin.elapsed().as_secs(), lingers.as_secs(), "{protocol:?}");
+        }
     }
 }
