@@ -125,4 +125,7 @@ async fn floods_over_http2_are_cut_off_and_cost_little() {
     }
     let cost = process.peak_memory().saturating_sub(before);
     assert!(cost <= FIXED, "{cost} bytes");
+    // Whoever floods does not write the log as well.
+    let log = process.log();
+    assert!(!log.contains("h2::"), "{log}");
 }

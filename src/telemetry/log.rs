@@ -8,14 +8,16 @@ use tracing_subscriber::util::SubscriberInitExt;
 use super::json_lines::JsonLines;
 
 /// The SDK of tool servers writes what they say into its lines, which may be what a person asked. What an operator
-/// needs of it stands in lines of ours; a filter that names it gets it all the same.
-const SILENT: &str = "rmcp=off";
+/// needs of it stands in lines of ours. HTTP/2's warns of every client that breaks its rules, so a flood of such
+/// clients would be one of lines. A filter that names them gets theirs all the same.
+const SILENT: [(&str, &str); 2] = [("rmcp", "rmcp=off"), ("h2", "h2=error")];
 
 /// Starts logging. `level` is a filter as of `RUST_LOG`, which overrides it when set. A second call
 /// changes nothing.
 pub fn start(level: &str, json: Option<bool>) {
     let terminal = std::io::stderr().is_terminal();
-    let level = if level.contains("rmcp") { level.to_owned() } else { format!("{level},{SILENT}") };
+    let silent = SILENT.iter().filter(|(name, _)| !level.contains(name)).map(|(_, filter)| *filter);
+    let level = std::iter::once(level).chain(silent).collect::<Vec<_>>().join(",");
     let filter = EnvFilter::try_from_default_env()
         .or_else(|_| EnvFilter::try_new(level))
         .unwrap_or_else(|_| EnvFilter::new("info"));
