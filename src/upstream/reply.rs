@@ -57,7 +57,6 @@ pub enum Heard {
 }
 
 /// What a reply says, in order. Each piece is handed on by itself, so it is in its place in memory from the start.
-#[expect(clippy::vec_box, reason = "a list that grows moves pointers, not pieces of three hundred bytes")]
 pub type Pieces = Vec<Box<Piece>>;
 
 /// A reply that is asked for.

@@ -21,7 +21,8 @@ pub fn plain_completion(text: &[u8]) -> Option<Option<Tokens>> {
         && choice.index.is_none_or(|index| index == 0)
         && choice.usage.is_none()
         && choice.message.tool_calls.is_none()
-        && choice.message.function_call.is_none();
+        && choice.message.function_call.is_none()
+        && reply.usage.as_ref().is_none_or(|usage| usage.input_tokens_details.is_none());
     plain.then(|| reply.usage.map(Usage::tokens))
 }
 
@@ -53,8 +54,8 @@ struct Usage {
     prompt_tokens: u64,
     completion_tokens: u64,
     prompt_tokens_details: Option<Details>,
-    // Servers that use these words as well are read with care.
-    input_tokens_details: Option<Never>,
+    /// Servers that use these words as well are read with care.
+    input_tokens_details: Option<IgnoredAny>,
 }
 
 #[derive(Deserialize)]
@@ -62,15 +63,10 @@ struct Details {
     cached_tokens: Option<u64>,
 }
 
-/// No value is one.
-#[derive(Deserialize)]
-enum Never {}
-
 impl Usage {
     fn tokens(self) -> Tokens {
-        let Self { prompt_tokens, completion_tokens, prompt_tokens_details, input_tokens_details: _ } = self;
-        let cached = prompt_tokens_details.and_then(|details| details.cached_tokens).unwrap_or(0);
-        Tokens { input: prompt_tokens, cached, output: completion_tokens }
+        let cached = self.prompt_tokens_details.and_then(|details| details.cached_tokens).unwrap_or(0);
+        Tokens { input: self.prompt_tokens, cached, output: self.completion_tokens }
     }
 }
 
@@ -92,7 +88,11 @@ mod tests {
                 panic!("{text}");
             };
             assert!(piece.message.is_some());
-            assert_eq!(plain_completion(text.as_bytes()), Some(piece.usage.as_ref().map(Tokens::of)), "{text}");
+            assert_eq!(
+                plain_completion(text.as_bytes()),
+                Some(piece.usage.as_ref().map(Tokens::of)),
+                "{text}"
+            );
         }
     }
 
