@@ -275,6 +275,21 @@ fn a_call_that_goes_on_after_it_started_early_starts_anew() {
 }
 
 #[test]
+fn a_call_that_runs_keeps_the_name_it_began_with() {
+    let wrapped = r#"{"tool_uses":[{"recipient_name":"read"}]}"#;
+    for name in ["multi_tool_use.parallel", "look", "nobody"] {
+        let mut s = Scene::begun(plan());
+        s.call(0, "read", wrapped);
+        assert_eq!(s.call(1, "look", "{}"), [format!("run 1 read {wrapped}")]);
+        assert_eq!(s.call(0, name, ""), [""; 0], "{name}");
+        assert_eq!(s.end("tool_calls"), ["run 2 look {}"], "{name}");
+        s.ok(2);
+        assert_eq!(s.ok(1), ["ask 2.0"], "{name}");
+        assert!(s.history()[0].contains(r#""name":"read""#), "{}", s.history()[0]);
+    }
+}
+
+#[test]
 fn equal_reading_calls_run_once_and_answer_both_ids() {
     let mut s = Scene::begun(plan());
     s.call(0, "read", r#"{"a":1,"b":2}"#);

@@ -59,7 +59,8 @@ impl Call {
         if self.sent_id.is_none() {
             self.sent_id.clone_from(&piece.id);
         }
-        if let Some(name) = &piece.name {
+        // Once it is named its owner is known, and it may run already.
+        if let Some(name) = piece.name.as_ref().filter(|_| self.name.is_empty()) {
             self.name.clone_from(name);
         }
         if piece.kind.is_some() {
@@ -390,6 +391,12 @@ mod tests {
             p().id("a").args(""),
         ]);
         assert_eq!(calls, ["a f {}"]);
+    }
+
+    #[test]
+    fn a_call_keeps_its_first_name() {
+        let named = |name| p().index(0).id("a").name(name);
+        assert_eq!(assembled(vec![named(""), named("f"), named("g"), named("")]), ["a f {}"]);
     }
 
     #[test]
