@@ -268,7 +268,7 @@ impl Reading {
             let fix = "add `upstreams:`, or remove the file and run `fanfold config init`";
             return Self::failed(source, tree, vec![problem.fix(fix)]);
         }
-        let mut problems = Vec::new();
+        let (mut problems, mut hidden) = (Vec::new(), Vec::new());
         let mut doubled = tree.single_keys(&mut problems);
         for (_, entry) in &mut doubled {
             shape::texts(&entry.value).into_iter().for_each(|place| source.mask(place));
@@ -281,10 +281,12 @@ impl Reading {
             let mut other = Self::of_tree(source.clone(), tree, text, env, flags);
             // For its mistakes only.
             let _ = other.build_tools();
+            hidden.append(&mut other.hidden);
             problems.extend(other.problems.into_iter().filter(|problem| problem.is_within(&part)));
         }
         let mut reading = Self::of_tree(source, tree, text, env, flags);
         reading.problems.append(&mut problems);
+        reading.hidden.append(&mut hidden);
         reading
     }
 
@@ -432,18 +434,22 @@ impl Reading {
     /// The configuration, or every mistake in it. Tools are not built, so theirs are not in it.
     pub fn finish(self) -> Result<Loaded, Problems> {
         let source = Arc::new(self.source);
+        // A mistake quotes what is wrong, and that may have come out of a variable that is secret.
+        let told = |problems: Vec<Problem>| {
+            sorted(problems.into_iter().map(|problem| problem.hiding(&self.hidden)).collect())
+        };
         match self.file {
             Some(file) if self.problems.is_empty() => Ok(Loaded {
                 file,
                 source,
-                warnings: sorted(self.warnings),
+                warnings: told(self.warnings),
                 written: self.tree.to_json(),
                 hidden: self.hidden,
                 places: self.places,
                 flags: self.flags,
                 named: self.named,
             }),
-            _ => Err(Problems { source, list: sorted(self.problems) }),
+            _ => Err(Problems { source, list: told(self.problems) }),
         }
     }
 }

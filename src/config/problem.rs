@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
 
+use super::print::hidden;
+
 /// The most mistakes one report draws.
 const MOST: usize = 100;
 
@@ -54,6 +56,15 @@ impl Problem {
     #[must_use]
     pub fn fix(mut self, fix: impl Into<String>) -> Self {
         self.fix = Some(fix.into());
+        self
+    }
+
+    /// The same with dots in place of these texts, wherever they were quoted.
+    pub(super) fn hiding(mut self, secrets: &[String]) -> Self {
+        let hide = |text: &mut String| *text = hidden(text, secrets);
+        hide(&mut self.message);
+        self.label.iter_mut().chain(&mut self.fix).for_each(hide);
+        self.also.iter_mut().for_each(|also| hide(&mut also.1));
         self
     }
 

@@ -737,6 +737,29 @@ fn no_secret_is_ever_shown() {
 }
 
 #[test]
+fn no_report_quotes_what_came_out_of_a_secret_variable() {
+    let wrong = "${OPENAI_API_KEY} and more";
+    for text in [
+        format!("ups: {wrong}"),
+        wrong.into(),
+        with(&format!("limits: {{ rounds: \"{wrong}\" }}")),
+        with(&format!("limits: {{ call_timeout: \"{wrong}\" }}")),
+        with(&format!("policy: {{ strict_parallel: \"{wrong}\" }}")),
+        with(&format!("routes: [{{ model: x, upstreams: [\"{wrong}\"] }}]")),
+        with(&format!("routes: \"{wrong}\"")),
+        with(&format!("listen: \"{wrong}\"")),
+        with(&format!("tools: {{ t: {{ command: {{ argv: [\"{wrong}\"] }} }} }}")),
+        with(&format!("tools: {{ t: {{ http: {{ url: \"{wrong}\" }} }} }}")),
+        with(&format!("policy: {{}}\npolicy: {{ strict_parallel: \"{wrong}\" }}")),
+        with(&format!("teams: {{ a: {{ keys: [{{ sha256: \"{wrong}\" }}] }} }}")),
+    ] {
+        let value = env("OPENAI_API_KEY").unwrap();
+        let report = report(&text);
+        assert!(!report.contains(&value), "{report}");
+    }
+}
+
+#[test]
 fn the_name_of_a_variable_is_shown() {
     let report = report("upstreams: { a: { base_url: https://x/v1, api_key: \"${MISSING}\" } }");
     assert!(report.contains("api_key: \"${MISSING}\""), "{report}");
