@@ -155,7 +155,9 @@ impl Form {
                 }
                 let (kind, body) = parts.into_body();
                 // Without its mark nobody could read the body, so this one is not the operator's to say.
-                headers.extend(HeaderValue::from_str(&kind).ok().map(|kind| (header::CONTENT_TYPE, kind)));
+                if let Ok(kind) = HeaderValue::from_str(&kind) {
+                    headers.insert(header::CONTENT_TYPE, kind);
+                }
                 Ok(Some(body.into()))
             }
             Body::Text(name) => Ok(arguments.text(name).map(|text| {

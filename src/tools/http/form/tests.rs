@@ -293,3 +293,142 @@ fn a_secret_from_a_file_has_no_places_and_prints_as_nothing() {
     assert_eq!(headers.get("authorization").unwrap(), "{v}");
     assert!(!format!("{headers:?}").contains("{v}"));
 }
+
+/// A form of these settings beside `http://h/`, and of a POST if they do not say.
+fn made_of(more: Value) -> (Form, Schema) {
+    let mut http = json!({ "method": "POST", "url": "http://h/" });
+    http.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    let schema = Schema::compile(&schema()).unwrap();
+    let mut mistakes = Mistakes::of("t");
+    let form = Form::load(&serde_json::from_value(http).unwrap(), &schema, &mut mistakes);
+    assert!(mistakes.is_empty(), "{:?}", mistakes.into_inner());
+    (form.unwrap(), schema)
+}
+
+#[test]
+fn the_method_decides_whether_the_rest_goes_into_query_or_body() {
+    for (method, query) in
+        [("GET", true), ("HEAD", true), ("POST", false), ("PUT", false), ("PATCH", false), ("DELETE", false)]
+    {
+        let form = form(method, "http://h/", json!({}));
+        assert_eq!(form.0.method.as_str(), method);
+        let filled = fill(&form, &json!({ "v": 1 })).unwrap();
+        assert_eq!(filled.uri.query(), query.then_some("v=1"), "{method}");
+        assert_eq!(filled.body.as_deref(), (!query).then_some(&br#"{"v":1}"#[..]), "{method}");
+    }
+}
+
+#[test]
+fn a_list_in_a_segment_a_header_or_a_cookie_stays_one_of_each() {
+    let of = |more: Value| {
+        let mut http = json!({ "styles": { "list": "commas" } });
+        http.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        made_of(http)
+    };
+    let list = |list: Value| json!({ "list": list });
+    let path = of(json!({ "url": "http://h/{list}" }));
+    assert_eq!(fill(&path, &list(json!(["a b", "c"]))).unwrap().uri.path(), "/a%20b,c");
+    assert!(fill(&path, &list(json!(["a", "b/c"]))).unwrap_err().contains("slash"));
+    for none in [json!({}), list(json!([]))] {
+        assert!(fill(&path, &none).unwrap_err().contains("\"list\" is missing"), "{none}");
+    }
+    let header = of(json!({ "headers": { "x-l": "{list}" } }));
+    let got = |form, arguments: &Value| fill(form, arguments).unwrap().headers;
+    assert_eq!(got(&header, &list(json!(["a", "b c"])))["x-l"], "a,b c");
+    assert!(fill(&header, &list(json!(["a,b"]))).unwrap_err().contains("has a comma"));
+    assert!(!got(&header, &json!({})).contains_key("x-l"));
+    let cookie = of(json!({ "headers": { "cookie": "c={list}; d=1" } }));
+    assert_eq!(got(&cookie, &list(json!(["a;b", "c"])))["cookie"], "c=a%3Bb,c; d=1");
+    assert_eq!(got(&cookie, &json!({}))["cookie"], "d=1");
+}
+
+#[test]
+fn no_member_of_an_object_takes_the_place_of_an_argument_or_of_the_operators_own() {
+    for method in ["GET", "POST"] {
+        let form = made_of(json!({
+            "method": method, "url": "http://h/{w}?own=1", "styles": { "v": "spread" },
+            "body": if method == "GET" { "json" } else { "form" },
+        }));
+        for name in ["w", "own"] {
+            let refused = fill(&form, &json!({ "w": "a", "v": { name: "x" } })).unwrap_err();
+            assert!(refused.contains(&format!("\"{name}\" is a member of its own")), "{refused}");
+        }
+        let filled = fill(&form, &json!({ "w": "a", "v": { "other": "x" } })).unwrap();
+        let body = filled.body.map(|body| String::from_utf8(body.to_vec()).unwrap());
+        let told = (filled.uri.query().unwrap().to_owned(), body);
+        let expected = match method {
+            "GET" => ("own=1&other=x".into(), None),
+            _ => ("own=1".into(), Some("other=x".into())),
+        };
+        assert_eq!(told, expected, "{method}");
+    }
+}
+
+#[test]
+fn a_body_has_the_type_of_what_it_is_unless_the_operator_says_another() {
+    let file = json!({ "v": { "text": "t" } });
+    for (http, arguments, kind, body) in [
+        (
+            json!({ "body": "form" }),
+            json!({ "v": "a b", "w": null }),
+            "application/x-www-form-urlencoded",
+            "v=a%20b",
+        ),
+        (
+            json!({ "body": "raw", "url": "http://h/{w}{list}" }),
+            json!({ "v": "é", "w": 1, "list": 2 }),
+            "text/plain; charset=utf-8",
+            "é",
+        ),
+    ] {
+        let mut http = http;
+        if http["body"] == "raw" {
+            http["body_argument"] = "v".into();
+        }
+        let filled = fill(&made_of(http.clone()), &arguments).unwrap();
+        assert_eq!(
+            (&filled.headers["content-type"], filled.body.as_deref()),
+            (&HeaderValue::from_static(kind), Some(body.as_bytes()))
+        );
+        http["headers"] = json!({ "content-type": "x/y" });
+        let filled = fill(&made_of(http), &arguments).unwrap();
+        assert_eq!(filled.headers["content-type"], "x/y");
+    }
+    let raw = |more: Value| {
+        let mut http = json!({ "body": "raw", "body_argument": "v", "url": "http://h/?w={w}&l={list}" });
+        http.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        made_of(http)
+    };
+    let filled = fill(&raw(json!({ "files": { "v": "image/png" } })), &file).unwrap();
+    assert_eq!(
+        (filled.body.as_deref(), &filled.headers["content-type"]),
+        (Some(&b"t"[..]), &HeaderValue::from_static("image/png"))
+    );
+    for more in [json!({}), json!({ "files": { "v": "image/png" } }), json!({ "body": "json" })] {
+        assert_eq!(fill(&raw(more.clone()), &json!({})).unwrap().body, None, "{more}");
+    }
+    let whole = raw(json!({ "body": "json" }));
+    assert_eq!(fill(&whole, &json!({ "v": [1.5, null] })).unwrap().body.unwrap(), "[1.5,null]");
+    let parts = made_of(
+        json!({ "body": "multipart", "files": { "v": "text/csv" }, "headers": { "content-type": "x/y" } }),
+    );
+    let filled = fill(&parts, &json!({ "v": { "text": "t" }, "w": null, "list": [1] })).unwrap();
+    assert_eq!(filled.headers.get_all("content-type").iter().count(), 1);
+    let kind = filled.headers["content-type"].to_str().unwrap();
+    let mark = kind.strip_prefix("multipart/form-data; boundary=").unwrap();
+    let body = String::from_utf8(filled.body.unwrap().to_vec()).unwrap();
+    assert_eq!(
+        (body.matches(mark).count(), body.contains("text/csv"), body.contains("\"w\"")),
+        (3, true, false)
+    );
+    let none = made_of(json!({ "body": "none", "url": "http://h/{v}?w={w}&l={list}" }));
+    let filled = fill(&none, &json!({ "v": "a" })).unwrap();
+    assert!(filled.body.is_none() && !filled.headers.contains_key("content-type"));
+}
+
+#[test]
+fn nothing_of_a_header_is_in_debug_output() {
+    let form = made_of(json!({ "headers": { "authorization": "s3cret", "x-v": "k3y {v}" } }));
+    let shown = format!("{:?}", form.0);
+    assert!(shown.contains("••••") && !shown.contains("s3cret") && !shown.contains("k3y"), "{shown}");
+}
