@@ -276,6 +276,29 @@ mod tests {
     }
 
     #[test]
+    fn the_word_says_whether_several_calls_are_possible_and_each_reason_has_its_own_sentence() {
+        use Reason::{Client, Default, NoTools, NotNeeded, RuleOff, StrictTool, Unsupported};
+        for (send, reason, word) in [
+            (Some(false), Client, "off"),
+            (Some(false), StrictTool, "off"),
+            (None, NoTools, "off"),
+            (Some(true), Client, "on"),
+            (None, Default, "on"),
+            (None, Unsupported, "on"),
+            (None, RuleOff, "on"),
+            (None, NotNeeded, "on"),
+        ] {
+            let decision = Decision { send, reason };
+            assert_eq!(decision.word(), word, "{decision:?}");
+            assert_eq!(decision.text(), format!("{word}; reason={}", reason.word()));
+        }
+        let reasons = [Client, Default, NoTools, NotNeeded, RuleOff, StrictTool, Unsupported];
+        let sentences: std::collections::BTreeSet<_> = reasons.map(Reason::sentence).into();
+        assert_eq!(sentences.len(), reasons.len());
+        assert!(sentences.iter().all(|sentence| sentence.ends_with('.')), "{sentences:?}");
+    }
+
+    #[test]
     fn families_that_refuse_the_parameter() {
         for model in ["o1", "o1-mini", "o3", "o3-mini", "o3-mini-2025-01-31", "o4-mini", "openai/o3"] {
             assert!(model_refuses_parameter(model), "{model}");

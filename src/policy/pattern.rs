@@ -46,11 +46,37 @@ mod tests {
             ("a*b*c", "aXbYc", true),
             ("a*b*c", "acb", false),
             ("ab*ba", "aba", false),
+            ("*ab*b", "ab", false),
+            ("*ab*b", "xxab", false),
             ("a**", "a", true),
             ("", "", true),
             ("", "x", false),
         ] {
             assert_eq!(fits(pattern, name), expected, "{pattern} {name}");
+        }
+    }
+
+    #[test]
+    fn one_of_several_patterns_is_enough_and_one_is_needed() {
+        let patterns = ["gpt-*".to_owned(), "o3".to_owned()];
+        assert!(fits_any(&patterns, "gpt-4") && fits_any(&patterns, "o3"));
+        assert!(!fits_any(&patterns, "o4") && !fits_any(&[], "o3"));
+    }
+
+    #[test]
+    fn a_beginning_may_become_a_name_that_fits() {
+        for (pattern, beginning, expected) in [
+            ("files_read", "files_", true),
+            ("files_read", "files_read", false),
+            ("files_read", "web_", false),
+            ("files_*", "files_", true),
+            ("files_r*", "files_", true),
+            ("f*", "files_", true),
+            ("*", "files_", true),
+            ("web_*", "files_", false),
+            ("fa*", "files_", false),
+        ] {
+            assert_eq!(may_begin(pattern, beginning), expected, "{pattern} {beginning}");
         }
     }
 }

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 use super::*;
+use crate::policy::parallel::Reason;
 use crate::wire::tool::{Effect, OnDisconnect};
 
 fn tool(name: &str, strict: bool) -> Arc<OwnedTool> {
@@ -31,6 +32,8 @@ fn rules() -> Rules {
 struct Case {
     offered: Vec<Arc<OwnedTool>>,
     narrowed: Option<Vec<String>>,
+    transcript: bool,
+    changed: bool,
     rules: Rules,
     habits: Habits,
 }
@@ -39,6 +42,8 @@ fn case(offered: &[&str]) -> Case {
     Case {
         offered: offered.iter().map(|name| tool(name, false)).collect(),
         narrowed: None,
+        transcript: false,
+        changed: false,
         rules: rules(),
         habits: Habits::default(),
     }
@@ -53,12 +58,19 @@ impl Case {
             &Circumstances {
                 offered: &self.offered,
                 narrowed: self.narrowed.as_deref(),
-                transcript: false,
-                changed: false,
+                transcript: self.transcript,
+                changed: self.changed,
                 targets: std::slice::from_ref(&self.habits),
                 rules: &self.rules,
             },
         )
+    }
+
+    fn turn(&self, more: &str) -> Arc<TurnPlan> {
+        match self.plan(more).unwrap() {
+            Plan::Turn(turn) => turn,
+            Plan::Relay(_) => panic!("{more} is no turn"),
+        }
     }
 
     /// `relay`, `rewrite`, `turn NAMES` or the error's code; then the decision.
@@ -156,4 +168,99 @@ fn a_model_that_refuses_the_parameter_does_not_get_it() {
 #[test]
 fn a_client_of_the_ancient_functions_is_left_alone() {
     assert_eq!(case(&["a"]).told(r#","functions":[{"name":"f"}]"#), "relay off; reason=no_tools");
+}
+
+#[test]
+fn parked_results_that_were_restored_make_a_turn() {
+    let mut case = case(&[]);
+    assert_eq!(case.told(PLAIN), "relay on; reason=default");
+    case.changed = true;
+    assert_eq!(case.told(PLAIN), "turn  on; reason=default");
+}
+
+#[test]
+fn a_transcript_is_asked_for_by_header_or_member() {
+    let mut case = case(&[]);
+    assert!(!case.turn(r#","fanfold":{}"#).transcript);
+    assert!(case.turn(r#","fanfold":{"include":["transcript"]}"#).transcript);
+    assert_eq!(case.told(""), "relay off; reason=no_tools");
+    case.transcript = true;
+    assert!(case.turn("").transcript);
+    assert!(case.turn(r#","fanfold":{}"#).transcript);
+}
+
+#[test]
+fn content_is_kept_for_a_transcript_or_for_who_reads_it_later() {
+    let mut case = case(&["a"]);
+    assert!(!case.turn("").keeps_content());
+    case.rules.keep_content = true;
+    assert!(case.turn("").keeps_content());
+    case.rules.keep_content = false;
+    case.transcript = true;
+    assert!(case.turn("").keeps_content());
+}
+
+#[test]
+fn what_an_upstream_does_not_take_together_with_tools_is_written_anew() {
+    const FORMAT: &str = r#","response_format":{"type":"json_object"}"#;
+    let mut case = case(&[]);
+    let both = format!("{PLAIN}{FORMAT}");
+    assert_eq!(case.told(&both), "relay on; reason=default");
+    case.habits.takes_format_with_tools = false;
+    assert_eq!(case.told(&both), "turn  on; reason=default");
+    assert_eq!(case.told(PLAIN), "relay on; reason=default");
+    assert_eq!(case.told(FORMAT), "relay off; reason=no_tools");
+    case.habits.takes_format_with_tools = true;
+    case.habits.takes_effort_with_tools = false;
+    assert_eq!(case.told(PLAIN), "turn  on; reason=default");
+    assert_eq!(case.told(""), "relay off; reason=no_tools");
+}
+
+#[test]
+fn what_an_upstream_turns_out_to_refuse_is_left_out_from_then_on() {
+    let before = TargetPlan {
+        decision: Decision { send: Some(false), reason: Reason::StrictTool },
+        habits: Habits::default(),
+        rewrite: false,
+    };
+    let after = |fact| {
+        let mut target = before.clone();
+        target.refuse(fact);
+        target
+    };
+    let parallel = TargetPlan { decision: Decision::UNSUPPORTED, rewrite: true, ..before.clone() };
+    assert_eq!(after(Fact::NoParallel), parallel);
+    let habits = Habits { takes_effort_with_tools: false, ..Habits::default() };
+    assert_eq!(after(Fact::NoEffort), TargetPlan { habits, rewrite: true, ..before.clone() });
+}
+
+#[test]
+fn a_turn_knows_whether_any_tool_goes_out() {
+    let own = r#","fanfold":{}"#;
+    assert!(case(&[]).turn(own).has_no_tools());
+    assert!(!case(&["a"]).turn(own).has_no_tools());
+    assert!(!case(&[]).turn(&format!("{own}{PLAIN}")).has_no_tools());
+    assert!(!case(&[]).turn(&format!(r#"{own},"functions":[{{"name":"f"}}]"#)).has_no_tools());
+}
+
+#[test]
+fn only_a_choice_that_demands_a_call_forces_one() {
+    let forcing = |choice: &str| case(&["a"]).turn(&format!(",\"tool_choice\":{choice}")).forcing;
+    let allowed = |mode: &str| {
+        format!(
+            r#"{{"type":"allowed_tools","allowed_tools":{{"mode":"{mode}","tools":[{{"type":"function","function":{{"name":"a"}}}}]}}}}"#
+        )
+    };
+    assert!(forcing("\"required\"") && forcing(&allowed("required")));
+    assert!(forcing(r#"{"type":"function","function":{"name":"a"}}"#));
+    assert!(!forcing("\"auto\"") && !forcing(&allowed("auto")));
+}
+
+#[test]
+fn the_bound_of_tools_is_for_what_this_gateway_adds() {
+    let tools: Vec<_> =
+        (0..129).map(|i| format!(r#"{{"type":"function","function":{{"name":"t{i}"}}}}"#)).collect();
+    let tools = format!(",\"tools\":[{}]", tools.join(","));
+    assert_eq!(case(&[]).told(&tools), "relay on; reason=default");
+    assert_eq!(case(&["a"]).told(&tools), "too_many_tools");
 }

@@ -103,6 +103,7 @@ mod tests {
             way.push_str(if next.at_once { "" } else { "." });
             way.push(char::from(b"abcd"[at]));
             tries = next.tries;
+            assert!(way.len() < 100, "it is asked for ever: {way}");
         }
         way
     }
@@ -157,6 +158,27 @@ mod tests {
     fn other_keys_are_tried_first_and_only_so_many() {
         let refused = |_| Failure { other_key: true, ..Failure::new(FailureKind::Credentials, "") };
         assert_eq!(way(2, refused), "a".repeat(1 + usize::from(MOST_KEYS)));
+    }
+
+    #[test]
+    fn with_one_upstream_there_is_no_next_one() {
+        let failed = Failure::new(FailureKind::ServerError, "");
+        let moves_on = |upstreams| Tries::default().after(&failed, upstreams).unwrap().moves_on;
+        assert_eq!([1, 2].map(moves_on), [false, true]);
+    }
+
+    #[test]
+    fn other_keys_are_counted_as_questions_and_not_as_pauses() {
+        let refused = Failure { other_key: true, ..Failure::new(FailureKind::Credentials, "") };
+        let failed = Failure::new(FailureKind::ServerError, "");
+        let counts = |tries: &Tries| (tries.count(), tries.again());
+        let first = Tries::default();
+        assert_eq!(counts(&first), (0, 0));
+        let second = first.after(&refused, 1).unwrap().tries;
+        assert_eq!(counts(&second), (1, 0));
+        let third = second.after(&refused, 1).unwrap().tries;
+        assert_eq!(counts(&third), (2, 0));
+        assert_eq!(counts(&third.after(&failed, 1).unwrap().tries), (3, 1));
     }
 
     #[test]

@@ -211,3 +211,35 @@ impl Limits {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_team_or_a_route_may_only_lower_a_limit() {
+        let global = Limits::default();
+        assert_eq!(global.lowered_by(&LowerLimits::default()), global);
+        let lower = LowerLimits {
+            rounds: Some(2),
+            calls_per_turn: Some(3),
+            calls_at_once: Some(1),
+            call_timeout: Some(Span::seconds(4)),
+            turn_timeout: Some(Span::seconds(5)),
+            tool_result: Some(Size::kib(1)),
+        };
+        let expected = Limits {
+            rounds: 2,
+            calls_per_turn: 3,
+            calls_at_once: 1,
+            call_timeout: Span::seconds(4),
+            turn_timeout: Span::seconds(5),
+            tool_result: Size::kib(1),
+            ..Limits::default()
+        };
+        assert_eq!(global.lowered_by(&lower), expected);
+        let higher =
+            LowerLimits { rounds: Some(11), tool_result: Some(Size::mib(1)), ..LowerLimits::default() };
+        assert_eq!(global.lowered_by(&higher), global);
+    }
+}

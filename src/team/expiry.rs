@@ -93,8 +93,20 @@ mod tests {
             (day.to_string(), moment.to_string()),
             ("2027-01-31".into(), "2027-01-31T17:00:00Z".into())
         );
+        let written = |expiry: Expiry| serde_json::to_string(&expiry).unwrap();
+        for text in ["\"2027-01-31\"", "\"2027-01-31T17:00:00Z\""] {
+            assert_eq!(written(serde_json::from_str(text).unwrap()), text);
+        }
         for wrong in ["", "tomorrow", "2027-02-30", "2027-01-31T18:00:00", "31.1.2027", "2027"] {
             assert!(Expiry::parse(wrong).is_err(), "{wrong}");
+            assert!(serde_json::from_value::<Expiry>(wrong.into()).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn the_schema_names_it_and_has_its_pattern() {
+        let schema = schemars::schema_for!(Expiry).to_value();
+        assert_eq!((&schema["title"], &schema["type"]), (&"Expiry".into(), &"string".into()));
+        assert_eq!(schema["pattern"], EXPIRY_PATTERN);
     }
 }

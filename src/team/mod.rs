@@ -340,6 +340,41 @@ mod tests {
     }
 
     #[test]
+    fn who_sends_no_key_has_none_even_where_the_empty_text_is_one() {
+        let empty = settings::Settings {
+            keys: vec![settings::Key { sha256: hex(""), expires: None }],
+            ..settings::Settings::default()
+        };
+        let teams = Teams::new(&[("t".to_owned(), empty)].into(), &[], Defaults { calls_at_once: 9 }, None);
+        assert!(teams.asks_for_keys());
+        assert!(teams.of_key(None, now()).is_err());
+    }
+
+    #[test]
+    fn a_key_longer_than_any_is_not_looked_at() {
+        let key = |length: usize| "k".repeat(length);
+        let keys = [LONGEST_KEY, LONGEST_KEY + 1];
+        let long = settings::Settings {
+            keys: keys.map(|length| settings::Key { sha256: hex(&key(length)), expires: None }).into(),
+            ..settings::Settings::default()
+        };
+        let teams = Teams::new(&[("t".to_owned(), long)].into(), &[], Defaults { calls_at_once: 9 }, None);
+        let found = keys.map(|length| teams.of_key(Some(key(length).as_bytes()), now()).is_ok());
+        assert_eq!(found, [true, false]);
+    }
+
+    #[test]
+    fn a_digest_is_sixty_four_digits() {
+        let whole = hex("fk-blue");
+        assert_eq!(digest_of_hex(&whole), Some(digest(b"fk-blue")));
+        for wrong in
+            ["", &whole[..62], &whole[..63], &format!("{whole}00"), &"é".repeat(32), &"xy".repeat(32)]
+        {
+            assert_eq!(digest_of_hex(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
     fn a_key_that_expired_is_like_one_that_never_was() {
         let teams = teams();
         assert!(teams.of_key(Some(b"fk-old"), now()).is_ok());
@@ -371,6 +406,28 @@ mod tests {
         let team = teams().of_key(Some(b"fk-blue"), now()).unwrap();
         assert_eq!(team.tools.iter().map(|t| &*t.name).collect::<Vec<_>>(), ["ab"]);
         assert!(team.may_use_model("gpt-4") && !team.may_use_model("o3"));
+        assert!(team.restricts_models());
+        assert!(team.may_use_some("a") && team.may_use_some("ab_") && !team.may_use_some("b"));
+        let open = Teams::new(&BTreeMap::new(), &[], Defaults { calls_at_once: 1 }, None);
+        let open = open.of_key(None, now()).unwrap();
+        assert!(open.may_use_model("o3") && !open.restricts_models() && open.may_use_some("b"));
+    }
+
+    #[test]
+    fn a_team_waits_for_as_many_places_as_it_may_have_and_for_its_share() {
+        let settings = |turns_at_once, calls_at_once_per_team| settings::Settings {
+            share: 3,
+            limits: settings::Limits { turns_at_once, calls_at_once_per_team, ..settings::Limits::default() },
+            ..settings::Settings::default()
+        };
+        let of = |settings| team("t", &settings, &[], Defaults { calls_at_once: 9 }, None);
+        let (own, common) = (of(settings(Some(2), Some(4))), of(settings(None, None)));
+        let at_once = |wanted: Wanted| (wanted.at_once, wanted.share, wanted.kind.is_some());
+        assert_eq!((at_once(own.a_turn()), at_once(own.a_call(None))), ((2, 3, false), (4, 3, false)));
+        assert_eq!(
+            (at_once(common.a_turn()), at_once(common.a_call(None))),
+            ((u32::MAX, 3, false), (9, 3, false))
+        );
     }
 
     #[test]

@@ -71,4 +71,15 @@ mod tests {
         assert_eq!([keys.take(at(1)), keys.take(at(1))], [Some(1), Some(1)]);
         assert_eq!(Keys::new(0).take(at(0)), None);
     }
+
+    #[test]
+    fn the_longer_of_two_rests_counts_and_nothing_rests_that_is_not_there() {
+        let mut keys = Keys::new(2);
+        assert_eq!((keys.count(), keys.usable(at(0))), (2, 2));
+        keys.rest(0, at(1), at(60));
+        keys.rest(0, at(2), at(3));
+        assert_eq!((keys.usable(at(60)), keys.usable(at(61))), (1, 2));
+        assert!(keys.rest(7, at(61), at(60)));
+        assert_eq!((keys.count(), keys.usable(at(61))), (2, 2));
+    }
 }

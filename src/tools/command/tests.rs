@@ -130,8 +130,23 @@ async fn a_value_cannot_become_an_option() {
         assert!(outcome.content.contains(&format!("\"{name}\" may not begin with \"-\"")), "{outcome:?}");
     }
     assert_eq!(run(&tool, json!({ "a": "1", "b": "-v" })).await, Outcome::ok("1 x1 1-v\n"));
-    let long = run(&tool, json!({ "a": "x".repeat(200_000) })).await;
-    assert_eq!(long.kind, OutcomeKind::InvalidArguments);
+}
+
+#[test]
+fn an_element_may_be_as_long_as_the_kernel_takes_it_and_no_longer() {
+    let (_catalog, tool) = tool(json!({
+        "parameters": { "type": "object", "properties": { "a": {}, "b": {} } },
+        "command": { "argv": ["/bin/echo", "{a}{b}"] },
+    }));
+    let check = |a: usize, b: usize| {
+        let arguments = json!({ "a": "x".repeat(a), "b": "y".repeat(b) });
+        tool.check_arguments(&arguments.to_string()).map_err(|outcome| outcome.kind)
+    };
+    assert_eq!(check(MAX_ELEMENT, 0), Ok(()));
+    assert_eq!(check(MAX_ELEMENT - 5, 5), Ok(()));
+    for (a, b) in [(MAX_ELEMENT + 1, 0), (MAX_ELEMENT, 1), (MAX_ELEMENT - 5, 7)] {
+        assert_eq!(check(a, b), Err(OutcomeKind::InvalidArguments), "{a} {b}");
+    }
 }
 
 #[tokio::test]

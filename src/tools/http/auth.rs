@@ -88,3 +88,68 @@ fn header_value(
 fn opened(secret: &Secret, at: &[&str], mistakes: &mut Mistakes) -> Option<SecretString> {
     secret::open(secret).map_err(|message| mistakes.add(at, message)).ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn read(auth: Value) -> Result<Auth, Vec<String>> {
+        let mut mistakes = Mistakes::of("t");
+        let auth = open(&serde_json::from_value(auth).unwrap(), &mut mistakes);
+        auth.ok_or_else(|| {
+            mistakes.into_inner().iter().map(|e| format!("{}: {}", e.path.join("."), e.message)).collect()
+        })
+    }
+
+    #[test]
+    fn each_way_is_written_as_servers_read_it() {
+        for (auth, name, value) in [
+            (json!({ "bearer": "t" }), "authorization", "Bearer t"),
+            (json!({ "basic": { "user": "u", "password": "p:q" } }), "authorization", "Basic dTpwOnE="),
+            (json!({ "header": { "name": "X-Key", "value": "k" } }), "x-key", "k"),
+        ] {
+            let Ok(Auth::Header(got_name, got)) = read(auth.clone()) else { panic!("{auth}") };
+            assert_eq!((got_name.as_str(), got.to_str().unwrap()), (name, value));
+            assert!(got.is_sensitive(), "{auth}");
+        }
+        let Ok(Auth::Query(name, pair)) = read(json!({ "query": { "name": "a&b", "value": "c d" } })) else {
+            panic!("a member of the query")
+        };
+        assert_eq!((name.as_str(), pair.expose_secret()), ("a&b", "a%26b=c%20d"));
+    }
+
+    #[test]
+    fn what_cannot_be_sent_is_told_with_its_place_and_without_its_text() {
+        for (auth, told) in [
+            (json!({}), "http.auth: nothing says how"),
+            (
+                json!({ "bearer": "s3cret", "header": { "name": "x", "value": "s3cret" } }),
+                "http.auth.header: `bearer` and `header` exclude each other",
+            ),
+            (json!({ "basic": { "user": "u:v", "password": "s3cret" } }), "http.auth.basic.user: a user"),
+            (
+                json!({ "header": { "name": "a b", "value": "s3cret" } }),
+                "http.auth.header.name: this is not a header name",
+            ),
+            (json!({ "bearer": "s3cret\n" }), "http.auth.bearer: a header value"),
+            (
+                json!({ "basic": { "user": "ů\u{0}", "password": { "file": "/nonexistent" } } }),
+                "http.auth.basic.password: ",
+            ),
+            (
+                json!({ "header": { "name": "x", "value": "s3cret ů" } }),
+                "http.auth.header.value: a header value",
+            ),
+            (
+                json!({ "query": { "name": "x", "value": { "env": "FANFOLD_TEST_NO_SUCH" } } }),
+                "http.auth.query.value: ",
+            ),
+        ] {
+            let Err(mistakes) = read(auth.clone()) else { panic!("{auth}") };
+            let [mistake] = mistakes.as_slice() else { panic!("{auth}: {mistakes:?}") };
+            assert!(mistake.starts_with(told) && !mistake.contains("s3cret"), "{mistake}");
+        }
+    }
+}

@@ -209,5 +209,18 @@ mod tests {
         let mut pairs = Pairs::default();
         let refused = pairs.argument("a", &nested, Some(Style::Brackets), |_| false).unwrap_err();
         assert!(refused.contains("4 MiB"), "{refused}");
+        let mut pairs = Pairs::default();
+        pairs.add(&"x".repeat(MAX_WRITTEN)).unwrap();
+        assert!(pairs.add("x").is_err());
+        assert!(Pairs::default().add(&"x".repeat(MAX_WRITTEN + 1)).is_err());
+    }
+
+    #[test]
+    fn a_name_grows_to_the_bound_and_no_further() {
+        let name = "n".repeat(MAX_WRITTEN - 2);
+        assert_eq!(longer(&name, "ab"), Ok(format!("{name}%5Bab%5D")));
+        for too_long in ["abc", "abcd"] {
+            assert!(longer(&name, too_long).is_err());
+        }
     }
 }

@@ -167,8 +167,25 @@ mod tests {
         ] {
             assert!(file(broken).is_err(), "{broken}");
         }
-        let long = format!(r#"{{"text":"a","filename":"{}"}}"#, "n".repeat(256));
-        assert!(file(&long).is_err());
+        let named = |length| file(&format!(r#"{{"text":"a","filename":"{}"}}"#, "n".repeat(length)));
+        assert!(named(255).is_ok() && named(256).is_err() && named(257).is_err());
+    }
+
+    #[test]
+    fn a_name_cannot_end_its_line_or_its_quotation_marks() {
+        assert_eq!(quoted("a\"b\r\nc%"), "a%22b%0D%0Ac%");
+    }
+
+    #[test]
+    fn a_list_of_files_is_one_part_for_each_and_one_that_is_none_is_refused() {
+        let mut parts = Parts::default();
+        parts.files("f", r#"["one",{"text":"two","filename":"n"}]"#, "a/b").unwrap();
+        assert!(parts.files("f", r#"["one",7]"#, "a/b").is_err());
+        let (_, body) = parts.into_body();
+        let body = String::from_utf8(body).unwrap();
+        for once in ["\r\none\r\n", "\r\ntwo\r\n", "filename=\"f\"", "filename=\"n\""] {
+            assert_eq!(body.matches(once).count(), 1, "{once}: {body}");
+        }
     }
 
     #[test]
