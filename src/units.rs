@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::ops::Range;
 use std::time::Duration;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -131,6 +132,56 @@ macro_rules! written_as_text {
 written_as_text!(Span, SPAN_PATTERN, "a duration: a number and a unit, such as 250ms, 30s, 5m or 1h");
 written_as_text!(Size, SIZE_PATTERN, "a size: a whole number and a unit, such as 512B, 64KiB or 16MiB");
 
+/// What stands for a secret.
+pub const DOTS: &str = "••••";
+
+/// Where a text may hold secrets in its URLs: the user and password, and every value of a query. What is a
+/// `{place}` of a template is none.
+#[must_use]
+pub fn secrets_in_urls(text: &str) -> Vec<Range<usize>> {
+    let mut found = Vec::new();
+    let mut at = 0;
+    while let Some(start) = text[at..].find("://").map(|i| at + i + 3) {
+        let ends = |c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '`' | '<' | '>');
+        let end = text[start..].find(ends).map_or(text.len(), |i| start + i);
+        let authority = text[start..end].find(['/', '?', '#']).map_or(end, |i| start + i);
+        if let Some(host) = text[start..authority].rfind('@') {
+            found.push(start..start + host);
+        }
+        let query_end = text[start..end].find('#').map_or(end, |i| start + i);
+        if let Some(query) = text[start..query_end].find('?').map(|i| start + i + 1) {
+            let mut from = query;
+            for part in text[query..query_end].split('&') {
+                let value = part.find('=').map_or(0, |i| i + 1);
+                let of = &part[value..];
+                let place = of.strip_prefix('{').and_then(|of| of.strip_suffix('}'));
+                if !of.is_empty() && place.is_none_or(|place| place.contains('}')) {
+                    found.push(from + value..from + part.len());
+                }
+                from += part.len() + 1;
+            }
+        }
+        at = end;
+    }
+    found
+}
+
+/// A text with dots in place of what [`secrets_in_urls`] finds.
+#[must_use]
+pub fn without_secrets_in_urls(text: &str) -> Cow<'_, str> {
+    let found = secrets_in_urls(text);
+    if found.is_empty() {
+        return Cow::Borrowed(text);
+    }
+    let (mut out, mut copied) = (String::new(), 0);
+    for secret in found {
+        out.extend([&text[copied..secret.start], DOTS]);
+        copied = secret.end;
+    }
+    out.push_str(&text[copied..]);
+    Cow::Owned(out)
+}
+
 /// A secret: text, `{ env: NAME }` or `{ file: PATH }`. It prints as dots and never shows its text.
 #[derive(Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(untagged, deny_unknown_fields)]
@@ -152,7 +203,7 @@ pub enum Secret {
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Text(_) => f.write_str("••••"),
+            Self::Text(_) => f.write_str(DOTS),
             Self::Env { env } => write!(f, "{{ env: {env} }}"),
             Self::File { file } => write!(f, "{{ file: {file} }}"),
         }
@@ -163,12 +214,38 @@ impl Serialize for Secret {
     fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
         use serde::ser::SerializeMap;
         let (name, value) = match self {
-            Self::Text(_) => return s.serialize_str("••••"),
+            Self::Text(_) => return s.serialize_str(DOTS),
             Self::Env { env } => ("env", env),
             Self::File { file } => ("file", file),
         };
         let mut map = s.serialize_map(Some(1))?;
         map.serialize_entry(name, value)?;
         map.end()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_in_urls_become_dots_and_the_rest_stays() {
+        for (text, shown) in [
+            ("https://a.example/v1", "https://a.example/v1"),
+            (
+                "https://a.example/x?q={q}&k=v&&e=&alone#part?",
+                "https://a.example/x?q={q}&k=••••&&e=&••••#part?",
+            ),
+            ("redis://:p@ss@host:1/0", "redis://••••@host:1/0"),
+            ("https://u@a?x={y}z&b={c}d{e}", "https://••••@a?x=••••&b=••••"),
+            (
+                "--url=https://a/?k=v 'http://b/?k=é' and a@b?c=d",
+                "--url=https://a/?k=•••• 'http://b/?k=••••' and a@b?c=d",
+            ),
+            ("https://a/@me?t=https://u:p@b/?c", "https://a/@me?t=••••"),
+            ("://?", "://?"),
+        ] {
+            assert_eq!(without_secrets_in_urls(text), shown);
+        }
     }
 }

@@ -42,6 +42,7 @@ use self::shape::Shape;
 pub(crate) use self::suggest::did_you_mean;
 use self::tree::{Kind, Node, Origin};
 use crate::tools::{self, Catalog};
+use crate::units::{secrets_in_urls, without_secrets_in_urls};
 
 /// Where the file is when nobody says otherwise.
 pub const DEFAULT_PATH: &str = "fanfold.yaml";
@@ -114,10 +115,10 @@ impl Loaded {
         &self.source.name
     }
 
-    /// A text with dots in place of every value that came from a secret variable.
+    /// A text with dots in place of every value that came from a secret variable, and where URLs may hold secrets.
     #[must_use]
     pub fn hide(&self, text: &str) -> String {
-        print::hidden(text, &self.hidden)
+        without_secrets_in_urls(&print::hidden(text, &self.hidden)).into_owned()
     }
 
     /// Every warning, as sentences.
@@ -255,6 +256,7 @@ fn text_of(path: &Path) -> Result<String, Problem> {
 
 impl Reading {
     fn new(mut source: Source, text: &str, env: Env<'_>, flags: &Flags) -> Self {
+        secrets_in_urls(text).into_iter().for_each(|place| source.mask(place));
         let mut tree = match Node::parse(text) {
             Ok(tree) => tree,
             Err(problem) => {

@@ -4,10 +4,8 @@ use serde_json::Value;
 
 use super::file::File;
 use super::{Loaded, Problem};
+use crate::units::{DOTS, without_secrets_in_urls};
 use crate::wire::tool::{Effect, OnDisconnect};
-
-/// What stands for a secret.
-const DOTS: &str = "••••";
 
 /// What to print.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,12 +72,15 @@ fn only(all: &Value, written: &Value) -> Value {
     }
 }
 
-/// Puts dots wherever the value of a secret variable was filled in.
+/// Puts dots wherever the value of a secret variable was filled in, and where URLs may hold secrets.
 pub(super) fn hide(value: &mut Value, secrets: &[String]) {
     match value {
-        Value::String(text) => *text = hidden(text, secrets),
+        Value::String(text) => *text = without_secrets_in_urls(&hidden(text, secrets)).into_owned(),
         Value::Array(list) => list.iter_mut().for_each(|v| hide(v, secrets)),
-        Value::Object(map) => map.values_mut().for_each(|v| hide(v, secrets)),
+        // A pattern that looks for a URL is none.
+        Value::Object(map) => {
+            map.iter_mut().filter(|(key, _)| *key != "patterns").for_each(|(_, v)| hide(v, secrets));
+        }
         Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
 }

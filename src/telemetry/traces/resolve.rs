@@ -9,7 +9,7 @@ use rustls::ClientConfig;
 use super::context::Sampling;
 use super::settings::{Protocol, Settings};
 use crate::trust;
-use crate::units::Secret;
+use crate::units::{Secret, without_secrets_in_urls};
 
 /// The path of a gRPC request.
 const EXPORT: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
@@ -120,7 +120,7 @@ fn url(settings: &Settings, protocol: Protocol, env: &dyn Fn(&str) -> Option<Str
     let text = settings.endpoint.clone().or(of_its_own).or_else(|| env("OTEL_EXPORTER_OTLP_ENDPOINT"));
     let text = text.unwrap_or_else(default);
     let mistake = |why: &str| {
-        let message = format!("the collector's URL `{}` {why}", without_password(&text));
+        let message = format!("the collector's URL `{}` {why}", without_secrets_in_urls(&text));
         wrong(
             "endpoint",
             message,
@@ -145,18 +145,6 @@ fn url(settings: &Settings, protocol: Protocol, env: &dyn Fn(&str) -> Option<Str
     let query = url.query().map(|query| format!("?{query}")).unwrap_or_default();
     let whole = format!("{}{path}{query}", url.origin().ascii_serialization());
     whole.parse().map_err(|_| mistake("is no URL"))
-}
-
-fn without_password(text: &str) -> String {
-    match url::Url::parse(text) {
-        Ok(mut url) if url.password().is_some() || !url.username().is_empty() => {
-            // Neither fails: the URL has a host, or else no user.
-            let _ = url.set_password(None);
-            let _ = url.set_username("");
-            url.to_string()
-        }
-        Ok(_) | Err(_) => text.to_owned(),
-    }
 }
 
 fn headers(
