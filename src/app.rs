@@ -42,6 +42,7 @@ use crate::server::visitors::Visitors;
 use crate::store::{Bounds, Capacity, Health, Store};
 use crate::team::fair::Queue;
 use crate::team::{Defaults, Teams};
+use crate::telemetry::redact::Redact;
 use crate::telemetry::traces::{Tracer, Wrong, resolve};
 use crate::telemetry::{Telemetry, metrics};
 use crate::tools::{Catalog, Standing};
@@ -85,6 +86,8 @@ pub enum StartError {
     Clash(String),
     /// The audit log cannot be written.
     Audit(String),
+    /// What is to be redacted cannot be looked for.
+    Redact(String),
     /// Traces cannot be sent as configured.
     Traces(String),
     /// The system refuses something.
@@ -100,9 +103,11 @@ impl fmt::Display for StartError {
             Self::ToolServer { name, why } => {
                 write!(f, "the tool server `{name}` is required, but is not up: {why}")
             }
-            Self::Clash(message) | Self::Audit(message) | Self::Traces(message) | Self::System(message) => {
-                f.write_str(message)
-            }
+            Self::Clash(message)
+            | Self::Audit(message)
+            | Self::Redact(message)
+            | Self::Traces(message)
+            | Self::System(message) => f.write_str(message),
         }
     }
 }
@@ -564,6 +569,9 @@ fn snapshot(
     let audited = before.and_then(|before| before.parts.audit.as_deref());
     let audit = file.audit.as_ref().map(|audit| Audit::open(audit, audited, &keeper.telemetry));
     let audit = audit.transpose().map_err(StartError::Audit)?.map(Arc::new);
+    let redact = Redact::new(&file.redact).map_err(|wrong| {
+        StartError::Redact(wrong.iter().map(|wrong| wrong.message.as_str()).collect::<Vec<_>>().join("; "))
+    })?;
     let limits = Arc::new(file.limits.clone());
     let specs: Vec<_> = catalog.iter().map(|tool| tool.spec().clone()).collect();
     let of_tools = catalog.iter().filter_map(|tool| Some((tool.spec().name.clone(), tool.at_once()?)));
@@ -579,6 +587,7 @@ fn snapshot(
             audit,
             store: keeper.store.clone(),
             telemetry: keeper.telemetry.clone(),
+            redact: Arc::new(redact),
             log_content: file.log.content,
             runs: keeper.runs.clone(),
             runs_content: file.runs.content,

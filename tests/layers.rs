@@ -32,7 +32,7 @@ const LAYERS: [(&str, u8); 21] = [
 ];
 
 /// Imports within a layer that are meant: who, and whom.
-const SIDEWAYS: [(&str, &str); 20] = [
+const SIDEWAYS: [(&str, &str); 21] = [
     ("wire", "units"),
     ("telemetry", "trust"),
     ("upstream", "trust"),
@@ -42,6 +42,7 @@ const SIDEWAYS: [(&str, &str); 20] = [
     ("audit", "telemetry"),
     ("store", "telemetry"),
     ("team", "telemetry"),
+    ("runs", "telemetry"),
     ("admin", "server"),
     ("config", "demo"),
     ("app", "config"),

@@ -19,6 +19,7 @@ use fanfold::config::file::File;
 use fanfold::policy::parallel::{Facts, decide};
 use fanfold::policy::settings::StrictParallel;
 use fanfold::telemetry::metrics::{Kind, TABLE};
+use fanfold::telemetry::redact::{MEMBERS, PATTERNS};
 use fanfold::wire::tool::{Effect, Outcome, OutcomeKind};
 use serde_json::Value;
 use support::demo::Demo;
@@ -148,7 +149,10 @@ fn every_block_is_of_a_kind_that_a_test_runs() {
         "yaml teams",
         "yaml replicas",
         "yaml traces",
+        "yaml redact",
+        "sh bench",
         "text drawing",
+        "text patterns",
         "json record",
         "sh audit",
     ];
@@ -252,6 +256,37 @@ fn the_traces_are_settings_without_a_mistake() {
     fs::write(folder.path().join("fanfold.yaml"), upstream.to_owned() + &only("yaml traces")).unwrap();
     let out = shell("fanfold check 2>warnings; cat warnings", folder.path());
     assert!(out.contains("fanfold.yaml is fine") && !out.contains("warning"), "{out}");
+}
+
+#[test]
+fn what_is_redacted_is_what_the_program_looks_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let upstream = "upstreams: { main: { base_url: http://127.0.0.1:1/v1 } }\n";
+    fs::write(folder.path().join("fanfold.yaml"), upstream.to_owned() + &only("yaml redact")).unwrap();
+    let out = shell("fanfold check 2>warnings; cat warnings", folder.path());
+    assert!(out.contains("fanfold.yaml is fine") && !out.contains("warning"), "{out}");
+    let names: Vec<String> = MEMBERS.iter().map(|name| format!("`{name}`")).collect();
+    let said = readme().split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(said.contains(&format!("looked for anyway: {}", names.join(", "))));
+    let patterns: String = PATTERNS.iter().map(|(what, pattern)| format!("{what}:\n  {pattern}\n")).collect();
+    assert_eq!(only("text patterns"), patterns);
+    let most = fanfold::telemetry::redact::MOST;
+    assert!(said.contains(&format!("Up to {most} names and {most} patterns")));
+}
+
+#[test]
+fn what_telemetry_costs_is_measured_for_every_scenario_with_the_command_that_is_told() {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/bench/src/telemetry.rs");
+    let source = fs::read_to_string(source).unwrap();
+    let rows = table("| what is on |");
+    // But for what all is compared with.
+    let levels = source.split_once("const LEVELS: [(&str, &str); ").unwrap().1.split(']').next().unwrap();
+    assert_eq!(rows.len(), levels.parse::<usize>().unwrap() - 1);
+    for cell in rows.iter().flat_map(|row| &row[1..]) {
+        let ratio: f64 = cell.parse().unwrap();
+        assert!((0.5..3.0).contains(&ratio), "{cell}");
+    }
+    assert!(only("sh bench").ends_with(" -- telemetry\n") && source.contains("pub async fn part"));
 }
 
 #[test]

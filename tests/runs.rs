@@ -163,3 +163,64 @@ async fn a_run_of_a_model_with_a_price_tells_what_it_cost() {
     let expected = [("turn", json!("0.00015 EUR")), ("relay", json!("0.000075 EUR")), ("turn", Value::Null)];
     assert_eq!(told, expected.map(|(kind, cost)| (json!(kind), cost)));
 }
+
+#[tokio::test]
+async fn what_is_to_be_redacted_is_in_no_record() {
+    let lab = Lab::start().await;
+    let calls = json!([{ "name": "f", "arguments": { "city": "Oslo", "password": "pw-in-arguments", "note": "order SKU-77" } }]);
+    let rounds = json!([
+        { "reply": { "calls": calls } },
+        { "reply": { "text": "Bearer in-the-answer-1234 and SKU-88" } },
+    ]);
+    lab.script("s", json!({ "rounds": rounds, "advance": "requests" }));
+    let mut echo = tool(&lab, "echo", "f");
+    for name in ["password", "note"] {
+        echo["parameters"]["properties"][name] = json!({ "type": "string" });
+    }
+    let more = json!({
+        "tools": { "f": echo },
+        "runs": { "content": true },
+        "redact": { "members": ["hint"], "patterns": ["SKU-[0-9]+"] },
+    });
+    let proxy = Proxy::before(&lab, more).await;
+    let mut body = chat("s");
+    body["metadata"] = json!({ "hint": "in-the-request", "kind": "stays" });
+    let got = proxy.reply(&body).await.text;
+    assert_eq!(got, "Bearer in-the-answer-1234 and SKU-88", "the client gets all of it");
+    let sent = lab.journal().bodies("s").last().map(Value::to_string).unwrap_or_default();
+    assert!(sent.contains("pw-in-arguments"), "and so does the model: {sent}");
+    let found = last(&proxy).await;
+    let content = &found["content"];
+    assert_eq!(
+        content["calls"][0]["arguments"]["text"],
+        r#"{"city":"Oslo","password":"••••","note":"order ••••"}"#
+    );
+    let result = content["calls"][0]["result"]["text"].as_str().unwrap();
+    assert!(result.contains("Oslo") && result.contains("••••"), "what the tool says repeats it: {result}");
+    assert_eq!(content["answer"]["text"], "Bearer •••• and ••••");
+    let request = content["request"]["text"].as_str().unwrap();
+    assert!(request.contains(r#""hint":"••••""#) && request.contains("stays"), "{request}");
+    assert_eq!(content["asked"].as_array().unwrap().len(), 2);
+    for said in ["pw-in-arguments", "in-the-answer", "in-the-request", "SKU-"] {
+        assert!(!found.to_string().contains(said), "{said}: {found}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_to_be_redacted_is_in_no_record_of_a_relayed_chat_either() {
+    let lab = Lab::start().await;
+    lab.script(
+        "s",
+        json!({ "rounds": [{ "reply": { "text": "the key is sk-0123456789abcdef0123456789" } }] }),
+    );
+    let proxy = Proxy::before(&lab, json!({ "runs": { "content": true } })).await;
+    for stream in [false, true] {
+        let body = with(chat("s"), json!({ "stream": stream, "metadata": { "password": "in-the-request" } }));
+        assert!(proxy.reply(&body).await.text.contains("sk-0123456789"), "the client gets all of it");
+        let found = last(&proxy).await;
+        assert_eq!(found["run"]["kind"], "relay");
+        let answer = found["content"]["answer"]["text"].as_str().unwrap();
+        assert!(answer.contains("the key is ••••"), "{answer}");
+        assert!(!found.to_string().contains("in-the-request"), "{found}");
+    }
+}

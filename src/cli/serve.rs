@@ -115,6 +115,7 @@ pub(super) fn ended(result: Result<(), StartError>) -> Exit {
                 | StartError::Store { .. }
                 | StartError::ToolServer { .. }
                 | StartError::Audit(_)
+                | StartError::Redact(_)
                 | StartError::Traces(_)
                 | StartError::System(_) => Exit::Failure,
             }

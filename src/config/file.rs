@@ -59,6 +59,9 @@ pub struct File {
     /// What is remembered of the last turns, for the inspector.
     #[serde(default)]
     pub runs: runs::settings::Settings,
+    /// What is never kept or handed on of what is said in a turn.
+    #[serde(default)]
+    pub redact: telemetry::redact::Settings,
     /// Sends a trace of each turn to an OpenTelemetry collector. None: there are no traces.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traces: Option<telemetry::traces::settings::Settings>,

@@ -137,7 +137,8 @@ fn every_default_is_as_documented() {
             "currency": "USD",
             "store": "memory",
             "log": { "level": "info", "content": false },
-            "runs": { "keep": 500, "bytes": "64MiB", "content": false, "text": "64KiB", "watchers": 32 }
+            "runs": { "keep": 500, "bytes": "64MiB", "content": false, "text": "64KiB", "watchers": 32 },
+            "redact": { "defaults": true, "members": [], "patterns": [] }
         })
     );
 }
@@ -1170,4 +1171,20 @@ tools:
     assert_eq!(of("tools.late.effect").1, From::Flag);
     assert_eq!(of("tools.t.effect").1, From::Default);
     assert!(!all.iter().any(|setting| setting.value.contains("sk-written")), "{all:#?}");
+}
+
+#[test]
+fn what_cannot_be_redacted_is_told_at_its_place() {
+    let told = report(&with(
+        "redact:\n  members: [\"*\"]\n  patterns:\n    - fine\n    - \"(unclosed\"\n    - 'x*'",
+    ));
+    for (line, message) in [
+        (":3:13", "`*` would be every name"),
+        (":6:7", "this is not a regular expression: unclosed group"),
+        (":7:7", "this pattern fits the empty text"),
+    ] {
+        assert!(told.contains(line) && told.contains(message), "{line} {message}: {told}");
+    }
+    let more = format!("redact: {{ patterns: [{}] }}", "a,".repeat(65));
+    assert!(report(&with(&more)).contains("64"), "{}", report(&with(&more)));
 }

@@ -42,6 +42,7 @@ use crate::team::account::{Account, Charged};
 use crate::team::money::{Money, Price};
 use crate::team::quota::Quota;
 use crate::telemetry::Telemetry;
+use crate::telemetry::redact::Redact;
 use crate::telemetry::traces::{About, Trace, Tracer};
 use crate::tools::{Call, Catalog, Progress};
 use crate::upstream::{AskHead, Asking, Expect, Heard, Pieces, Reply, Route, Target};
@@ -77,6 +78,8 @@ pub struct Parts {
     pub audit: Option<Arc<Audit>>,
     /// Metrics.
     pub telemetry: Telemetry,
+    /// What is left out of content wherever it goes.
+    pub redact: Arc<Redact>,
     /// Arguments and results may be logged.
     pub log_content: bool,
     /// The last runs, if they are remembered.

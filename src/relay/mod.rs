@@ -9,6 +9,7 @@ mod drive;
 mod ending;
 mod events;
 pub mod headers;
+mod heard;
 mod listen;
 mod metered;
 pub mod pass;

@@ -21,6 +21,7 @@ use super::summary::{Summary, label};
 use super::watching::{short, write_part};
 use crate::engine::{CallRecord, Finish, RoundRecord, Show};
 use crate::runs::Text;
+use crate::telemetry::redact::Redact;
 use crate::telemetry::traces::{About, Clock, Kind, Recorded, Span, Trace};
 use crate::upstream::Target;
 use crate::wire::tool::OutcomeKind;
@@ -43,7 +44,7 @@ impl Said {
     /// The client gets to see something.
     pub(super) fn shown(&mut self, show: &Show) {
         if let Show::Part(part) = show {
-            write_part(&mut self.text, part, self.most);
+            write_part(&mut self.text, part, Redact::gathered(self.most));
         }
     }
 }
@@ -89,8 +90,10 @@ impl Turn<'_> {
             provider: target.map_or("", |target| target.upstream.provider()),
             request_id: &started.request_id,
         };
-        let input = self.most.filter(|_| answer.is_some()).map(|most| input(started.messages.bytes(), most));
-        let output = answer.map(|answer| output(&answer.text.text, reason));
+        let redact = &*started.parts.redact;
+        let input =
+            self.most.filter(|_| answer.is_some()).map(|most| input(started.messages.bytes(), most, redact));
+        let output = answer.map(|answer| output(&answer.text.clean(answer.most, redact).text, reason));
         head.span(self.trace, (self.clock, Duration::ZERO, *total))
             .with("gen_ai.response.finish_reasons", [reason])
             .with("gen_ai.usage.input_tokens", usage.tokens().input)
@@ -138,7 +141,7 @@ impl Turn<'_> {
         let tool = self.summary.started.plan.owned.get(&call.tool).filter(|_| call.known);
         let text = |text: &Option<String>| {
             let most = self.most?;
-            text.as_ref().map(|text| text[..text.floor_char_boundary(most)].to_owned())
+            text.as_ref().map(|text| self.summary.started.parts.redact.beginning(text, most, 0).0)
         };
         let outcome = call.outcome.filter(|outcome| *outcome != OutcomeKind::Ok).map(label);
         Span::new(self.trace, about, format!("execute_tool {name}"), times)
@@ -242,10 +245,10 @@ fn seconds(at: Option<Duration>, since: Duration) -> Option<f64> {
 }
 
 /// The client's messages as the conventions write them, from the last back as far as there is room.
-fn input(messages: &[u8], most: usize) -> String {
+fn input(messages: &[u8], most: usize, redact: &Redact) -> String {
     let Ok(Value::Array(messages)) = serde_json::from_slice(messages) else { return String::new() };
     let (mut kept, mut room) = (Vec::new(), most);
-    for message in messages.iter().rev().map(|message| message_of(message, most)) {
+    for message in messages.iter().rev().map(|message| message_of(message, most, redact)) {
         let size = message.to_string().len();
         if size > room && !kept.is_empty() {
             break;
@@ -257,8 +260,8 @@ fn input(messages: &[u8], most: usize) -> String {
     Value::Array(kept).to_string()
 }
 
-fn message_of(message: &Value, most: usize) -> Value {
-    let cut = |text: &str| text[..text.floor_char_boundary(most)].to_owned();
+fn message_of(message: &Value, most: usize, redact: &Redact) -> Value {
+    let cut = |text: &str| redact.beginning(text, most, 0).0;
     let text = |text: &str| json!({ "type": "text", "content": cut(text) });
     let role = message["role"].as_str().unwrap_or_default();
     let mut parts = Vec::new();
@@ -297,29 +300,35 @@ fn output(text: &str, reason: &str) -> String {
 mod tests {
     use super::*;
 
+    fn redact() -> Redact {
+        Redact::new(&crate::telemetry::redact::Settings::default()).unwrap()
+    }
+
     #[test]
     fn messages_are_written_as_the_conventions_have_them() {
         let messages = json!([
             { "role": "user", "content": [{ "type": "text", "text": "look" }, { "type": "image_url", "image_url": {} }] },
             { "role": "assistant", "content": null, "tool_calls": [
-                { "id": "c", "type": "function", "function": { "name": "f", "arguments": "{}" } }] },
-            { "role": "tool", "tool_call_id": "c", "content": "rain" },
+                { "id": "c", "type": "function", "function": { "name": "f", "arguments": "{\"pin\":1,\"token\":\"t\"}" } }] },
+            { "role": "tool", "tool_call_id": "c", "content": "rain: Bearer abcdefgh" },
         ]);
-        let told: Value = serde_json::from_str(&input(messages.to_string().as_bytes(), 1000)).unwrap();
+        let told: Value =
+            serde_json::from_str(&input(messages.to_string().as_bytes(), 1000, &redact())).unwrap();
         let expected = json!([
             { "role": "user", "parts": [{ "type": "text", "content": "look" }, { "type": "image_url" }] },
-            { "role": "assistant", "parts": [{ "type": "tool_call", "id": "c", "name": "f", "arguments": "{}" }] },
-            { "role": "tool", "parts": [{ "type": "tool_call_response", "id": "c", "response": "rain" }] },
+            { "role": "assistant", "parts": [{ "type": "tool_call", "id": "c", "name": "f", "arguments": "{\"pin\":1,\"token\":\"••••\"}" }] },
+            { "role": "tool", "parts": [{ "type": "tool_call_response", "id": "c", "response": "rain: Bearer ••••" }] },
         ]);
         assert_eq!(told, expected);
-        assert_eq!(input(b"not json", 10), "");
+        assert_eq!(input(b"not json", 10, &redact()), "");
     }
 
     #[test]
     fn the_last_messages_are_told_that_fit_and_each_is_cut() {
         let message = |text: String| json!({ "role": "user", "content": text });
         let messages = json!([message("a".repeat(50)), message("b".repeat(50)), message("é".repeat(200))]);
-        let told: Value = serde_json::from_str(&input(messages.to_string().as_bytes(), 101)).unwrap();
+        let told: Value =
+            serde_json::from_str(&input(messages.to_string().as_bytes(), 101, &redact())).unwrap();
         assert_eq!(told.as_array().map(Vec::len), Some(1));
         assert_eq!(told[0]["parts"][0]["content"], "é".repeat(50));
     }

@@ -228,8 +228,12 @@ impl Summary<'_> {
             "turn"
         );
         if started.parts.log_content {
+            let clean = |text: &Option<String>| {
+                text.as_ref().map(|text| started.parts.redact.text(text).into_owned())
+            };
             for call in &record.calls {
-                tracing::info!(request_id = %started.request_id, tool = %call.tool, arguments = ?call.arguments, result = ?call.result, "call");
+                let (arguments, result) = (clean(&call.arguments), clean(&call.result));
+                tracing::info!(request_id = %started.request_id, tool = %call.tool, ?arguments, ?result, "call");
             }
         }
     }

@@ -11,12 +11,14 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::drive::{Parts, Started};
+use super::heard;
 use super::pass;
 use super::summary::millis;
 use crate::engine::{Ask, CallRecord, Finish, Part, Record, RoundRecord, Run, Show, Turn};
 use crate::policy::parallel::Decision;
 use crate::policy::plan::TurnPlan;
 use crate::runs::{About, Again, Asked, Call, CallContent, Content, End, Kind, Progress, Round, Text, Watch};
+use crate::telemetry::redact::Redact;
 use crate::telemetry::traces::Recorded;
 use crate::tools::Tries;
 use crate::upstream::Route;
@@ -33,6 +35,7 @@ pub(super) struct Watching {
     plan: Arc<TurnPlan>,
     /// When each round was asked again, and why.
     again: Vec<(u32, Again)>,
+    redact: Arc<Redact>,
     /// The tries of the calls that ran, by round and id.
     tries: HashMap<(u32, String), Tries>,
     since: Instant,
@@ -73,11 +76,12 @@ impl Watching {
             tools: started.plan.owned.len(),
         };
         let mut watch = runs.begin(about, progress(&Record::default(), decision));
-        let said = started.parts.runs_content;
-        let said = said.then(|| Said { request: watch.hold(&started.sent), ..Said::default() });
+        let (said, redact) = (started.parts.runs_content, &started.parts.redact);
+        let said = said.then(|| Said { request: watch.hold(&started.sent, redact), ..Said::default() });
         Some(Self {
             watch,
             plan: started.plan.clone(),
+            redact: redact.clone(),
             again: Vec::new(),
             tries: HashMap::new(),
             since: started.since,
@@ -91,7 +95,7 @@ impl Watching {
     pub(super) fn asked(&mut self, ask: &Ask, body: &Bytes) {
         self.news = true;
         if let Some(said) = &mut self.said {
-            let body = self.watch.hold(body);
+            let body = self.watch.hold(body, &self.redact);
             said.asked.push(Asked { round: ask.round, attempt: ask.attempt, body });
         }
     }
@@ -113,7 +117,7 @@ impl Watching {
     /// The client gets to see something.
     pub(super) fn shown(&mut self, show: &Show) {
         let (Some(said), Show::Part(part)) = (&mut self.said, show) else { return };
-        write_part(&mut said.answer, part, self.watch.text());
+        write_part(&mut said.answer, part, Redact::gathered(self.watch.text()));
     }
 
     /// Something happened that is worth telling.
@@ -177,7 +181,7 @@ impl Watching {
             cost: told.cost,
         };
         let most = self.watch.text();
-        let text = |text: &String| Text::of(text, most);
+        let text = |text: &String| Text::of(text, most, &self.redact);
         let content = self.said.map(|said| Content {
             request: said.request,
             calls: record
@@ -189,7 +193,7 @@ impl Watching {
                 })
                 .collect(),
             asked: said.asked,
-            answer: Some(said.answer),
+            answer: Some(said.answer.clean(most, &self.redact)),
             error: error.map(|error| text(&error.message)),
         });
         self.watch.end(progress, end, content);
@@ -212,7 +216,8 @@ pub struct Passed {
     watch: Watch,
     progress: Progress,
     asked: Option<Asked>,
-    content: bool,
+    /// Of what was said; `None`: nothing of it is kept.
+    redact: Option<Arc<Redact>>,
     since: Instant,
 }
 
@@ -238,9 +243,10 @@ impl Passed {
         let mut progress = progress(&Record::default(), turn.decision);
         progress.rounds.push(Round { asked, ..Round::default() });
         let mut watch = runs.begin(about, progress.clone());
-        let content = parts.runs_content;
-        let asked = content.then(|| Asked { round: 1, attempt: 0, body: watch.hold(body) });
-        Some(Box::new(Self { watch, progress, asked, content, since: of.since }))
+        let redact = parts.runs_content.then(|| parts.redact.clone());
+        let hold = |redact: &Arc<Redact>| Asked { round: 1, attempt: 0, body: watch.hold(body, redact) };
+        let asked = redact.as_ref().map(hold);
+        Some(Box::new(Self { watch, progress, asked, redact, since: of.since }))
     }
 
     /// The upstream failed and is asked again.
@@ -286,12 +292,11 @@ impl Passed {
             ..End::default()
         };
         let most = self.watch.text();
-        let content = self.content.then(|| Content {
+        let content = self.redact.map(|redact| Content {
             // What goes upstream is what the client sent, but for `parallel_tool_calls`.
             request: self.asked.as_ref().and_then(|asked| asked.body.clone()),
             asked: self.asked.into_iter().collect(),
-            answer: (!said.is_empty())
-                .then(|| Text::of_bytes(&said[said.len().saturating_sub(most)..], most)),
+            answer: (!said.is_empty()).then(|| heard::kept(said, most, &redact)),
             ..Content::default()
         });
         self.watch.end(self.progress, end, content);

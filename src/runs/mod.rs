@@ -27,6 +27,7 @@ pub use self::run::{
 use self::settings::Settings;
 pub use self::stats::Figures;
 use self::stats::Stats;
+use crate::telemetry::redact::Redact;
 
 /// Events that wait for a slow watcher before it loses the oldest.
 const EVENTS: usize = 256;
@@ -212,12 +213,13 @@ impl Watch {
         self.runs.tell(&run);
     }
 
-    /// The beginning of a text, if there is memory left for it.
-    pub fn hold(&mut self, bytes: &[u8]) -> Option<Text> {
-        let size = bytes.len().min(self.runs.text);
+    /// The beginning of a text without its secrets, if there is memory left for it.
+    pub fn hold(&mut self, bytes: &[u8], redact: &Redact) -> Option<Text> {
+        let text = Text::of_bytes(bytes, self.runs.text, redact);
+        let size = text.text.len();
         self.runs.hold(size).then(|| {
             self.held += size;
-            Text::of_bytes(bytes, self.runs.text)
+            text
         })
     }
 

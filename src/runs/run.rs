@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use crate::telemetry::redact::Redact;
 use crate::wire::tool::{Effect, OutcomeKind};
 
 /// What is known of a run from its start.
@@ -316,23 +317,31 @@ pub struct Text {
 }
 
 impl Text {
-    /// At most `most` bytes of it, cut between characters.
+    /// At most `most` bytes of it without its secrets, cut between characters.
     #[must_use]
-    pub fn of(text: &str, most: usize) -> Self {
-        let end = text.floor_char_boundary(most);
-        Self { text: text[..end].to_owned(), bytes: text.len() }
+    pub fn of(text: &str, most: usize, redact: &Redact) -> Self {
+        let (text, bytes) = redact.beginning(text, most, 0);
+        Self { text, bytes }
     }
 
     /// The same of bytes, in which what is not UTF-8 is shown as such.
     #[must_use]
-    pub fn of_bytes(bytes: &[u8], most: usize) -> Self {
+    pub fn of_bytes(bytes: &[u8], most: usize, redact: &Redact) -> Self {
         // A character that the cut would split is shown as broken otherwise.
-        let head = &bytes[..bytes.len().min(most)];
+        let head = &bytes[..bytes.len().min(Redact::gathered(most))];
         let whole = match std::str::from_utf8(head) {
             Err(error) if error.error_len().is_none() => &head[..error.valid_up_to()],
             Ok(_) | Err(_) => head,
         };
-        Self { text: String::from_utf8_lossy(whole).into_owned(), bytes: bytes.len() }
+        let (text, size) = redact.beginning(&String::from_utf8_lossy(whole), most, bytes.len() - whole.len());
+        Self { text, bytes: size }
+    }
+
+    /// What was gathered, without its secrets; see [`Redact::gathered`].
+    #[must_use]
+    pub fn clean(&self, most: usize, redact: &Redact) -> Self {
+        let (text, bytes) = redact.beginning(&self.text, most, self.bytes - self.text.len());
+        Self { text, bytes }
     }
 
     /// Goes on, as far as there is room.
@@ -393,9 +402,19 @@ mod tests {
 
     #[test]
     fn texts_are_cut_between_characters_and_tell_their_size() {
-        assert_eq!(Text::of("aé", 2), Text { text: "a".into(), bytes: 3 });
-        assert_eq!(Text::of_bytes("aé".as_bytes(), 2), Text { text: "a".into(), bytes: 3 });
-        assert_eq!(Text::of_bytes(b"a\xffb", 9), Text { text: "a\u{fffd}b".into(), bytes: 3 });
+        let redact = Redact::new(&Default::default()).unwrap();
+        let cut = Text { text: "a".into(), bytes: 3 };
+        assert_eq!(
+            (Text::of("aé", 2, &redact), Text::of_bytes("aé".as_bytes(), 2, &redact)),
+            (cut.clone(), cut)
+        );
+        let long = "é".repeat(9_000);
+        let cut = Text::of_bytes(&long.as_bytes()[1..], 9, &redact);
+        assert_eq!(
+            (cut.text.as_str(), cut.bytes),
+            ("\u{fffd}ééé", 18_001),
+            "what is broken takes three bytes"
+        );
         let mut text = Text::default();
         for more in ["aé", "é", "z"] {
             text.push(more, 4);

@@ -25,7 +25,8 @@ pub(crate) fn begin(runs: &Arc<Runs>, id: &str) -> Watch {
 }
 
 fn end(watch: Watch, said: usize) {
-    let content = Content { answer: Some(Text::of(&"x".repeat(said), said)), ..Content::default() };
+    let content =
+        Content { answer: Some(Text { text: "x".repeat(said), bytes: said }), ..Content::default() };
     watch.end(Progress::default(), End { outcome: "ok", ..End::default() }, Some(content));
 }
 
@@ -63,12 +64,13 @@ fn what_runs_hold_while_they_go_on_is_bounded_and_given_back() {
     let runs = runs(10, 250);
     let mut first = begin(&runs, "1");
     let mut second = begin(&runs, "2");
+    let redact = Redact::new(&Default::default()).unwrap();
     let body = "x".repeat(300);
-    assert_eq!(first.hold(body.as_bytes()).unwrap().text.len(), 100, "the beginning");
-    assert!(first.hold(body.as_bytes()).is_some());
-    assert!(second.hold(body.as_bytes()).is_none(), "no memory left");
+    assert_eq!(first.hold(body.as_bytes(), &redact).unwrap().text.len(), 100, "the beginning");
+    assert!(first.hold(body.as_bytes(), &redact).is_some());
+    assert!(second.hold(body.as_bytes(), &redact).is_none(), "no memory left");
     drop(first);
-    assert!(second.hold(body.as_bytes()).is_some());
+    assert!(second.hold(body.as_bytes(), &redact).is_some());
 }
 
 #[test]

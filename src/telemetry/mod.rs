@@ -4,6 +4,7 @@ mod handles;
 mod json_lines;
 pub mod log;
 pub mod metrics;
+pub mod redact;
 pub mod traces;
 
 pub use metrics::Telemetry;

@@ -272,7 +272,7 @@ function drawRun() {
           h('div', {}, 'request ', h('span', { class: 'mono' }, run.request_id)),
           run.trace ? h('div', {}, 'trace ', h('span', { class: 'mono' }, run.trace)) : null)),
       h('div', { class: 'actions' },
-        h('button', { id: 'curl', type: 'button', disabled: !made.text, title: made.why, onclick: () => copy(made.text, 'Copied as curl') }, 'Copy as curl'),
+        h('button', { id: 'curl', type: 'button', disabled: !made.text, title: made.why, onclick: () => copy(made.text, made.text.includes('••••') ? 'Copied as curl, its secrets as dots' : 'Copied as curl') }, 'Copy as curl'),
         h('button', { id: 'link', type: 'button', onclick: () => copy(location.href, 'Copied the link') }, 'Copy link'))),
     h('div', { class: 'figures' },
       figure(end ? seconds(end.total) : '…', 'wall time'),

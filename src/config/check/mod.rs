@@ -7,6 +7,7 @@
 mod audit;
 mod limits;
 mod listeners;
+mod redact;
 mod secrets;
 mod store;
 mod teams;
@@ -46,6 +47,7 @@ impl Check<'_> {
         self.limits();
         self.audit();
         self.traces();
+        self.redact();
         self.secrets();
         self.store();
         self.problems.retain(|problem| !problem.is_moot());
