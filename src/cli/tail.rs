@@ -139,7 +139,13 @@ impl Lines {
     fn end(&self, run: &Value) -> String {
         let end = &run["end"];
         let outcome = end["outcome"].as_str().unwrap_or_default();
-        let label = format!("{outcome:<8}");
+        // As wide as `round 10`; the rest is said behind it.
+        let (word, more) = match outcome {
+            "client_gone" => ("gone", Some("the client left")),
+            "failed_after_tools" => ("failed", Some("after tools ran")),
+            word => (word, None),
+        };
+        let label = format!("{word:<8}");
         let label = if outcome == "ok" { self.paint.good(&label) } else { self.paint.bad(&label) };
         let number = |name: &str| run[name].as_array().map_or(0, Vec::len);
         let plural = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
@@ -156,6 +162,7 @@ impl Lines {
             parts.push(format!("{} + {} tokens", tokens[0], tokens[1]));
         }
         parts.extend(end["cost"].as_str().map(tame));
+        parts.extend(more.map(str::to_owned));
         if let Some(error) = end["error"].as_str() {
             parts.push(self.paint.bad(error));
         }
@@ -188,7 +195,7 @@ mod tests {
         let first = json!({ "asked": 0.0, "first": 100.0, "ended": null, "again": [] });
         let done = json!({ "asked": 0.0, "first": 100.0, "ended": 300.0, "again": [] });
         let second = json!({ "asked": 900.0, "first": 950.0, "ended": 1000.0, "again": [{ "at": 910.0, "why": "reset" }] });
-        let batches = json!([{ "round": 1, "calls": 2, "wall": 800.0, "sum": 1600.0 }]);
+        let batches = json!([{ "round": 1, "calls": 2, "wall": 800.0, "sum": 1600.0, "factor": 2.0 }]);
         let mut run = json!({ "id": "0000-abcdef", "model": "m", "team": "blue", "rounds": [first], "calls": [call, call], "batches": [], "end": null });
         assert_eq!(lines.of(&run), "");
         run["rounds"] = json!([done]);
@@ -209,6 +216,19 @@ mod tests {
              abcdef  ok       1.00 s, 2 rounds, 2 calls, 0.80 s saved, 1 + 2 tokens, 0.03 EUR\n"
         );
         assert!(lines.told.is_empty());
+    }
+
+    #[test]
+    fn every_outcome_fits_into_its_column() {
+        for (outcome, line) in [
+            ("client_gone", "abcdef  gone     1.00 s, 0 rounds, 0 calls, the client left"),
+            ("failed_after_tools", "abcdef  failed   1.00 s, 0 rounds, 0 calls, after tools ran"),
+            ("refused", "abcdef  refused  1.00 s, 0 rounds, 0 calls"),
+        ] {
+            let mut lines = Lines { paint: Paint(false), told: HashMap::new() };
+            let run = json!({ "id": "0000-abcdef", "end": { "outcome": outcome, "total": 1000.0 } });
+            assert_eq!(lines.of(&run), format!("{line}\n"));
+        }
     }
 
     #[test]

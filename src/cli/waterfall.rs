@@ -34,8 +34,9 @@ pub(super) fn tame(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
+/// Rounded as the inspector does.
 pub(super) fn seconds(ms: f64) -> String {
-    format!("{:.2} s", ms / 1000.0)
+    format!("{:.2} s", (ms / 10.0).round() / 100.0)
 }
 
 /// The first line: model, outcome, time, team.
@@ -60,9 +61,7 @@ pub(super) fn headline(run: &Value, paint: Paint) -> String {
 /// What one batch saved: `batch 0.83 s, one after another 1.66 s, ×2.0`.
 pub(super) fn batch(batch: &Value) -> String {
     let of = |name: &str| batch[name].as_f64().unwrap_or(0.0);
-    let (wall, sum) = (of("wall"), of("sum"));
-    let factor = if wall > 0.0 { sum / wall } else { 1.0 };
-    format!("batch {}, one after another {}, ×{factor:.1}", seconds(wall), seconds(sum))
+    format!("batch {}, one after another {}, ×{:.1}", seconds(of("wall")), seconds(of("sum")), of("factor"))
 }
 
 /// Rounds and calls. `now`: how far a run that goes on has come, in milliseconds.
@@ -180,7 +179,7 @@ mod tests {
                 { "asked": 900.0, "first": 950.0, "ended": 1000.0, "again": [{ "at": 910.0, "why": "reset" }] },
             ],
             "calls": [call(100.0, 700.0, "ok"), call(300.0, 900.0, "timeout")],
-            "batches": [{ "round": 1, "calls": 2, "wall": 800.0, "sum": 1200.0 }],
+            "batches": [{ "round": 1, "calls": 2, "wall": 800.0, "sum": 1200.0, "factor": 1.5 }],
             "end": { "total": 1000.0, "outcome": "ok", "tokens": [3, 4] },
         })
     }

@@ -153,6 +153,8 @@ pub struct Batch {
     pub wall: f64,
     /// What they would have taken one after another.
     pub sum: f64,
+    /// How many times faster that was, as people are told it.
+    pub factor: f64,
 }
 
 /// A run.
@@ -264,12 +266,19 @@ fn batches(calls: &[Call]) -> Vec<Batch> {
                 batch.wall = *last - *first;
             }
             None => {
-                let batch = Batch { round: call.round, calls: 1, wall: took, sum: took };
+                let batch = Batch { round: call.round, calls: 1, wall: took, sum: took, factor: 1.0 };
                 all.push((batch, started, ended));
             }
         }
     }
-    all.into_iter().map(|(batch, ..)| batch).collect()
+    all.into_iter().map(|(batch, ..)| Batch { factor: factor(batch.sum, batch.wall), ..batch }).collect()
+}
+
+/// With one decimal, of the times as they are written beside it, so that nobody who divides them is surprised.
+fn factor(sum: f64, wall: f64) -> f64 {
+    let shown = |ms: f64| (ms / 10.0).round();
+    let (sum, wall) = if shown(wall) > 0.0 { (shown(sum), shown(wall)) } else { (sum, wall) };
+    if wall > 0.0 { (sum / wall * 10.0).round() / 10.0 } else { 1.0 }
 }
 
 /// What was said in a run.
@@ -396,8 +405,15 @@ mod tests {
             vec![call(1, 0.0, 10.0, 110.0), call(1, 0.0, 20.0, 100.0), call(2, 200.0, 200.0, 250.0)];
         calls.push(Call { shared: true, ..call(2, 200.0, 200.0, 250.0) });
         calls.push(Call { ended: None, ..call(3, 300.0, 300.0, 0.0) });
-        let batch = |round, calls, wall, sum| Batch { round, calls, wall, sum };
-        assert_eq!(batches(&calls), [batch(1, 2, 100.0, 180.0), batch(2, 1, 50.0, 50.0)]);
+        let batch = |round, calls, wall, sum, factor| Batch { round, calls, wall, sum, factor };
+        assert_eq!(batches(&calls), [batch(1, 2, 100.0, 180.0, 1.8), batch(2, 1, 50.0, 50.0, 1.0)]);
+    }
+
+    #[test]
+    fn how_many_times_faster_is_what_the_written_times_say() {
+        assert_eq!(factor(2146.0, 1046.0), 2.0, "2.15 s and 1.05 s, although it was 2.052 times");
+        assert_eq!(factor(2.0, 1.0), 2.0, "0.00 s, so it is what it was");
+        assert_eq!(factor(0.0, 0.0), 1.0);
     }
 
     #[test]

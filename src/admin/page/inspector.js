@@ -18,8 +18,9 @@ function h(tag, attributes, ...children) {
   return element;
 }
 
-const seconds = (ms) => (ms === null || ms === undefined ? '–' : ms < 1 ? '0 ms' : ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(ms < 10000 ? 2 : 1)} s`);
-const plain = (ms) => `${(ms / 1000).toFixed(2)} s`;
+const seconds = (ms) => (ms === null || ms === undefined ? '–' : ms < 1 ? '0 ms' : ms < 1000 ? `${Math.round(ms)} ms` : ms < 10000 ? plain(ms) : `${(ms / 1000).toFixed(1)} s`);
+// As `fanfold tail` rounds it.
+const plain = (ms) => `${(Math.round(ms / 10) / 100).toFixed(2)} s`;
 const count = (n, one, many) => `${n} ${n === 1 ? one : many || one + 's'}`;
 const size = (bytes) => (bytes < 1024 ? `${bytes} B` : bytes < 1048576 ? `${(bytes / 1024).toFixed(1)} KiB` : `${(bytes / 1048576).toFixed(1)} MiB`);
 
@@ -338,8 +339,7 @@ function waterfall(current) {
     const rows = calls.map(({ call, index }) => callLane(call, index, current, { seg, took, again, total }));
     let said2 = null;
     if (batch && batch.calls > 1) {
-      const factor = batch.wall > 0 ? batch.sum / batch.wall : 1;
-      said2 = h('div', { class: 'sum' }, h('span', {}, `batch ${plain(batch.wall)}, one after another ${plain(batch.sum)}, `, h('b', {}, `×${factor.toFixed(1)}`)));
+      said2 = h('div', { class: 'sum' }, h('span', {}, `batch ${plain(batch.wall)}, one after another ${plain(batch.sum)}, `, h('b', {}, `×${batch.factor.toFixed(1)}`)));
     } else if (several) {
       said2 = h('div', { class: 'sum' }, h('span', {}, `batch of ${calls.length}`));
     }
