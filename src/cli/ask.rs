@@ -38,6 +38,9 @@ pub(super) struct Arguments {
     /// Only the answer.
     #[arg(long, short)]
     quiet: bool,
+    /// The answer and everything that is known of its run, as JSON, once it is complete.
+    #[arg(long, conflicts_with = "quiet")]
+    json: bool,
     #[command(flatten)]
     whom: Whom,
 }
@@ -72,7 +75,8 @@ async fn ask(at: &Addresses, arguments: &Arguments) -> Result<(), String> {
     let request_id = Uuid::now_v7().to_string();
     // Without the admin side there is still an answer.
     let admin = at.admin.trim_end_matches('/');
-    let events = if arguments.quiet { None } else { client.events(admin).await.ok() };
+    let drawn = !arguments.quiet && !arguments.json;
+    let events = if drawn { client.events(admin).await.ok() } else { None };
     let body = json!({ "model": model, "stream": true, "messages": [{ "role": "user", "content": arguments.question }] });
     let mut request = Request::post(format!("{base_url}/chat/completions"))
         .header(CONTENT_TYPE, "application/json")
@@ -82,7 +86,7 @@ async fn ask(at: &Addresses, arguments: &Arguments) -> Result<(), String> {
         request = request.header("authorization", format!("Bearer {key}"));
     }
     let request = request.body(Full::from(Bytes::from(body.to_string()))).map_err(|why| why.to_string())?;
-    let mut view = View::new(request_id, events);
+    let mut view = View::new(request_id.clone(), events);
     let answer = tokio::select! {
         answer = client.send(request) => answer?,
         () = view.follow() => unreachable!("it follows without end"),
@@ -94,6 +98,9 @@ async fn ask(at: &Addresses, arguments: &Arguments) -> Result<(), String> {
         return Err(message(&body).unwrap_or_else(|| format!("the answer is {status}")));
     }
     let mut stream = Events::new(answer.into_body());
+    if arguments.json {
+        return tell(&client, stream, admin, &request_id).await;
+    }
     let mut ended = false;
     let mut open_line = false;
     loop {
@@ -129,6 +136,50 @@ async fn ask(at: &Addresses, arguments: &Arguments) -> Result<(), String> {
     }
     view.finish().await;
     if ended { Ok(()) } else { Err("the answer broke off".into()) }
+}
+
+/// The answer and its run as JSON. What came of an answer that fails is told as well.
+async fn tell(client: &Client, mut stream: Events, admin: &str, request_id: &str) -> Result<(), String> {
+    let (mut answer, mut failure) = (String::new(), Some("the answer broke off".to_owned()));
+    while let Some(event) = stream.next().await {
+        let event = match event {
+            Ok(event) if event.as_ref() == b"[DONE]" => {
+                failure = None;
+                continue;
+            }
+            Ok(event) => event,
+            Err(why) => {
+                failure = Some(why);
+                break;
+            }
+        };
+        if let Some(error) = message(&event) {
+            failure = Some(error);
+            break;
+        }
+        if let Ok(chunk) = serde_json::from_slice::<Value>(&event) {
+            answer.push_str(chunk["choices"][0]["delta"]["content"].as_str().unwrap_or_default());
+        }
+    }
+    let found = record(client, &format!("{admin}/api/runs/{request_id}")).await;
+    let told =
+        json!({ "answer": answer, "error": failure, "run": found["run"], "content": found["content"] });
+    out::answer(&format!("{told:#}\n"));
+    failure.map_or(Ok(()), Err)
+}
+
+/// The run once it has ended; null without an admin side that has it.
+async fn record(client: &Client, url: &str) -> Value {
+    let ended = async {
+        loop {
+            match client.json(url, None).await {
+                Ok(found) if found["run"]["end"].is_null() => tokio::time::sleep(FRAME).await,
+                Ok(found) => return found,
+                Err(_) => return Value::Null,
+            }
+        }
+    };
+    timeout(PATIENCE, ended).await.unwrap_or_default()
 }
 
 /// What is drawn beside the answer.
