@@ -218,7 +218,8 @@ impl App {
             .map_err(|why| StartError::Store { setting: why.setting, message: why.message })?;
         store.connect().await;
         let store = Arc::new(store);
-        let ledger = Ledger::new(store.clone(), ledger_settings(limits, file.store.denies()));
+        let own = file.store.is_shared().then(|| Store::memory(&capacity(limits)));
+        let ledger = Ledger::new(store.clone(), own, ledger_settings(limits, file.store.denies()));
         let (admin_listeners, upkeep) = (TaskTracker::new(), CancellationToken::new());
         let keeper = Keeper {
             telemetry: telemetry.clone(),
@@ -330,6 +331,7 @@ impl App {
                 // Looking at an upstream tells the metric that its rest is over.
                 snapshot.load().routes.upstreams().for_each(|upstream| _ = upstream.standing());
                 keeper.store.sweep();
+                keeper.ledger.sweep();
                 #[expect(clippy::cast_precision_loss, reason = "a gauge")]
                 keeper.telemetry.parked.set(keeper.store.parked() as f64);
                 let alive = tokio::runtime::Handle::current().metrics().num_alive_tasks();

@@ -357,6 +357,35 @@ async fn without_the_store_a_tool_with_effects_runs_or_not_as_the_operator_says(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_runs_no_tool_again_while_the_store_is_down_nor_when_it_comes_back_empty() {
+    let mut redis = Redis::start().await;
+    let bed = Bed::start(&redis.setting(json!({})), json!({})).await;
+    let request = writing(&bed.lab, "before", json!({ "reply": { "text": "Done." } }));
+    let first = ask(&bed.one, &request).await;
+    redis.kill();
+    let later = writing(&bed.lab, "during", json!({ "reply": { "text": "Done." } }));
+    let key = [("idempotency-key", "k")];
+    let second = soon(ask_with(&bed.one, &key, &later)).await.expect("an answer");
+    assert!(second.status == 200 && written(&bed.lab) == 2);
+    let repeated = async |when: &str| {
+        for (headers, body, first) in [(&AGAIN, &request, &first), (&key, &later, &second)] {
+            let again = soon(ask_with(&bed.one, headers, body)).await.expect("an answer");
+            assert_eq!((again.status, &again.body), (first.status, &first.body), "{when}");
+            assert_eq!(again.header("x-fanfold-replay-of"), first.header("x-request-id"), "{when}");
+        }
+        assert_eq!(written(&bed.lab), 2, "{when}");
+    };
+    repeated("while it is down").await;
+    redis.run().await;
+    store_is(&bed.one, "store: up").await;
+    repeated("when it is empty").await;
+    // And it was told again: the other replica knows as well.
+    store_is(&bed.two, "store: up").await;
+    let again = soon(ask_with(&bed.two, &AGAIN, &request)).await.expect("an answer");
+    assert_eq!((again.status, &again.body, written(&bed.lab)), (first.status, &first.body, 2));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_moment_without_the_store_runs_no_tool_twice() {
     let redis = Redis::start().await;
     let bed = Bed::start(&redis.setting(json!({ "timeout": "300ms" })), json!({})).await;

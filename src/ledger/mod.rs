@@ -35,6 +35,9 @@
 //! digest and an entry in a map of this process; the store is asked when the first `write` call is due, or when the
 //! request says that it repeats or has a key.
 //!
+//! A shared store may go down, and may come back without what it had. So each replica remembers how its own runs ended,
+//! and writes anew what the store lost of those that run.
+//!
 //! What it cannot know: with a store in memory, what ran before the process was killed; anything, while a shared store
 //! is down for longer than a few seconds, of other replicas (then the operator's `store.on_error` says whether such
 //! calls and repetitions run all the same); what was pushed out of the store by its bounds. Replicas compare when two
@@ -87,6 +90,8 @@ pub struct Settings {
 #[derive(Debug)]
 pub struct Ledger {
     store: Arc<Store>,
+    /// How runs of this process ended, where the store is shared: it may be down, or come back without what it had.
+    own: Option<Store>,
     settings: Settings,
     /// Runs of this process that have not ended.
     running: Mutex<HashMap<Name, Vec<Arc<Run>>>>,
@@ -147,10 +152,17 @@ enum Looked {
 }
 
 impl Ledger {
-    /// A ledger in this store.
+    /// A ledger in this store. `own`: memory of this process for the ends of its runs, where the store is shared.
     #[must_use]
-    pub fn new(store: Arc<Store>, settings: Settings) -> Arc<Self> {
-        Arc::new(Self { store, settings, running: Mutex::default() })
+    pub fn new(store: Arc<Store>, own: Option<Store>, settings: Settings) -> Arc<Self> {
+        Arc::new(Self { store, own, settings, running: Mutex::default() })
+    }
+
+    /// Drops what is too old; to be called every few seconds.
+    pub fn sweep(&self) {
+        if let Some(own) = &self.own {
+            own.sweep();
+        }
     }
 
     fn running(&self) -> MutexGuard<'_, HashMap<Name, Vec<Arc<Run>>>> {
@@ -207,9 +219,14 @@ impl Ledger {
         let claim = || self.store.claim(name.key(), entry.write(None), self.settings.age);
         let record = match patiently(claim).await {
             Ok(Claim::Yours(version)) => {
-                return Looked::Found(Found::Begin(self.begin(name.clone(), entry.clone(), Some(version))));
+                let known = self.known_here(name, entry, Some(version)).await;
+                let begin = || Found::Begin(self.begin(name.clone(), entry.clone(), Some(version)));
+                return Looked::Found(known.unwrap_or_else(begin));
             }
-            Err(_) => return Looked::Found(self.blind(name, entry)),
+            Err(_) => {
+                let known = self.known_here(name, entry, None).await;
+                return Looked::Found(known.unwrap_or_else(|| self.blind(name, entry)));
+            }
             Ok(Claim::Taken(record)) => record,
         };
         let dead = record.age > self.settings.lease;
@@ -228,14 +245,29 @@ impl Ledger {
             )));
         }
         match (other.ended, other.effect) {
-            (Some(ended), effect) => Looked::Found(match ended.answer(body) {
-                Some(answer) => Found::Replay(answer, other.request_id),
-                None => Found::Refuse(lost(&effect.unwrap_or_default())),
-            }),
+            (Some(ended), effect) => Looked::Found(told(&ended, body, other.request_id, effect)),
             (None, Some(effect)) if dead => Looked::Found(Found::Refuse(no_answer(&effect))),
             (None, None) if dead => self.take_over(name, entry, record.version).await,
             (None, effect) => Looked::Running(effect),
         }
+    }
+
+    /// What this process itself knows of a run that has ended and that the store does not know of. A store that is
+    /// there, and gave `claimed` for it, is told again.
+    async fn known_here(&self, name: &Name, entry: &Entry, claimed: Option<Version>) -> Option<Found> {
+        let value = self.own.as_ref()?.read(name.key()).await.ok()??.value;
+        let (other, body) = Entry::read(&value)?;
+        let other_body_came = name.keyed && other.body != entry.body;
+        let ended = other.ended?;
+        if let Some(version) = claimed
+            && let Err(error) = self.store.replace(name.key(), version, value, self.settings.age).await
+        {
+            tracing::debug!(%error, "the store is not told again how a request ended");
+        }
+        Some(match other_body_came {
+            true => Found::Refuse(other_body()),
+            false => told(&ended, body, other.request_id, other.effect),
+        })
     }
 
     /// Makes a record that nobody cares for any more one's own.
@@ -273,6 +305,14 @@ impl Ledger {
                 running.remove(run.name());
             }
         }
+    }
+}
+
+/// What a repetition of a run that has ended is told.
+fn told(ended: &entry::Ended, body: bytes::Bytes, request_id: String, effect: Option<String>) -> Found {
+    match ended.answer(body) {
+        Some(answer) => Found::Replay(answer, request_id),
+        None => Found::Refuse(lost(&effect.unwrap_or_default())),
     }
 }
 

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 
 use super::entry::{Answer, Ended, Entry};
 use super::tape::Tape;
-use super::{Ledger, Name, patiently};
+use super::{ASK_AGAIN, Ledger, Name, patiently};
 use crate::store::{Claim, Record, StoreError, Version};
 
 /// Why a call with effects must not run.
@@ -135,8 +135,24 @@ impl Owner {
         let answer = self.tape.whole().await;
         let lasting = answer.as_ref().is_some_and(|answer| !invites_to_repeat(answer.status));
         let keeps = effects || (self.name.is_keyed() && lasting);
+        if keeps {
+            self.remember(answer.as_ref()).await;
+        }
         let mut held = self.held.lock().await;
-        if let Some(version) = held.take() {
+        let held = held.take();
+        if held.is_none() && keeps {
+            // The store was down when it should have learned of this run. Perhaps it is there now.
+            let entry = self.ended(answer.as_ref());
+            let claimed = self.ledger.store.claim(
+                self.name.key(),
+                entry.write(answer.as_ref()),
+                self.ledger.settings.age,
+            );
+            if let Err(error) = claimed.await {
+                tracing::debug!(%error, "only this replica knows how a request ended");
+            }
+        }
+        if let Some(version) = held {
             let written = match keeps {
                 true => patiently(|| self.keep(version, answer.clone())).await,
                 false => self.forget(version).await,
@@ -258,9 +274,28 @@ impl Run {
         }
     }
 
-    async fn keep(&self, version: Version, answer: Option<Answer>) -> Result<(), StoreError> {
+    /// What is kept of it now that it has ended.
+    fn ended(&self, answer: Option<&Answer>) -> Entry {
         let effect = self.state().effect.clone();
-        let mut entry = Entry { effect, ended: Some(Ended::of(answer.as_ref())), ..self.first.clone() };
+        Entry { effect, ended: Some(Ended::of(answer)), ..self.first.clone() }
+    }
+
+    /// Keeps how it ended in this process, if the store is a shared one.
+    async fn remember(&self, answer: Option<&Answer>) {
+        let Ledger { own: Some(own), settings, .. } = &*self.ledger else { return };
+        let (entry, key) = (self.ended(answer), self.name.key());
+        let write = async |value: Bytes| match own.claim(key, value.clone(), settings.age).await? {
+            Claim::Yours(_) => Ok(()),
+            Claim::Taken(record) => own.replace(key, record.version, value, settings.age).await.map(drop),
+        };
+        if write(entry.write(answer)).await == Err(StoreError::TooLarge) {
+            // That it ran is worth more than what it said.
+            let _too_large = write(self.ended(None).write(None)).await;
+        }
+    }
+
+    async fn keep(&self, version: Version, answer: Option<Answer>) -> Result<(), StoreError> {
+        let mut entry = self.ended(answer.as_ref());
         match self.replace(version, entry.write(answer.as_ref())).await {
             Err(StoreError::TooLarge) => {
                 entry.ended = Some(Ended::of(None));
@@ -278,7 +313,10 @@ impl Run {
         if store.replace(key, version, value.clone(), settings.age).await?.is_some() {
             return Ok(());
         }
-        let Some(record) = store.read(key).await? else { return Ok(()) };
+        let Some(record) = store.read(key).await? else {
+            // It came back without what it had.
+            return store.claim(key, value, settings.age).await.map(drop);
+        };
         if Entry::read(&record.value).is_some_and(|(entry, _)| entry.run == self.first.run) {
             store.replace(key, record.version, value, settings.age).await?;
         }
@@ -290,22 +328,44 @@ impl Run {
     }
 }
 
-/// Tells the store again and again that the owner of a record lives.
+impl Run {
+    /// The record's state if it is still this run's, also in a store that came back without it. `None`: somebody
+    /// else's by now, a first attempt that is no repetition of this.
+    async fn still_ours(&self) -> Result<Option<Version>, StoreError> {
+        let Ledger { store, settings, .. } = &*self.ledger;
+        if let Some(record) = store.read(self.name.key()).await? {
+            let ours = Entry::read(&record.value).is_some_and(|(entry, _)| entry.run == self.first.run);
+            return Ok(ours.then_some(record.version));
+        }
+        let entry = Entry { effect: self.state().effect.clone(), ..self.first.clone() };
+        Ok(match store.claim(self.name.key(), entry.write(None), settings.age).await? {
+            Claim::Yours(version) => Some(version),
+            Claim::Taken(_) => None,
+        })
+    }
+}
+
+/// Tells the store again and again that the owner of a record lives; soon, when it is there again after it was down.
 async fn beat(run: Weak<Run>, every: Duration) {
+    let mut pause = every;
     loop {
-        tokio::time::sleep(every).await;
+        tokio::time::sleep(pause).await;
+        pause = every;
         let Some(run) = run.upgrade() else { return };
         let mut held = run.held.lock().await;
         let Some(version) = *held else { return };
         let Ledger { store, settings, .. } = &*run.ledger;
         match store.extend(run.name.key(), version, settings.age).await {
             Ok(Some(extended)) => *held = Some(extended),
-            // Somebody else's by now: a first attempt that is no repetition of this.
-            Ok(None) => {
-                *held = None;
-                return;
-            }
-            Err(_) => {}
+            Ok(None) => match run.still_ours().await {
+                Ok(Some(version)) => *held = Some(version),
+                Ok(None) => {
+                    *held = None;
+                    return;
+                }
+                Err(_) => pause = ASK_AGAIN.min(every),
+            },
+            Err(_) => pause = ASK_AGAIN.min(every),
         }
     }
 }

@@ -13,7 +13,23 @@ const PATIENCE: Duration = Duration::from_secs(300);
 fn replicas() -> (Arc<Ledger>, Arc<Ledger>) {
     let bounds = Bounds { entries: 100, bytes: 100_000, age: Duration::from_secs(600) };
     let store = Arc::new(Store::memory(&Capacity { parked: bounds, records: bounds }));
-    (Ledger::new(store.clone(), SETTINGS), Ledger::new(store, SETTINGS))
+    (Ledger::new(store.clone(), None, SETTINGS), Ledger::new(store, None, SETTINGS))
+}
+
+/// Two replicas with one store that can lose what it has, and that store.
+fn forgetful() -> (Arc<Ledger>, Arc<Ledger>, Arc<Store>) {
+    let bounds = Bounds { entries: 100, bytes: 100_000, age: Duration::from_secs(600) };
+    let memory = || Store::memory(&Capacity { parked: bounds, records: bounds });
+    let store = Arc::new(memory());
+    let ledger = || Ledger::new(store.clone(), Some(memory()), SETTINGS);
+    (ledger(), ledger(), store.clone())
+}
+
+/// The store comes back without the record of the request `a`.
+async fn lose(store: &Store) {
+    let key = Key { space: crate::store::Space::Alike, team: "blue", name: "a" };
+    let record = store.read(key).await.unwrap().unwrap();
+    assert!(store.remove(key, record.version).await.unwrap());
 }
 
 fn attempt(key: Option<&str>, body: &str, retry: bool) -> Attempt {
@@ -273,4 +289,41 @@ async fn nothing_is_left_of_runs_that_ended_or_broke_off() {
     };
     assert!(here.running().is_empty());
     assert!(listener.tape.head().await.is_none(), "it broke off");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_replica_ran_it_knows_when_the_store_has_lost_it_and_tells_the_store_again() {
+    let (here, there, store) = forgetful();
+    let run = begin(&here, first()).await;
+    run.permit("save").await.unwrap();
+    end(run, 200, true).await;
+    lose(&store).await;
+    assert_eq!(replay(&here, again()).await.body, "answer");
+    assert_eq!(replay(&there, again()).await.body, "answer");
+    // An answer too large to be kept is known to have been one.
+    let (here, _, store) = forgetful();
+    let run = begin(&here, first()).await;
+    run.permit("save").await.unwrap();
+    say(&run, 200, &"x".repeat(SETTINGS.answer + 1));
+    run.end(End::Told { effects: true }).await;
+    lose(&store).await;
+    assert!(refused(&here, again()).await.message.contains("save"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_runs_is_written_anew_when_the_store_has_lost_it() {
+    let (here, there, store) = forgetful();
+    let run = begin(&here, first()).await;
+    run.permit("save").await.unwrap();
+    lose(&store).await;
+    sleep(SETTINGS.lease / 2).await;
+    let waiting = replay(&there, again());
+    let ending = async {
+        sleep(Duration::from_secs(60)).await;
+        // Once more, just before its end.
+        lose(&store).await;
+        end(run, 200, true).await;
+    };
+    let (answer, ()) = tokio::join!(waiting, ending);
+    assert_eq!(answer.body, "answer");
 }

@@ -19,6 +19,12 @@ pub enum Settings {
 }
 
 impl Settings {
+    /// Whether several processes may have it.
+    #[must_use]
+    pub const fn is_shared(&self) -> bool {
+        matches!(self, Self::Shared(_))
+    }
+
     /// Whether what is not known while it is down is refused.
     #[must_use]
     pub fn denies(&self) -> bool {
