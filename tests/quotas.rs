@@ -9,6 +9,7 @@ use support::lab::Lab;
 use support::proxy::{self, Proxy, chat, code, config, key, streamed, tool, with, within};
 
 const BLUE: (&str, &str) = ("authorization", "Bearer fk-blue");
+const NO_TOOLS: (&str, &str) = ("x-fanfold-tools", "none");
 const RED: (&str, &str) = ("authorization", "Bearer fk-red");
 
 /// One team with these settings, and one without quotas; `more` is laid over the configuration.
@@ -80,17 +81,28 @@ async fn tokens_are_counted_when_they_are_known_and_refused_when_none_are_left()
         (json!({ "budget": { "tokens_per_day": 16 } }), "insufficient_quota"),
         (json!({ "budget": { "tokens_per_month": 16 } }), "insufficient_quota"),
     ] {
-        for body in [chat("x"), streamed("x")] {
+        // Also a stream that could go through as it is, and whose client does not want to know.
+        let unasked = with(chat("x"), json!({ "stream": true }));
+        for (body, headers) in
+            [(chat("x"), vec![BLUE]), (streamed("x"), vec![BLUE]), (unasked.clone(), vec![BLUE, NO_TOOLS])]
+        {
             let proxy = proxy(&lab, settings.clone(), json!({})).await;
             for _ in 0..2 {
-                assert_eq!(proxy.chat_with(&[BLUE], &body).await.status, 200);
+                let got = proxy.chat_with(&headers, &body).await;
+                assert_eq!((got.status.as_u16(), got.body.contains("\"usage\":{")), (200, body != unasked));
             }
-            let refused = proxy.chat_with(&[BLUE], &body).await;
+            let refused = proxy.chat_with(&headers, &body).await;
             is_out(&refused, expected);
             let never = expected == "insufficient_quota";
             assert_eq!(refused.header("x-should-retry"), if never { "false" } else { "" });
             assert_eq!(refused.header("retry-after").is_empty(), never);
         }
+        let proxy = proxy(&lab, settings, json!({})).await;
+        let two = with(unasked, json!({ "n": 2 }));
+        let refused = proxy.chat_with(&[BLUE, NO_TOOLS], &two).await;
+        assert_eq!((refused.status.as_u16(), code(&refused).as_str()), (400, "invalid_value"));
+        let asks = with(two, json!({ "stream_options": { "include_usage": true } }));
+        assert_eq!(proxy.chat_with(&[BLUE, NO_TOOLS], &asks).await.status, 200);
     }
 }
 

@@ -58,7 +58,7 @@ pub struct Rules {
     pub call_timeout_cap: Option<Duration>,
     /// Arguments and results are kept until the turn is over: somebody wants to read them.
     pub keep_content: bool,
-    /// What a round used is charged before the next one is asked.
+    /// What a round used is charged before the next one is asked, so it has to be known.
     pub charged: bool,
 }
 
@@ -172,7 +172,9 @@ pub fn plan(request: &ChatRequest, with: &Circumstances<'_>) -> Result<Plan, Err
         targets.push(TargetPlan { decision, habits: habits.clone(), rewrite });
     }
     let rewrite = targets.iter().any(|target| target.rewrite);
-    if owned.is_empty() && (request.n != 1 || !(rewrite || transcript)) {
+    // A stream says what it used only if it was asked to, and the engine does ask.
+    let unmetered = with.rules.charged && request.stream && !request.include_usage;
+    if owned.is_empty() && (request.n != 1 || !(rewrite || transcript || unmetered)) {
         return Ok(Plan::Relay(targets));
     }
     if request.n != 1 {

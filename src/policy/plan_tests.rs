@@ -93,6 +93,24 @@ const STRICT: &str = r#","tools":[{"type":"function","function":{"name":"f","str
 const PLAIN: &str = r#","tools":[{"type":"function","function":{"name":"f"}}]"#;
 
 #[test]
+fn a_stream_whose_use_is_charged_is_a_turn_unless_its_client_asks_for_the_usage_itself() {
+    let free = case(&[]);
+    let charged = Case { rules: Rules { charged: true, ..rules() }, ..case(&[]) };
+    let relays = |case: &Case, more: &str| matches!(case.plan(more), Ok(Plan::Relay(_)));
+    for (more, is_relayed) in [
+        ("", true),
+        (r#","stream":true"#, false),
+        (r#","stream":true,"stream_options":{"include_usage":false}"#, false),
+        (r#","stream":true,"stream_options":{"include_usage":true}"#, true),
+        (r#","stream":true,"n":2"#, true),
+    ] {
+        assert!(relays(&free, more));
+        assert_eq!(relays(&charged, more), is_relayed, "{more}");
+    }
+    assert!(!charged.turn(r#","stream":true"#).include_usage);
+}
+
+#[test]
 fn without_owned_tools_bytes_go_through_unless_the_rule_changes_them() {
     let case = case(&[]);
     assert_eq!(case.told(""), "relay off; reason=no_tools");

@@ -78,6 +78,13 @@ impl Proxy {
             let conflict = error.code == "strict_parallel_conflict";
             Refusal { decision: conflict.then_some(Decision::CONFLICT), ..error.into() }
         })?;
+        if matches!(planned, Plan::Relay(_))
+            && stream
+            && !request.include_usage
+            && account.charges_usage(None)
+        {
+            return Err(unmetered().into());
+        }
         let decision = match &planned {
             Plan::Relay(plans) => plans.first().map_or(Decision::UNSUPPORTED, |plan| plan.decision),
             Plan::Turn(turn) => turn.decision(),
@@ -199,6 +206,14 @@ impl Proxy {
         asked.snapshot = snapshot;
         Ok(())
     }
+}
+
+/// A stream that goes through as it is says what it used only if its client asks, and this team has a quota.
+fn unmetered() -> ErrorReply {
+    ErrorReply::invalid_value(
+        "stream_options",
+        "Your team has a quota of tokens or money, so a stream with `n` above 1 has to say what it used: send `\"stream_options\": {\"include_usage\": true}`.",
+    )
 }
 
 fn content_type(headers: &HeaderMap) -> Result<(), Refusal> {
