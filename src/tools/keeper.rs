@@ -10,8 +10,8 @@
 //! The pipe ends with fanfold, however that ends; a child that is just being started holds it as well, until the
 //! program with the marks runs. So nothing is missed in between. There are two marks: a variable of the environment,
 //! and a number of fanfold's own as the limit of file locks (`RLIMIT_LOCKS`), which no kernel since 2.4 enforces and
-//! nobody can raise again. Both are inherited, so whoever left its group or its session, or was given another
-//! environment, is found, too, and also when fanfold ends in peace. Who means to hide and lowers that limit as well
+//! only root can raise again. Both are inherited, so whoever left its group or its session, or was given another
+//! environment, is found, too, and also when fanfold ends in peace. Who means to hide and changes that limit as well
 //! is not: that is what a sandbox is for.
 //!
 //! One process, started with the first program and ended with the last tool that may start one.
