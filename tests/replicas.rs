@@ -357,6 +357,35 @@ async fn without_the_store_a_tool_with_effects_runs_or_not_as_the_operator_says(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_sdk_retry_at_the_other_replica_gets_the_answer_after_redis_was_killed_and_came_back() {
+    let mut redis = Redis::lasting().await;
+    let bed = Bed::start(&redis.setting(json!({})), json!({})).await;
+    let ended = writing(&bed.lab, "ended", json!({ "reply": { "text": "Done." } }));
+    let running = writing(&bed.lab, "running", stalled());
+    let first = ask(&bed.one, &ended).await;
+    let restart = async {
+        bed.lab.wait_until(|seen| seen.of_script("running").count() == 2).await;
+        redis.kill();
+        redis.run().await;
+        for process in [&bed.one, &bed.two] {
+            store_is(process, "store: up").await;
+        }
+        let again = soon(ask_with(&bed.two, &AGAIN, &ended)).await.expect("an answer");
+        assert_eq!((again.status, &again.body), (first.status, &first.body));
+        assert_eq!(again.header("x-fanfold-replay-of"), first.header("x-request-id"));
+        let mut again = Box::pin(ask_with(&bed.two, &AGAIN, &running));
+        let early = timeout(Duration::from_millis(700), &mut again).await;
+        assert!(early.is_err(), "it waits for the one that runs: {early:?}");
+        bed.lab.release("running");
+        soon(again).await.expect("an answer")
+    };
+    let (slow, again) = soon(async { tokio::join!(ask_with(&bed.one, &[], &running), restart) }).await;
+    let slow = slow.expect("an answer");
+    assert_eq!((again.status, &again.body), (slow.status, &slow.body));
+    assert_eq!(written(&bed.lab), 2, "one for each request");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_runs_no_tool_again_while_the_store_is_down_nor_when_it_comes_back_empty() {
     let mut redis = Redis::start().await;
     let bed = Bed::start(&redis.setting(json!({})), json!({})).await;

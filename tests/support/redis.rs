@@ -50,6 +50,11 @@ impl Redis {
         redis
     }
 
+    /// A running one that writes everything down, and has it again when it is run again.
+    pub async fn lasting() -> Self {
+        Self::with(&["--appendonly", "yes"]).await
+    }
+
     async fn with(more: &[&str]) -> Self {
         let mut redis = Self::stopped();
         redis.more = more.iter().map(ToString::to_string).collect();
@@ -64,7 +69,7 @@ impl Redis {
         Self { child: None, folder, port: free.expect("a free port").port(), more: Vec::new(), tls: false }
     }
 
-    /// Runs it, on the same port as before and empty.
+    /// Runs it, on the same port as before, and empty unless it is a lasting one.
     pub async fn run(&mut self) {
         let port = self.port.to_string();
         let ports = if self.tls {
