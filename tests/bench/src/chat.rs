@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::TIMES;
-use crate::lab::{Lab, ROOM, Setup, TEAMS, Target};
+use crate::lab::{Lab, Target};
 use crate::load::{Shot, fire};
 use crate::report::Part;
 use crate::stats::Measured;
@@ -25,13 +25,7 @@ struct Scenario {
 
 pub async fn part(time: Duration) -> Part {
     let mut lab = Lab::start().await;
-    let more = format!("{ROOM}{TEAMS}");
-    let mut targets = vec![
-        lab.relay().await,
-        lab.fanfold("fanfold", &Setup { more: &more, ..Setup::default() }).await,
-        lab.fanfold("fanfold, 10 tools", &Setup { tools: 10, more: &more, ..Setup::default() }).await,
-    ];
-    targets.extend(lab.nginx().await);
+    let targets = lab.side_by_side().await;
     let mut part = Part::new(
         "chat",
         "Requests, beside the bare relay",

@@ -92,6 +92,18 @@ impl Lab {
         self.up(name, port, admin, child).await
     }
 
+    /// The bare relay, fanfold without tools and with ten, and nginx where there is one.
+    pub async fn side_by_side(&mut self) -> Vec<Target> {
+        let more = format!("{ROOM}{TEAMS}");
+        let mut targets = vec![
+            self.relay().await,
+            self.fanfold("fanfold", &Setup { more: &more, ..Setup::default() }).await,
+            self.fanfold("fanfold, 10 tools", &Setup { tools: 10, more: &more, ..Setup::default() }).await,
+        ];
+        targets.extend(self.nginx().await);
+        targets
+    }
+
     /// `None`, and a word about it, where it is not installed.
     pub async fn nginx(&mut self) -> Option<Target> {
         let port = free_port();

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::TIMES;
 use crate::account::{cpu, resident};
-use crate::lab::{Lab, ROOM, Setup, TEAMS, Target};
+use crate::lab::{Lab, Target};
 use crate::load::{Client, Shot};
 use crate::report::Part;
 use crate::stats::{Times, median};
@@ -36,13 +36,7 @@ struct Result {
 
 pub async fn part(time: Duration) -> Part {
     let mut lab = Lab::start().await;
-    let more = format!("{ROOM}{TEAMS}");
-    let mut targets = vec![
-        lab.relay().await,
-        lab.fanfold("fanfold", &Setup { more: &more, ..Setup::default() }).await,
-        lab.fanfold("fanfold, 10 tools", &Setup { tools: 10, more: &more, ..Setup::default() }).await,
-    ];
-    targets.extend(lab.nginx().await);
+    let targets = lab.side_by_side().await;
     let mut part = Part::new(
         "streams",
         "Streams of 20 chunks a second, beside the bare relay",
