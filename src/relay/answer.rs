@@ -7,10 +7,11 @@ use http::header::{CONTENT_LENGTH, HeaderValue};
 use hyper::body::Incoming;
 
 use super::body::Body;
-use super::headers::end_to_end;
+use super::headers::joined;
 use super::metered::{Metered, Streams};
 use super::pass::Passing;
 use super::sink::error_response;
+use super::summary::{ROUNDS, TOOL_CALLS};
 use super::watching::Over;
 use super::{spans, summary};
 use crate::telemetry::metrics;
@@ -41,10 +42,10 @@ impl Open {
     pub(super) fn refusal(mut self, response: Response<Bytes>) -> Response<Body> {
         let (status, said) = (response.status().as_u16(), response.body().clone());
         let mut answer = response.map(Body::Full);
-        *answer.headers_mut() = end_to_end(answer.headers());
         answer.headers_mut().remove(CONTENT_LENGTH);
-        if let Some(passing) = self.0.take() {
-            answer.headers_mut().extend(passing.headers.clone());
+        if let Some(mut passing) = self.0.take() {
+            let ours = std::mem::take(&mut passing.headers);
+            *answer.headers_mut() = joined(ours, std::mem::take(answer.headers_mut()));
             passing.ended("refused", None, status, &said);
         }
         answer
@@ -53,21 +54,20 @@ impl Open {
     /// A chat's whole reply.
     pub(super) fn whole(mut self, response: Response<Bytes>, usage: Option<Tokens>) -> Response<Body> {
         let (parts, said) = response.into_parts();
-        let mut headers = end_to_end(&parts.headers);
-        headers.insert("x-fanfold-rounds", HeaderValue::from_static("1"));
-        headers.insert("x-fanfold-tool-calls", HeaderValue::from_static("0"));
+        let mut answer = Response::new(Body::Full(said.clone()));
         if let Some(mut passing) = self.0.take() {
             if let Some(run) = passing.run() {
-                run.answered();
+                run.first();
             }
+            let mut ours = std::mem::take(&mut passing.headers);
+            ours.insert(ROUNDS, HeaderValue::from_static("1"));
+            ours.insert(TOOL_CALLS, HeaderValue::from_static("0"));
             if let Some(turn) = &passing.turn {
-                summary::relayed_timing(&mut headers, turn.asked.elapsed(), passing.since.elapsed());
+                summary::relayed_timing(&mut ours, turn.asked.elapsed(), passing.since.elapsed());
             }
-            headers.extend(std::mem::take(&mut passing.headers));
+            *answer.headers_mut() = joined(ours, parts.headers);
             passing.ended("ok", usage, parts.status.as_u16(), &said);
         }
-        let mut answer = Response::new(Body::Full(said));
-        *answer.headers_mut() = headers;
         answer
     }
 
@@ -91,16 +91,14 @@ impl Open {
     }
 
     fn metered(mut self, start: Bytes, response: Response<Incoming>, chat: bool) -> Response<Body> {
-        let (parts, body) = response.into_parts();
+        let (mut parts, body) = response.into_parts();
         let kind = Streams::of(&parts.headers, parts.status, chat);
-        let mut headers = end_to_end(&parts.headers);
         if kind != Streams::Bytes {
             // There may be more to say than was announced.
-            headers.remove(CONTENT_LENGTH);
+            parts.headers.remove(CONTENT_LENGTH);
         }
-        if let Some(passing) = &mut self.0 {
-            headers.extend(std::mem::take(&mut passing.headers));
-        }
+        let ours = self.0.as_mut().map(|passing| std::mem::take(&mut passing.headers));
+        let headers = joined(ours.unwrap_or_default(), parts.headers);
         let mut answer = Response::new(match Metered::new(start, body, self, parts.status, kind) {
             Some(metered) => Body::boxed(metered),
             None => Body::Empty,

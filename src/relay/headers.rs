@@ -1,7 +1,7 @@
 //! Which headers go on to an upstream or to a client, which stay here, and which are added.
 
 use http::header::{
-    ACCEPT_ENCODING, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderName,
+    ACCEPT_ENCODING, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, Entry, HOST, HeaderName,
     PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
 use http::{HeaderMap, HeaderValue};
@@ -45,36 +45,46 @@ fn stays_here(name: &HeaderName) -> bool {
         || name.as_str().starts_with("x-fanfold-")
 }
 
-/// The headers that go on: without those of one hop, and those `connection` names.
+/// Our headers, and what goes on of an answer's: without those of one hop, those `connection` names, and those
+/// that are among ours.
 #[must_use]
-pub fn end_to_end(headers: &HeaderMap) -> HeaderMap {
-    kept(headers, |_| true)
+pub fn joined(ours: HeaderMap, theirs: HeaderMap) -> HeaderMap {
+    let (named, mut all) = (named_by_connection(&theirs), ours);
+    let mut last = None;
+    // Of several lines of one header only the first names it.
+    for (name, value) in theirs {
+        if let Some(name) = name {
+            last = None;
+            if !of_one_hop(&name)
+                && !named.contains(&name)
+                && let Entry::Vacant(place) = all.entry(&name)
+            {
+                place.insert(value);
+                last = Some(name);
+            }
+        } else if let Some(name) = &last {
+            all.append(name, value);
+        }
+    }
+    all
 }
 
 /// The client's headers as they go to an upstream: end to end, without its credentials, its host and
 /// what was meant for fanfold. `whole`: the body is written anew, so what described it goes too.
 #[must_use]
-pub fn to_upstream(headers: &HeaderMap, request_id: &str, whole: bool) -> HeaderMap {
+pub fn to_upstream(headers: &HeaderMap, id: &HeaderValue, whole: bool) -> HeaderMap {
     let mut kept = kept(headers, |name| !(stays_here(name) || whole && *name == CONTENT_LENGTH));
     if whole {
         kept.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     }
-    if let Ok(id) = HeaderValue::from_str(request_id) {
-        kept.insert(REQUEST_ID, id);
-    }
+    kept.insert(REQUEST_ID, id.clone());
     kept
 }
 
 /// The end-to-end headers among these that `wanted` takes; with room for a few more.
 fn kept(headers: &HeaderMap, wanted: impl Fn(&HeaderName) -> bool) -> HeaderMap {
     const ROOM: usize = 6;
-    let named: Vec<HeaderName> = headers
-        .get_all(CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|name| name.trim().parse().ok())
-        .collect();
+    let named = named_by_connection(headers);
     let mut kept = HeaderMap::with_capacity(headers.len() + ROOM);
     for (name, value) in headers {
         if !of_one_hop(name) && !named.contains(name) && wanted(name) {
@@ -84,9 +94,42 @@ fn kept(headers: &HeaderMap, wanted: impl Fn(&HeaderName) -> bool) -> HeaderMap 
     kept
 }
 
+fn named_by_connection(headers: &HeaderMap) -> Vec<HeaderName> {
+    let lines = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    lines.flat_map(|line| line.split(',')).filter_map(|name| name.trim().parse().ok()).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_an_answers_headers_all_lines_go_on_that_are_not_of_one_hop_or_ours() {
+        let map = |lines: &[(&'static str, &'static str)]| -> HeaderMap {
+            let mut headers = HeaderMap::new();
+            for (name, value) in lines {
+                headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
+            }
+            headers
+        };
+        let ours = map(&[("x-request-id", "ours"), ("x-ratelimit-limit-requests", "5")]);
+        let theirs = map(&[
+            ("x-request-id", "theirs"),
+            ("x-request-id", "theirs too"),
+            ("set-cookie", "a"),
+            ("set-cookie", "b"),
+            ("connection", "x-hop"),
+            ("x-hop", "1"),
+            ("keep-alive", "5"),
+            ("date", "now"),
+        ]);
+        let all = joined(ours, theirs);
+        let lines = |name| all.get_all(name).iter().map(|v| v.to_str().unwrap()).collect::<Vec<_>>();
+        assert_eq!(lines("x-request-id"), ["ours"]);
+        assert_eq!(lines("set-cookie"), ["a", "b"]);
+        assert_eq!(lines("date"), ["now"]);
+        assert_eq!(all.len(), 5, "{all:?}");
+    }
 
     #[test]
     fn headers_of_one_hop_credentials_and_our_own_stay_here() {
@@ -109,11 +152,12 @@ mod tests {
         ] {
             headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
         }
-        let kept = to_upstream(&headers, "ours", true);
+        let ours = HeaderValue::from_static("ours");
+        let kept = to_upstream(&headers, &ours, true);
         let mut names: Vec<_> = kept.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
         assert_eq!(names, ["accept-encoding", "openai-beta", "x-request-id"]);
         assert_eq!(kept["x-request-id"], "ours");
-        assert!(to_upstream(&headers, "ours", false).contains_key("content-length"));
+        assert!(to_upstream(&headers, &ours, false).contains_key("content-length"));
     }
 }

@@ -4,6 +4,7 @@
 //! round: its limits hold, its reply is looked at before any of it goes out ([`crate::upstream::Opened`]),
 //! and until then it is asked again like any round.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -165,7 +166,7 @@ impl Passing {
         let Some(passing) = &mut open.0 else { return Response::default() };
         let (shutdown, deadline) = (passing.shutdown.clone(), passing.deadline());
         let answered = tokio::select! {
-            answered = passing.answered(&method, path, &headers, request) => answered,
+            answered = passing.answered(&method, path, headers, request) => answered,
             () = until(deadline) => Err(passing.too_late()),
             () = shutdown.cancelled() => Err(ErrorReply::shutting_down()),
         };
@@ -199,7 +200,7 @@ impl Passing {
         &mut self,
         method: &Method,
         path: &str,
-        headers: &HeaderMap,
+        headers: HeaderMap,
         request: Request<'_>,
     ) -> Result<Answer, ErrorReply> {
         let body = match request {
@@ -215,13 +216,13 @@ impl Passing {
         &mut self,
         method: &Method,
         path: &str,
-        headers: &HeaderMap,
+        headers: HeaderMap,
         body: Sent,
     ) -> Result<Answer, ErrorReply> {
         self.targets.skip_those_left_alone();
         let target = self.targets.now().clone();
         let asking = Asking { team: &self.account.team.name, model: target.model.as_deref(), again: false };
-        let sent = target.upstream.forward(method.clone(), path, headers.clone(), body, asking).await;
+        let sent = target.upstream.forward(method.clone(), path, headers, body, asking).await;
         let judged = match sent {
             Ok(answered) => judged(answered, false, false, target.upstream.stall_timeout()).await,
             Err(failure) => Err((failure, HeaderMap::new())),
@@ -241,20 +242,19 @@ impl Passing {
         &mut self,
         method: &Method,
         path: &str,
-        headers: &HeaderMap,
+        mut headers: HeaderMap,
         mut asked: Asked<'_>,
     ) -> Result<Answer, ErrorReply> {
         // The body may be another one than the client sent, and says its length itself.
-        let mut headers = headers.clone();
         headers.remove(CONTENT_LENGTH);
         let (mut tries, upstreams) = (Tries::default(), self.targets.list.len());
         let chat = matches!(asked, Asked::Chat(..));
         loop {
             let target = self.targets.now().clone();
             let body = self.body(&asked, &target);
-            let path = match &target.model {
-                Some(model) if path.starts_with(ONE_MODEL) => format!("{ONE_MODEL}{}", segment(model)),
-                _ => path.to_owned(),
+            let path: Cow<'_, str> = match &target.model {
+                Some(model) if path.starts_with(ONE_MODEL) => format!("{ONE_MODEL}{}", segment(model)).into(),
+                _ => path.into(),
             };
             let model = target.model.as_deref().or(asked.model());
             let asking = Asking { team: &self.account.team.name, model, again: tries.count() > 0 };

@@ -21,6 +21,11 @@ use crate::wire::raw::Raw;
 use crate::wire::tool::OutcomeKind;
 use crate::wire::usage::Tokens;
 
+/// Headers of a whole answer.
+pub(super) const ROUNDS: HeaderName = HeaderName::from_static("x-fanfold-rounds");
+pub(super) const TOOL_CALLS: HeaderName = HeaderName::from_static("x-fanfold-tool-calls");
+const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
+
 /// A finished turn.
 pub(super) struct Summary<'a> {
     pub(super) started: &'a Started,
@@ -209,11 +214,11 @@ impl Summary<'_> {
             Finish::Answer(_) | Finish::Gone => "",
         };
         tracing::info!(
-            request_id = %started.request_id,
-            team = %started.team.name,
-            model = %started.request.model,
-            upstream = %record.rounds.last().map(|round| self.upstream(round)).unwrap_or_default(),
-            parallel = %self.turn.decision(),
+            request_id = started.request_id.as_str(),
+            team = &*started.team.name,
+            model = started.request.model.as_str(),
+            upstream = &*record.rounds.last().map(|round| self.upstream(round)).unwrap_or_default(),
+            parallel = self.turn.decision().text(),
             rounds = record.rounds.len(),
             tool_calls = record.calls.len(),
             outcome,
@@ -259,11 +264,11 @@ pub(super) fn relayed(
     ];
     telemetry.seconds(metrics::OPERATION_SECONDS, &round, turn.asked.elapsed());
     tracing::info!(
-        request_id = %turn.request_id,
-        team = %passing.account.team.name,
-        model = %turn.model,
-        upstream = %upstream,
-        parallel = %turn.decision,
+        request_id = turn.request_id.as_str(),
+        team = &*passing.account.team.name,
+        model = turn.model.as_str(),
+        upstream = &**upstream,
+        parallel = turn.decision.text(),
         rounds = 1,
         tool_calls = 0,
         outcome,
@@ -286,7 +291,7 @@ pub(super) fn relayed_timing(headers: &mut HeaderMap, round: Duration, total: Du
     let overhead = total.saturating_sub(round);
     let timing = format!("round1;dur={}, tools;dur=0, overhead;dur={}", millis(round), millis(overhead));
     if let Ok(value) = HeaderValue::try_from(timing) {
-        headers.insert(HeaderName::from_static("server-timing"), value);
+        headers.insert(SERVER_TIMING, value);
     }
 }
 

@@ -264,12 +264,17 @@ impl Passed {
         self.progress.because = decision.reason.sentence();
     }
 
-    /// The upstream's head is there.
+    /// The first of the answer is there, and more to come.
     pub(super) fn answered(&mut self) {
+        self.first();
+        self.watch.update(self.progress.clone());
+    }
+
+    /// The first of the answer is there.
+    pub(super) fn first(&mut self) {
         if let Some(round) = self.progress.rounds.last_mut() {
             round.first = Some(millis(self.since.elapsed()));
         }
-        self.watch.update(self.progress.clone());
     }
 
     /// It is over.

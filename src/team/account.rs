@@ -5,6 +5,8 @@
 
 use std::sync::Arc;
 
+use http::{HeaderName, HeaderValue};
+
 use super::Team;
 use super::money::{Money, Price};
 use super::quota::{self, Counts, Quota};
@@ -37,7 +39,7 @@ pub struct Charged {
 }
 
 /// Headers for the answer, by name.
-pub type Headers = Vec<(&'static str, String)>;
+pub type Headers = Vec<(HeaderName, HeaderValue)>;
 
 impl Account {
     /// Lets a request in, if all quotas of its team have something left.
@@ -99,7 +101,7 @@ impl Account {
     /// Whether what is used is charged to anything, or has a price.
     #[must_use]
     pub fn charges_usage(&self, price: Option<Price>) -> bool {
-        price.is_some() || !self.team.quotas.charges(&[(Counts::Tokens, 0), (Counts::Cost, 0)]).1.is_empty()
+        price.is_some() || self.team.quotas.count(Counts::Tokens) || self.team.quotas.count(Counts::Cost)
     }
 
     /// A limit ended a turn early because this quota has nothing left.

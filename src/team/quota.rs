@@ -7,6 +7,8 @@
 
 use std::time::Duration;
 
+use http::{HeaderName, HeaderValue};
+
 use super::money::Money;
 use super::settings::{Budget as BudgetSettings, Limits};
 use crate::store::meter::{Budget, Charge, Denial, Meter, Period, Rate, Rule, Standing};
@@ -108,14 +110,22 @@ impl Quotas {
         Self(set.map(|(quota, rule)| (quota, Meter { name: quota.word().into(), rule })).collect())
     }
 
+    /// Whether there is one of these.
+    pub(super) fn count(&self, what: Counts) -> bool {
+        self.0.iter().any(|(quota, _)| quota.counts() == what)
+    }
+
     /// The quotas that count one of these, and what each is charged.
     pub(super) fn charges(&self, of: &[(Counts, u64)]) -> (Vec<Quota>, Vec<Charge<'_>>) {
         let amount = |quota: Quota| of.iter().find(|(counts, _)| *counts == quota.counts()).map(|(_, n)| *n);
-        let charged = self
-            .0
-            .iter()
-            .filter_map(|(quota, meter)| Some((*quota, Charge { meter, amount: amount(*quota)? })));
-        charged.unzip()
+        let (mut quotas, mut charges) = (Vec::with_capacity(self.0.len()), Vec::with_capacity(self.0.len()));
+        for (quota, meter) in &self.0 {
+            if let Some(amount) = amount(*quota) {
+                quotas.push(*quota);
+                charges.push(Charge { meter, amount });
+            }
+        }
+        (quotas, charges)
     }
 }
 
@@ -184,25 +194,31 @@ fn thousandths_of_millionths(nanos: u64) -> String {
 }
 
 /// The headers that tell a client how it stands, as OpenAI names and writes them.
-pub(super) fn headers(quotas: &[Quota], standings: &[Standing]) -> Vec<(&'static str, String)> {
-    let mut headers = Vec::new();
+pub(super) fn headers(quotas: &[Quota], standings: &[Standing]) -> Vec<(HeaderName, HeaderValue)> {
+    const fn names(limit: &'static str, remaining: &'static str, reset: &'static str) -> [HeaderName; 3] {
+        [HeaderName::from_static(limit), HeaderName::from_static(remaining), HeaderName::from_static(reset)]
+    }
+    const OF_REQUESTS: [HeaderName; 3] =
+        names("x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests");
+    const OF_TOKENS: [HeaderName; 3] =
+        names("x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens");
+    let mut headers = Vec::with_capacity(OF_REQUESTS.len() + OF_TOKENS.len());
     for (quota, standing) in quotas.iter().zip(standings) {
         let names = match quota {
-            Quota::RequestsPerMinute => {
-                ["x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"]
-            }
-            Quota::TokensPerMinute => {
-                ["x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"]
-            }
+            Quota::RequestsPerMinute => OF_REQUESTS,
+            Quota::TokensPerMinute => OF_TOKENS,
             Quota::ToolCallsPerMinute
             | Quota::TokensPerDay
             | Quota::TokensPerMonth
             | Quota::CostPerDay
             | Quota::CostPerMonth => continue,
         };
-        let values =
-            [standing.limit.to_string(), standing.remaining.max(0).to_string(), go_duration(standing.reset)];
-        headers.extend(names.into_iter().zip(values));
+        let [limit, remaining, reset] = names;
+        headers.push((limit, standing.limit.into()));
+        headers.push((remaining, standing.remaining.max(0).into()));
+        if let Ok(time) = HeaderValue::try_from(go_duration(standing.reset)) {
+            headers.push((reset, time));
+        }
     }
     headers
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
-use http::{HeaderMap, HeaderValue, Method, Request, Response};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
@@ -33,6 +33,9 @@ use crate::wire::request::{ChatRequest, includes_transcript};
 
 /// The longest list of tools a header may name.
 const MOST_NAMED: usize = 256;
+const TOOLS: HeaderName = HeaderName::from_static("x-fanfold-tools");
+const INCLUDE: HeaderName = HeaderName::from_static("x-fanfold-include");
+const DRY_RUN: HeaderName = HeaderName::from_static("x-fanfold-dry-run");
 
 impl Proxy {
     pub(super) async fn chat(
@@ -92,13 +95,13 @@ impl Proxy {
         tell(&mut asked, decision);
         let traces = asked.snapshot.parts.traces.clone();
         let trace = Trace::of(&parts.headers, traces.as_deref().map(Tracer::sampling));
-        let mut headers = to_upstream(&parts.headers, &asked.request_id, true);
+        let mut headers = to_upstream(&parts.headers, &asked.id, true);
         let path = chat_path(parts.uri.query());
         match planned {
             _ if is_dry_run(&parts.headers)? => Ok(dry_run(&asked, &request, &planned, &body, &targets)),
             Plan::Relay(plans) => {
                 let mut turn = pass::Turn {
-                    request_id: asked.request_id,
+                    request_id: asked.request_id(),
                     model: request.model.clone(),
                     decision,
                     run: None,
@@ -160,6 +163,7 @@ impl Proxy {
                     keep_alive: server.keep_alive.0,
                 };
                 let gauge = Counted::new(asked.snapshot.parts.telemetry.turns_in_flight.clone());
+                let request_id = asked.request_id();
                 let started = Started {
                     parts: asked.snapshot.parts.clone(),
                     team: asked.team.clone(),
@@ -174,7 +178,7 @@ impl Proxy {
                     trace,
                     head: AskHead { headers, path },
                     headers: asked.headers,
-                    request_id: asked.request_id,
+                    request_id,
                     gone: asked.peer.gone,
                     shutdown: self.shutdown.clone(),
                     since: asked.since,
@@ -218,11 +222,10 @@ fn unmetered() -> ErrorReply {
 
 fn content_type(headers: &HeaderMap) -> Result<(), Refusal> {
     let refuse = |message: &str| Err(ErrorReply::new(415, "unsupported_media_type", message).into());
-    if text(headers, CONTENT_TYPE.as_str()).is_some_and(|kind| !is_json(kind)) {
+    if text(headers, &CONTENT_TYPE).is_some_and(|kind| !is_json(kind)) {
         return refuse("The body has to be JSON: send the header `content-type: application/json`.");
     }
-    if text(headers, CONTENT_ENCODING.as_str()).is_some_and(|coding| !coding.eq_ignore_ascii_case("identity"))
-    {
+    if text(headers, &CONTENT_ENCODING).is_some_and(|coding| !coding.eq_ignore_ascii_case("identity")) {
         return refuse("The body has to be sent as it is: leave out the header `content-encoding`.");
     }
     Ok(())
@@ -290,7 +293,7 @@ fn tell(asked: &mut Asked, decision: Decision) {
 fn named_tools(headers: &HeaderMap) -> Result<Option<Vec<String>>, Refusal> {
     let wrong = |why: String| ErrorReply::invalid_value("x-fanfold-tools", why);
     let mut names = Vec::new();
-    let mut lines = headers.get_all("x-fanfold-tools").iter().peekable();
+    let mut lines = headers.get_all(TOOLS).iter().peekable();
     if lines.peek().is_none() {
         return Ok(None);
     }
@@ -311,13 +314,13 @@ fn named_tools(headers: &HeaderMap) -> Result<Option<Vec<String>>, Refusal> {
 }
 
 fn wants_transcript(headers: &HeaderMap) -> Result<bool, Refusal> {
-    let Some(list) = text(headers, "x-fanfold-include") else { return Ok(false) };
+    let Some(list) = text(headers, &INCLUDE) else { return Ok(false) };
     let names: Vec<String> = list.split(',').map(|name| name.trim().to_owned()).collect();
     Ok(includes_transcript(&names)?)
 }
 
 fn is_dry_run(headers: &HeaderMap) -> Result<bool, Refusal> {
-    match text(headers, "x-fanfold-dry-run") {
+    match text(headers, &DRY_RUN) {
         None => Ok(false),
         Some("plan") => Ok(true),
         Some(_) => Err(ErrorReply::invalid_value(
@@ -361,6 +364,6 @@ fn dry_run(
     response
 }
 
-fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     headers.get(name)?.to_str().ok()
 }

@@ -51,6 +51,9 @@ use crate::wire::raw::Members;
 /// The decision of a request that has no tools to decide about.
 const NO_DECISION: &str = "off; reason=no_tools";
 const CHAT: &str = "/v1/chat/completions";
+const API_KEY: HeaderName = HeaderName::from_static("api-key");
+/// Which retry of an OpenAI SDK this is.
+const RETRY_COUNT: HeaderName = HeaderName::from_static("x-stainless-retry-count");
 /// How long a team's request waits for the tool servers the team has for itself; it goes on without the others.
 const SERVERS_OF_TEAM: Duration = Duration::from_secs(5);
 
@@ -119,7 +122,8 @@ pub struct Proxy {
 struct Asked {
     snapshot: Arc<Snapshot>,
     team: Arc<Team>,
-    request_id: String,
+    /// The request's id: visible ASCII.
+    id: HeaderValue,
     /// Headers of the response.
     headers: HeaderMap,
     since: Instant,
@@ -129,6 +133,10 @@ struct Asked {
 }
 
 impl Asked {
+    fn request_id(&self) -> String {
+        self.id.to_str().unwrap_or_default().to_owned()
+    }
+
     /// A limit was reached before there was a turn to count it.
     fn limit_hit(&self, limit: &'static str) {
         self.snapshot.parts.telemetry.counter(metrics::LIMIT_HITS, &[("limit", limit.into())]).increment(1);
@@ -140,25 +148,23 @@ impl Handler for Proxy {
 
     async fn handle(&self, request: Request<Incoming>, peer: Peer) -> Response<Body> {
         let since = Instant::now();
-        let request_id = request_id(request.headers());
-        let headers = of_every_response(&request_id);
-        let answered = match self.admit(&request, &peer, request_id, headers.clone(), since) {
+        let id = request_id(request.headers());
+        let answered = match self.admit(&request, &peer, &id, since) {
             Ok(asked) => self.answer(request, asked).await,
             Err(error) => Err(error),
         };
-        answered.unwrap_or_else(|refusal| refusal.into_response(headers))
+        answered.unwrap_or_else(|refusal| refusal.into_response(of_every_response(id)))
     }
 
     fn headers(&self, request: &HeaderMap) -> HeaderMap {
-        of_every_response(&request_id(request))
+        of_every_response(request_id(request))
     }
 }
 
-fn of_every_response(request_id: &str) -> HeaderMap {
-    let mut headers = HeaderMap::with_capacity(12);
-    if let Ok(value) = HeaderValue::from_str(request_id) {
-        headers.insert(REQUEST_ID, value);
-    }
+fn of_every_response(id: HeaderValue) -> HeaderMap {
+    // Room for the quotas' headers and the upstream's: growing means hashing all of them again.
+    let mut headers = HeaderMap::with_capacity(24);
+    headers.insert(REQUEST_ID, id);
     headers.insert(PARALLEL, HeaderValue::from_static(NO_DECISION));
     headers
 }
@@ -200,8 +206,7 @@ impl Proxy {
         &self,
         request: &Request<Incoming>,
         peer: &Peer,
-        request_id: String,
-        headers: HeaderMap,
+        id: &HeaderValue,
         since: Instant,
     ) -> Result<Asked, Refusal> {
         let path = request.uri().path();
@@ -219,11 +224,12 @@ impl Proxy {
         if self.drain.stage() >= Stage::Refusing {
             return Err(ErrorReply::shutting_down().into());
         }
-        if request.headers().get("x-stainless-retry-count").is_some_and(|count| count != "0") {
+        if request.headers().get(RETRY_COUNT).is_some_and(|count| count != "0") {
             snapshot.parts.telemetry.counter(metrics::CLIENT_RETRIES, &[]).increment(1);
         }
         let in_flight = self.tasks.token();
-        Ok(Asked { snapshot, team, request_id, headers, since, peer: peer.clone(), in_flight })
+        let (headers, peer) = (of_every_response(id.clone()), peer.clone());
+        Ok(Asked { snapshot, team, id: id.clone(), headers, since, peer, in_flight })
     }
 
     /// Without keys, a web page must not reach this listener through its visitor's browser.
@@ -310,7 +316,7 @@ impl Proxy {
         let (parts, incoming) = request.into_parts();
         let target = parts.uri.path_and_query().map_or("", |p| p.as_str());
         let rest = target.strip_prefix("/v1").unwrap_or(target).to_owned();
-        let headers = to_upstream(&parts.headers, &asked.request_id, false);
+        let headers = to_upstream(&parts.headers, &asked.id, false);
         let named;
         let (route, price, model, body, reservation) = if let Some(id) = one_model(&parts) {
             let route = route(&asked, &id)?;
@@ -388,9 +394,7 @@ impl Proxy {
 /// Lays headers over others.
 fn put(headers: &mut HeaderMap, more: account::Headers) {
     for (name, value) in more {
-        if let Ok(value) = HeaderValue::try_from(value) {
-            headers.insert(HeaderName::from_static(name), value);
-        }
+        headers.insert(name, value);
     }
 }
 
@@ -526,6 +530,9 @@ fn wrong_path(path: &str) -> ErrorReply {
 /// A path that another reader could take for another one: with dot segments, or a chat written in
 /// another way. What is decided here by path must not be something else at the upstream.
 fn is_disguised(path: &str) -> bool {
+    if !path.bytes().any(|byte| matches!(byte, b'%' | b'.' | b'\\')) {
+        return path != CHAT && path.trim_end_matches('/') == CHAT;
+    }
     let decoded = percent_encoding::percent_decode_str(path).decode_utf8_lossy();
     let dots = decoded.split(['/', '\\']).any(|segment| matches!(segment, "." | ".."));
     dots || (path != CHAT && decoded.trim_end_matches('/') == CHAT)
@@ -542,7 +549,7 @@ fn key(headers: &HeaderMap) -> Result<Option<&[u8]>, Ambiguous> {
         let (scheme, key) = value.split_at_checked(7).unwrap_or_default();
         if scheme.eq_ignore_ascii_case(b"bearer ") { key.trim_ascii() } else { b"" }
     });
-    match (bearer, only(headers, &HeaderName::from_static("api-key"))?) {
+    match (bearer, only(headers, &API_KEY)?) {
         (Some(bearer), Some(other)) if bearer != other => Err(Ambiguous),
         (bearer, other) => Ok(bearer.or(other)),
     }
@@ -562,14 +569,19 @@ fn is_json(content_type: &str) -> bool {
 }
 
 /// The client's id for the request if it is well-formed, else a new one.
-fn request_id(headers: &HeaderMap) -> String {
+fn request_id(headers: &HeaderMap) -> HeaderValue {
     const LONGEST: usize = 128;
-    let well_formed = |id: &&str| {
+    let well_formed = |id: &&HeaderValue| {
         (1..=LONGEST).contains(&id.len())
-            && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.:".contains(&b))
+            && id.as_bytes().iter().all(|b| b.is_ascii_alphanumeric() || b"-_.:".contains(b))
     };
-    let sent = headers.get(REQUEST_ID).and_then(|v| v.to_str().ok()).filter(well_formed);
-    sent.map_or_else(|| uuid::Uuid::now_v7().to_string(), str::to_owned)
+    headers.get(REQUEST_ID).filter(well_formed).cloned().unwrap_or_else(new_id)
+}
+
+fn new_id() -> HeaderValue {
+    let mut text = uuid::Uuid::encode_buffer();
+    let id = uuid::Uuid::now_v7().hyphenated().encode_lower(&mut text);
+    HeaderValue::from_str(id).unwrap_or(HeaderValue::from_static("unknown"))
 }
 
 #[cfg(test)]

@@ -31,7 +31,7 @@ pub(super) async fn list(asked: &Asked) -> Response<Body> {
     let mut asks = JoinSet::new();
     for upstream in asked.snapshot.routes.upstreams() {
         let (upstream, team) = (upstream.clone(), asked.team.name.clone());
-        let headers = to_upstream(&HeaderMap::new(), &asked.request_id, true);
+        let headers = to_upstream(&HeaderMap::new(), &asked.id, true);
         asks.spawn(async move {
             let listed = match tokio::time::timeout(PATIENCE, listed(&upstream, &team, headers)).await {
                 Ok(listed) => listed,

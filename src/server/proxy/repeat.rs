@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Response};
 use sha2::{Digest, Sha256};
 
-use super::{Asked, Refusal, key};
+use super::{Asked, RETRY_COUNT, Refusal, key};
 use crate::ledger::{Attempt, Found, Owner};
 use crate::policy::plan::TurnPlan;
 use crate::relay::body::Body;
@@ -37,14 +37,14 @@ pub(super) async fn course(
     if idempotency_key.is_none() && !may_write {
         return Ok(Course::Run(None));
     }
-    let retry = headers.get("x-stainless-retry-count").is_some_and(|count| count != "0");
+    let retry = headers.get(RETRY_COUNT).is_some_and(|count| count != "0");
     let says_so = retry || idempotency_key.is_some();
     let attempt = Attempt {
         team: asked.team.name.clone(),
         key: idempotency_key,
         alike: alike(key(headers).ok().flatten(), body),
         retry,
-        request_id: asked.request_id.clone(),
+        request_id: asked.request_id(),
     };
     let patience = plan.rules.limits.turn_timeout.0;
     let finding = asked.snapshot.parts.ledger.find(attempt, patience);

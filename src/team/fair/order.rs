@@ -18,8 +18,10 @@
 //! thousand is served as often as one that waits with one, if their shares are equal. What nobody holds
 //! and nobody waits for takes no memory.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::Arc;
+
+use hashbrown::HashMap;
 
 /// Names one that waits. Later ones have higher numbers.
 pub(super) type Number = u64;
