@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE};
+use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HOST};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Either, Full};
@@ -389,6 +389,7 @@ impl Upstream {
         *request.method_mut() = method;
         *request.uri_mut() = url.map_err(|e| Failure::new(FailureKind::Protocol, e.to_string()))?;
         *request.headers_mut() = headers;
+        request.headers_mut().insert(HOST, self.place.host().clone());
         for (name, value) in &self.headers {
             request.headers_mut().insert(name.clone(), value.clone());
         }

@@ -6,10 +6,12 @@
 //! | `https://NAME.openai.azure.com` | `2024-10-21` | `…/openai/deployments/MODEL/chat/completions?api-version=2024-10-21` |
 //! | `https://NAME.openai.azure.com/openai/v1` | none, or `preview` | `…/openai/v1/chat/completions`, with `?api-version=preview` |
 
-use http::Uri;
 use http::uri::{Authority, Scheme};
+use http::{HeaderValue, Uri};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
+/// The path of chats.
+const CHAT: &str = "/chat/completions";
 /// The paths that Azure has below a deployment; the others are beside the deployments.
 const OF_A_DEPLOYMENT: [&str; 8] = [
     "/chat/completions",
@@ -29,9 +31,13 @@ const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.'
 pub(super) struct Place {
     scheme: Scheme,
     authority: Authority,
+    /// What `Host` says.
+    host: HeaderValue,
     base: String,
     version: Option<String>,
     deployments: bool,
+    /// Where chats go, if they go to one place whatever is asked.
+    chat: Option<Uri>,
 }
 
 impl Place {
@@ -49,7 +55,20 @@ impl Place {
             base.push_str("/openai");
         }
         let version = api_version.map(|v| utf8_percent_encode(v, PLAIN).to_string());
-        Ok(Self { scheme, authority, base, version, deployments })
+        let usual = if scheme == Scheme::HTTPS { 443 } else { 80 };
+        let host = match authority.port_u16().filter(|port| *port != usual) {
+            Some(port) => format!("{}:{port}", authority.host()),
+            None => authority.host().to_owned(),
+        };
+        let host = HeaderValue::try_from(host).map_err(|e| format!("its host cannot be asked: {e}"))?;
+        let mut place = Self { scheme, authority, host, base, version, deployments, chat: None };
+        place.chat = if deployments { None } else { place.url(CHAT, None).ok() };
+        Ok(place)
+    }
+
+    /// What `Host` says.
+    pub(super) const fn host(&self) -> &HeaderValue {
+        &self.host
     }
 
     /// Whether paths name the model.
@@ -65,6 +84,9 @@ impl Place {
 
     /// The URL of a path below `/v1`, which may have a query, for this model.
     pub(super) fn url(&self, path: &str, model: Option<&str>) -> Result<Uri, http::Error> {
+        if let (CHAT, Some(chat)) = (path, &self.chat) {
+            return Ok(chat.clone());
+        }
         let (route, query) = path.split_once('?').unwrap_or((path, ""));
         let mut full = self.base.clone();
         if let (true, Some(model), true) = (self.deployments, model, OF_A_DEPLOYMENT.contains(&route)) {
