@@ -11,7 +11,7 @@
 //! hyper has one timer for both an idle connection and a slow head, and none at all on HTTP/2, so
 //! both are kept here. While Busy, the request's own bounds hold.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use std::{pin::Pin, sync::Arc};
@@ -80,20 +80,39 @@ impl Phase {
 /// The phase of one connection, told by its parts and watched by its task.
 #[derive(Debug)]
 pub(crate) struct Activity {
-    phase: Mutex<Phase>,
+    state: Mutex<State>,
     watcher: AtomicWaker,
+}
+
+#[derive(Debug)]
+struct State {
+    phase: Phase,
+    /// The connection is being polled, and its task looks at the phase afterwards anyway: waking it would only
+    /// have everything polled once more, after every request.
+    looks: bool,
 }
 
 impl Activity {
     /// A connection that has just been accepted.
     pub(crate) fn new() -> Arc<Self> {
-        let phase = Mutex::new(Phase::Fresh { since: Instant::now() });
-        Arc::new(Self { phase, watcher: AtomicWaker::new() })
+        let state = State { phase: Phase::Fresh { since: Instant::now() }, looks: false };
+        Arc::new(Self { state: Mutex::new(state), watcher: AtomicWaker::new() })
     }
 
-    fn change(&self, next: impl FnOnce(Phase) -> Phase) {
-        let mut phase = self.phase.lock().unwrap_or_else(PoisonError::into_inner);
-        *phase = next(*phase);
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the task that waits for the end of the phase looks at it soon anyway.
+    fn change(&self, next: impl FnOnce(Phase) -> Phase) -> bool {
+        let mut state = self.state();
+        state.phase = next(state.phase);
+        state.looks
+    }
+
+    /// The connection is about to be polled, and [`poll_expired`](Self::poll_expired) after that.
+    pub(crate) fn looks(&self) {
+        self.state().looks = true;
     }
 
     /// Bytes came in. Only for HTTP/1, where a byte without a request begins one.
@@ -108,13 +127,14 @@ impl Activity {
 
     /// A request's answer is done with.
     pub(crate) fn end(&self) {
-        self.change(|phase| phase.end(Instant::now()));
-        self.watcher.wake();
+        if !self.change(|phase| phase.end(Instant::now())) {
+            self.watcher.wake();
+        }
     }
 
     /// Whether a request is being answered.
     pub(crate) fn is_busy(&self) -> bool {
-        matches!(*self.phase.lock().unwrap_or_else(PoisonError::into_inner), Phase::Busy { .. })
+        matches!(self.state().phase, Phase::Busy { .. })
     }
 
     /// Ready once the connection has waited longer than `patience` allows; `sleep` is the caller's timer.
@@ -125,7 +145,11 @@ impl Activity {
         cx: &mut Context<'_>,
     ) -> Poll<Expired> {
         self.watcher.register(cx.waker());
-        let phase = *self.phase.lock().unwrap_or_else(PoisonError::into_inner);
+        let phase = {
+            let mut state = self.state();
+            state.looks = false;
+            state.phase
+        };
         let Some((deadline, cause)) = phase.deadline(patience) else { return Poll::Pending };
         if sleep.deadline() != deadline {
             sleep.as_mut().reset(deadline);
@@ -137,7 +161,19 @@ impl Activity {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::Wake;
+
     use super::*;
+
+    #[derive(Default)]
+    struct Woken(AtomicUsize);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
 
     const PATIENCE: Patience = Patience { head: Duration::from_secs(10), idle: Duration::from_secs(120) };
 
@@ -159,6 +195,27 @@ mod tests {
         let head = idle.byte(at(100));
         assert_eq!(after(head, start), Some((110, Expired::Head)));
         assert_eq!(head.byte(at(109)), head, "nor a later one");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_watcher_is_woken_by_an_end_unless_it_looks_anyway() {
+        let (activity, woken) = (Activity::new(), Arc::new(Woken::default()));
+        let waker = woken.clone().into();
+        let mut sleep = Box::pin(tokio::time::sleep(Duration::ZERO));
+        let mut look = || {
+            let cx = &mut Context::from_waker(&waker);
+            assert!(activity.poll_expired(PATIENCE, sleep.as_mut(), cx).is_pending());
+        };
+        look();
+        for (looks, times) in [(false, 1), (true, 1), (false, 2)] {
+            activity.begin();
+            if looks {
+                activity.looks();
+            }
+            activity.end();
+            assert_eq!(woken.0.load(Ordering::Relaxed), times, "looks: {looks}");
+            look();
+        }
     }
 
     #[tokio::test(start_paused = true)]

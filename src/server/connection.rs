@@ -289,7 +289,7 @@ impl Watch {
         loop {
             tokio::select! {
                 biased;
-                result = &mut connection => return result,
+                result = looking(&self.activity, connection.as_mut()) => return result,
                 () = self.leaving.closed(), if !self.gone.is_cancelled() => {
                     self.gone.cancel();
                     end = Some(Instant::now() + MOMENT);
@@ -309,6 +309,15 @@ impl Watch {
             }
         }
     }
+}
+
+/// Polls the connection, and says before that its phase is looked at afterwards.
+async fn looking<C: Connection>(activity: &Activity, mut connection: Pin<&mut C>) -> hyper::Result<()> {
+    std::future::poll_fn(|cx| {
+        activity.looks();
+        connection.as_mut().poll(cx)
+    })
+    .await
 }
 
 async fn expired(activity: &Activity, patience: Patience, mut timer: Pin<&mut time::Sleep>) -> Expired {
