@@ -14,10 +14,11 @@ mod run;
 pub mod settings;
 mod stats;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use hashbrown::HashMap;
 use serde_json::value::RawValue;
 use tokio::sync::broadcast;
 

@@ -6,6 +6,7 @@
 
 use std::fmt::{self, Write as _};
 
+use serde::Serialize;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
 use tracing_subscriber::fmt::format::Writer;
@@ -65,9 +66,12 @@ impl Line {
         let _ = Plain(&mut self.0).write_fmt(text);
     }
 
-    fn number(&mut self, field: &Field, number: impl fmt::Display) {
+    fn number(&mut self, field: &Field, number: impl Serialize) {
         self.name(field.name());
-        self.plain(format_args!("{number}"));
+        // JSON has no word for what is no number.
+        if serde_json::to_writer(&mut self.0, &number).is_err() {
+            self.0.extend_from_slice(b"null");
+        }
     }
 }
 
@@ -90,11 +94,7 @@ impl Visit for Line {
     }
 
     fn record_f64(&mut self, field: &Field, value: f64) {
-        self.name(field.name());
-        // JSON has no word for what is no number.
-        if serde_json::to_writer(&mut self.0, &value).is_err() {
-            self.0.extend_from_slice(b"null");
-        }
+        self.number(field, value);
     }
 
     /// Everything else, and also the larger integers, which become text as they do elsewhere.

@@ -1,10 +1,10 @@
 //! Quotas, counted by this process alone.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use dashmap::DashMap;
+use hashbrown::{DefaultHashBuilder, HashMap};
 
 use super::millis;
 use crate::store::meter::{Charge, Level, Rule, Taken, standing};
@@ -13,7 +13,7 @@ use crate::store::meter::{Charge, Level, Rule, Taken, standing};
 /// any more is swept out.
 #[derive(Debug, Default)]
 pub(in crate::store) struct Meters {
-    teams: DashMap<Arc<str>, HashMap<Box<str>, Counted>>,
+    teams: DashMap<Arc<str>, HashMap<Box<str>, Counted>, DefaultHashBuilder>,
 }
 
 /// What one meter counted.
