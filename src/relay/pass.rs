@@ -331,8 +331,8 @@ impl Passing {
             Asked::Held(held) => render::renamed(&held.body, target),
             Asked::Chat(chat, refused) => {
                 let (body, decision) = (chat.body)(self.targets.at, &refused[self.targets.at]);
-                tell(&mut self.headers, decision);
-                if let Some(turn) = &mut self.turn {
+                if let Some(turn) = self.turn.as_mut().filter(|turn| turn.decision != decision) {
+                    tell(&mut self.headers, decision);
                     turn.decision = decision;
                     if let Some(run) = &mut turn.run {
                         run.decided(decision);

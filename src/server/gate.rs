@@ -47,7 +47,7 @@ pub(crate) fn check(head: &request::Parts) -> Result<(), Refusal> {
     }
 }
 
-/// Whether these are letters, digits, dots and dashes, and perhaps a port of up to four digits.
+/// Whether these are letters, digits, dots and dashes, and perhaps a port.
 fn is_plain(host: &[u8]) -> bool {
     let (name, port) = match memchr::memchr(b':', host) {
         Some(at) => (&host[..at], &host[at + 1..]),
@@ -55,8 +55,9 @@ fn is_plain(host: &[u8]) -> bool {
     };
     !name.is_empty()
         && name.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-'))
-        && (1..=4).contains(&port.len())
+        && (1..=5).contains(&port.len())
         && port.iter().all(u8::is_ascii_digit)
+        && port.iter().fold(0, |number, digit| number * 10 + u32::from(digit - b'0')) <= u16::MAX.into()
 }
 
 fn authority(host: &HeaderValue) -> Option<Authority> {

@@ -331,6 +331,10 @@ impl Proxy {
             let price = price_of(&asked.snapshot.prices, &named);
             let held = pass::Held { body, model: Some(&*named).filter(|name| !name.is_empty()) };
             (route.clone(), price, route.model.clone(), pass::Request::Whole(held), Some(reservation))
+        } else if http_body::Body::is_end_stream(&incoming) {
+            let route = asked.snapshot.routes.first().cloned().ok_or_else(|| no_model("-"))?;
+            let held = pass::Held { body: Bytes::new(), model: None };
+            (route.clone(), None, route.model.clone(), pass::Request::Whole(held), None)
         } else {
             let route = asked.snapshot.routes.first().cloned().ok_or_else(|| no_model("-"))?;
             let sent =
