@@ -4,7 +4,6 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use http::Response;
 use http::header::{CONTENT_LENGTH, HeaderValue};
-use hyper::body::Incoming;
 
 use super::body::Body;
 use super::headers::joined;
@@ -15,6 +14,7 @@ use super::summary::{ROUNDS, TOOL_CALLS};
 use super::watching::Over;
 use super::{spans, summary};
 use crate::telemetry::metrics;
+use crate::upstream::Received;
 use crate::wire::error::ErrorReply;
 use crate::wire::usage::Tokens;
 
@@ -72,7 +72,7 @@ impl Open {
     }
 
     /// A chat's stream, which began with `start`.
-    pub(super) fn begun(mut self, start: Bytes, response: Response<Incoming>) -> Response<Body> {
+    pub(super) fn begun(mut self, start: Bytes, response: Response<Received>) -> Response<Body> {
         if let Some(passing) = &mut self.0 {
             let since = passing.since;
             if let Some(turn) = &mut passing.turn {
@@ -86,11 +86,11 @@ impl Open {
     }
 
     /// An answer that is no chat's.
-    pub(super) fn through(self, response: Response<Incoming>) -> Response<Body> {
+    pub(super) fn through(self, response: Response<Received>) -> Response<Body> {
         self.metered(Bytes::new(), response, false)
     }
 
-    fn metered(mut self, start: Bytes, response: Response<Incoming>, chat: bool) -> Response<Body> {
+    fn metered(mut self, start: Bytes, response: Response<Received>, chat: bool) -> Response<Body> {
         let (mut parts, body) = response.into_parts();
         let kind = Streams::of(&parts.headers, parts.status, chat);
         if kind != Streams::Bytes {

@@ -13,7 +13,6 @@ use bytes::Bytes;
 use http::header::CONTENT_ENCODING;
 use http::{HeaderMap, StatusCode};
 use http_body::{Body as _, Frame, SizeHint};
-use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
@@ -21,7 +20,7 @@ use super::answer::Open;
 use super::body::BoxError;
 use super::ending::{self, Ending};
 use super::events::{Events, TooLarge};
-use crate::upstream::is_event_stream;
+use crate::upstream::{Received, is_event_stream};
 use crate::wire::error::ErrorReply;
 use crate::wire::failure::{Failure, FailureKind};
 use crate::wire::raw::Raw;
@@ -60,7 +59,7 @@ impl Streams {
 pub(super) struct Metered {
     /// What came before anything went out.
     start: Bytes,
-    body: Incoming,
+    body: Received,
     open: Open,
     status: StatusCode,
     kind: Streams,
@@ -84,7 +83,7 @@ pub(super) struct Metered {
 impl Metered {
     pub(super) fn new(
         start: Bytes,
-        body: Incoming,
+        body: Received,
         open: Open,
         status: StatusCode,
         kind: Streams,

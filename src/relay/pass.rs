@@ -12,7 +12,6 @@ use bytes::Bytes;
 use http::header::CONTENT_LENGTH;
 use http::{HeaderMap, Method, Response};
 use http_body_util::{BodyExt, Collected, Limited};
-use hyper::body::Incoming;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -30,7 +29,9 @@ use crate::team::account::Account;
 use crate::team::money::Price;
 use crate::telemetry::traces::{Trace, Tracer};
 use crate::telemetry::{Telemetry, metrics};
-use crate::upstream::{Answered, Asking, Chatted, Expect, Opened, Sent, State, Target, retry_after};
+use crate::upstream::{
+    Answered, Asking, Chatted, Expect, Opened, Received, Sent, State, Target, retry_after,
+};
 use crate::wire::error::ErrorReply;
 use crate::wire::failure::{Fact, Failure, FailureKind};
 
@@ -367,7 +368,7 @@ impl Passing {
 /// What an upstream answered.
 enum Answer {
     /// Its bytes go through.
-    Through(Response<Incoming>),
+    Through(Response<Received>),
     /// The reply to a chat.
     Chat(Opened),
     /// It was read to see what it says, and goes on as it came.

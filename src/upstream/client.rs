@@ -4,6 +4,8 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::fmt;
+use std::future::Future;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,15 +14,13 @@ use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HOST};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Either, Full};
-use hyper::body::Incoming;
-use hyper_util::client::legacy::{Client, ResponseFuture};
-use hyper_util::rt::{TokioExecutor, TokioTimer};
 
 use super::connect::Connector;
 use super::fault;
 use super::health::{Health, Key, Standing, Ticket};
 use super::opening::{Opened, Patience, open};
 use super::place::Place;
+use super::pool::{Pool, Received, SendError};
 use super::reply::{Expect, Reply};
 use super::settings::{Kind, Mode, Settings};
 use super::upload::Upload;
@@ -85,7 +85,7 @@ pub struct Asking<'a> {
 #[derive(Debug)]
 pub struct Answered {
     /// The answer.
-    pub response: Response<Incoming>,
+    pub response: Response<Received>,
     /// It refuses the key, and there is another one to try.
     pub other_key: bool,
 }
@@ -122,7 +122,7 @@ pub struct Upstream {
     key_header: HeaderName,
     keys: Vec<HeaderValue>,
     team_keys: BTreeMap<String, HeaderValue>,
-    client: Client<Connector, Body>,
+    pool: Pool,
     health: Arc<Health>,
 }
 
@@ -165,12 +165,8 @@ impl Upstream {
             headers.insert(header, value);
         }
         let tls = trust::tls(settings.ca.as_deref()).map_err(|e| wrong("ca", e))?;
-        let client = Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .timer(TokioTimer::new())
-            .pool_idle_timeout(IDLE)
-            .http1_max_buf_size(LARGEST_HEAD)
-            .build(Connector::new(settings.connect_timeout.0, tls));
+        let connector = Connector::new(settings.connect_timeout.0, tls);
+        let pool = Pool::new(connector, place.origin().clone(), IDLE, LARGEST_HEAD);
         let azure = settings.kind == Kind::Azure;
         Ok(Self {
             name: name.into(),
@@ -181,7 +177,7 @@ impl Upstream {
             health: health(name, settings, &keys, setup),
             keys,
             team_keys,
-            client,
+            pool,
             settings: settings.clone(),
         })
     }
@@ -246,7 +242,8 @@ impl Upstream {
         let body = Either::Left(Full::new(body));
         match self.request(Method::POST, &head.path, headers, body, asking, ticket.key) {
             Ok(request) => {
-                let asked = self.client.request(request);
+                let pool = self.pool.clone();
+                let asked = Box::pin(async move { pool.send(request).await });
                 let (head, stall) = (self.settings.head_timeout.0, self.settings.stall_timeout.0);
                 Reply::new(asked, expect, head, stall, ticket)
             }
@@ -316,11 +313,11 @@ impl Upstream {
         body: Bytes,
         asking: Asking<'_>,
         key: Key,
-    ) -> Result<Response<Incoming>, Failure> {
+    ) -> Result<Response<Received>, Failure> {
         let body = Either::Left(Full::new(body));
         let request = self.request(method, path, headers, body, asking, key)?;
-        match tokio::time::timeout(self.settings.head_timeout.0, self.client.request(request)).await {
-            Ok(answered) => answered.map_err(|error| fault::of_client(&error)),
+        match tokio::time::timeout(self.settings.head_timeout.0, self.pool.send(request)).await {
+            Ok(answered) => answered.map_err(|error| fault::of_sending(&error)),
             Err(_) => Err(late()),
         }
     }
@@ -339,12 +336,12 @@ impl Upstream {
         let (upload, progress) = Upload::new(body);
         let body = Either::Right(upload.boxed_unsync());
         let request = self.request(method, path, headers, body, asking, ticket.key)?;
-        let mut sent = self.client.request(request);
+        let mut sent = pin!(self.pool.send(request));
         let answered = loop {
             let state = progress.state();
             let allowed = if state.ended { self.settings.head_timeout.0 } else { UPLOAD_STALL };
             match tokio::time::timeout_at(state.last + allowed, &mut sent).await {
-                Ok(answered) => break answered.map_err(|error| fault::of_client(&error)),
+                Ok(answered) => break answered.map_err(|error| fault::of_sending(&error)),
                 Err(_) if progress.state().last > state.last => {}
                 Err(_) if state.ended => break Err(late()),
                 Err(_) => break Err(Failure::new(FailureKind::ClientSlow, "the client's body stalled")),
@@ -384,10 +381,10 @@ impl Upstream {
         asking: Asking<'_>,
         key: Key,
     ) -> Result<Request<Body>, Failure> {
-        let url = self.place.url(path, asking.model);
+        let target = self.place.path(path, asking.model);
         let mut request = Request::new(body);
         *request.method_mut() = method;
-        *request.uri_mut() = url.map_err(|e| Failure::new(FailureKind::Protocol, e.to_string()))?;
+        *request.uri_mut() = target.map_err(|e| Failure::new(FailureKind::Protocol, e.to_string()))?;
         *request.headers_mut() = headers;
         request.headers_mut().insert(HOST, self.place.host().clone());
         for (name, value) in &self.headers {
@@ -432,7 +429,7 @@ fn late() -> Failure {
 /// Tells the upstream's health how a question went whose answer goes through.
 fn judged(
     ticket: &mut Ticket,
-    answered: Result<Response<Incoming>, Failure>,
+    answered: Result<Response<Received>, Failure>,
 ) -> Result<Answered, Box<Failure>> {
     match answered {
         Err(mut failure) => {
@@ -452,5 +449,5 @@ fn judged(
     }
 }
 
-/// The future of a response, as the client makes it.
-pub(super) type Pending = ResponseFuture;
+/// An answer that is waited for.
+pub(super) type Pending = Pin<Box<dyn Future<Output = Result<Response<Received>, SendError>> + Send>>;

@@ -7,11 +7,15 @@ use std::time::{Duration, SystemTime};
 use http::HeaderMap;
 
 use super::connect::ConnectError;
+use super::pool::SendError;
 use crate::wire::failure::{Failure, FailureKind};
 
 /// The failure behind an error of asking.
-pub(super) fn of_client(error: &hyper_util::client::legacy::Error) -> Failure {
-    let kind = if error.is_connect() { connecting(error) } else { exchanging(error) };
+pub(super) fn of_sending(error: &SendError) -> Failure {
+    let (kind, error): (_, &(dyn Error + 'static)) = match error {
+        SendError::Connect(error) => (connecting(&**error), &**error),
+        SendError::Exchange(error) => (exchanging(error), error),
+    };
     Failure::new(kind, chain(error))
 }
 

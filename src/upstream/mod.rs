@@ -18,6 +18,7 @@ mod health;
 mod keys;
 mod opening;
 mod place;
+mod pool;
 mod reply;
 mod route;
 pub mod settings;
@@ -29,5 +30,6 @@ pub use client::{Answered, AskHead, Asking, BuildError, Chatted, Sent, Setup, Up
 pub use fault::retry_after;
 pub use health::Standing;
 pub use opening::{Opened, is_event_stream};
+pub use pool::Received;
 pub use reply::{Expect, Heard, Pieces, Reply};
 pub use route::{MOST_TARGETS, Route, Routes, Target};

@@ -16,10 +16,10 @@ use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
 use http::{HeaderMap, Response};
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use super::fault;
+use super::pool::Received;
 use super::reply::{Expect, Read, events_of, read_data, read_event};
 use crate::sse::Decoder;
 use crate::wire::failure::{Failure, FailureKind};
@@ -33,7 +33,7 @@ pub enum Opened {
     /// All of it, and the tokens it says it used.
     Whole(Response<Bytes>, Option<Tokens>),
     /// What came of a stream so far; the rest is in the response.
-    Begun(Bytes, Response<Incoming>),
+    Begun(Bytes, Response<Received>),
 }
 
 /// How long a reply is waited for.
@@ -47,7 +47,7 @@ pub(super) struct Patience {
 
 /// Looks at a reply with status 200.
 pub(super) async fn open(
-    response: Response<Incoming>,
+    response: Response<Received>,
     expect: Expect,
     patience: Patience,
 ) -> Result<Opened, Failure> {
@@ -88,7 +88,7 @@ pub fn is_event_stream(headers: &HeaderMap) -> bool {
 }
 
 /// The next piece of a body; `None` at its end.
-async fn next(body: &mut Incoming, until: Instant) -> Result<Option<Bytes>, Failure> {
+async fn next(body: &mut Received, until: Instant) -> Result<Option<Bytes>, Failure> {
     loop {
         match tokio::time::timeout_at(until, body.frame()).await {
             Err(_) => return Err(Failure::new(FailureKind::Timeout, "no progress in time")),
@@ -129,7 +129,7 @@ impl Joined {
     }
 }
 
-async fn whole(mut body: Incoming, bound: usize, stall: Duration) -> Result<Bytes, Failure> {
+async fn whole(mut body: Received, bound: usize, stall: Duration) -> Result<Bytes, Failure> {
     let mut read = Joined::default();
     while let Some(piece) = next(&mut body, Instant::now() + stall).await? {
         if read.len() + piece.len() > bound {
@@ -186,7 +186,7 @@ fn read_unnamed_stream(body: Bytes, expect: Expect) -> Result<Option<Tokens>, Fa
 }
 
 /// Waits for the first event that says something.
-async fn begin(response: Response<Incoming>, expect: Expect, patience: Patience) -> Result<Opened, Failure> {
+async fn begin(response: Response<Received>, expect: Expect, patience: Patience) -> Result<Opened, Failure> {
     let (parts, mut body) = response.into_parts();
     let mut decoder = Decoder::new(expect.event);
     let (mut start, mut events) = (Joined::default(), Vec::new());

@@ -6,7 +6,7 @@
 //! | `https://NAME.openai.azure.com` | `2024-10-21` | `…/openai/deployments/MODEL/chat/completions?api-version=2024-10-21` |
 //! | `https://NAME.openai.azure.com/openai/v1` | none, or `preview` | `…/openai/v1/chat/completions`, with `?api-version=preview` |
 
-use http::uri::{Authority, Scheme};
+use http::uri::{InvalidUri, PathAndQuery, Scheme};
 use http::{HeaderValue, Uri};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
@@ -29,8 +29,8 @@ const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.'
 /// Where one upstream is.
 #[derive(Debug, Clone)]
 pub(super) struct Place {
-    scheme: Scheme,
-    authority: Authority,
+    /// Scheme, host and port.
+    origin: Uri,
     /// What `Host` says.
     host: HeaderValue,
     base: String,
@@ -61,9 +61,16 @@ impl Place {
             None => authority.host().to_owned(),
         };
         let host = HeaderValue::try_from(host).map_err(|e| format!("its host cannot be asked: {e}"))?;
-        let mut place = Self { scheme, authority, host, base, version, deployments, chat: None };
-        place.chat = if deployments { None } else { place.url(CHAT, None).ok() };
+        let origin = Uri::builder().scheme(scheme).authority(authority).path_and_query("/").build();
+        let origin = origin.map_err(|e| format!("not a URL: {e}"))?;
+        let mut place = Self { origin, host, base, version, deployments, chat: None };
+        place.chat = if deployments { None } else { place.path(CHAT, None).ok() };
         Ok(place)
+    }
+
+    /// Scheme, host and port, which a connection is made to.
+    pub(super) const fn origin(&self) -> &Uri {
+        &self.origin
     }
 
     /// What `Host` says.
@@ -78,12 +85,12 @@ impl Place {
 
     /// Host and port.
     pub(super) fn server(&self) -> (&str, u16) {
-        let usual = if self.scheme == Scheme::HTTPS { 443 } else { 80 };
-        (self.authority.host(), self.authority.port_u16().unwrap_or(usual))
+        let usual = if self.origin.scheme() == Some(&Scheme::HTTPS) { 443 } else { 80 };
+        (self.origin.host().unwrap_or_default(), self.origin.port_u16().unwrap_or(usual))
     }
 
-    /// The URL of a path below `/v1`, which may have a query, for this model.
-    pub(super) fn url(&self, path: &str, model: Option<&str>) -> Result<Uri, http::Error> {
+    /// The target there of a path below `/v1`, which may have a query, for this model.
+    pub(super) fn path(&self, path: &str, model: Option<&str>) -> Result<Uri, InvalidUri> {
         if let (CHAT, Some(chat)) = (path, &self.chat) {
             return Ok(chat.clone());
         }
@@ -103,11 +110,7 @@ impl Place {
             full.push(if i == 0 { '?' } else { '&' });
             full.push_str(pair);
         }
-        Uri::builder()
-            .scheme(self.scheme.clone())
-            .authority(self.authority.clone())
-            .path_and_query(full)
-            .build()
+        PathAndQuery::from_maybe_shared(full).map(Uri::from)
     }
 }
 
@@ -116,7 +119,9 @@ mod tests {
     use super::*;
 
     fn url(base: &str, version: Option<&str>, path: &str, model: Option<&str>) -> String {
-        Place::new(base, version).unwrap().url(path, model).unwrap().to_string()
+        let place = Place::new(base, version).unwrap();
+        let origin = place.origin().to_string();
+        format!("{}{}", origin.trim_end_matches('/'), place.path(path, model).unwrap())
     }
 
     #[test]

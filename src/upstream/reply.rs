@@ -6,13 +6,13 @@ use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
 use http::{Response, StatusCode};
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use super::client::Pending;
 use super::fault;
 use super::health::Ticket;
 use super::opening::is_event_stream;
+use super::pool::Received;
 use crate::sse::{Decoder, Event};
 use crate::wire::error::Said;
 use crate::wire::failure::{Failure, FailureKind};
@@ -69,7 +69,7 @@ pub struct Reply {
     /// Hears how the ask went; there is none if nothing was asked.
     ticket: Option<Ticket>,
     /// The body of a stream that said it was complete before it ended.
-    rest: Option<Incoming>,
+    rest: Option<Received>,
 }
 
 impl std::fmt::Debug for Reply {
@@ -79,22 +79,22 @@ impl std::fmt::Debug for Reply {
 }
 
 enum Stage {
-    Asked(Box<Pending>),
+    Asked(Pending),
     /// An error's body is being read.
     Refused {
         status: StatusCode,
         wait: Option<Duration>,
-        body: Incoming,
+        body: Received,
         read: BytesMut,
     },
     Stream {
-        body: Incoming,
+        body: Received,
         decoder: Box<Decoder>,
         repeat: Repeat,
         done: bool,
     },
     Whole {
-        body: Incoming,
+        body: Received,
         read: BytesMut,
     },
     /// What is left to say.
@@ -110,7 +110,7 @@ impl Reply {
         ticket: Ticket,
     ) -> Self {
         let deadline = Instant::now() + head;
-        let stage = Stage::Asked(Box::new(asked));
+        let stage = Stage::Asked(asked);
         Self { stage, expect, stall, deadline, received: 0, ticket: Some(ticket), rest: None }
     }
 
@@ -160,7 +160,7 @@ impl Reply {
                     None => std::future::pending().await,
                 },
                 Stage::Asked(asked) => match asked.await {
-                    Err(error) => return self.end(fault::of_client(&error)),
+                    Err(error) => return self.end(fault::of_sending(&error)),
                     Ok(response) => {
                         self.deadline = Instant::now() + self.stall;
                         if self.accept(response) {
@@ -184,7 +184,7 @@ impl Reply {
     }
 
     /// Looks at the head; whether the ask was accepted.
-    fn accept(&mut self, response: Response<Incoming>) -> bool {
+    fn accept(&mut self, response: Response<Received>) -> bool {
         let status = response.status();
         let wait = fault::retry_after(response.headers());
         let stream = is_event_stream(response.headers());

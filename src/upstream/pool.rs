@@ -1,0 +1,374 @@
+//! Connections to one upstream, kept for the next question.
+//!
+//! ```text
+//!             ┌──────── nothing came of it: its request goes to another ────────┐
+//!             ▼                                                                 │
+//!  send ─▶ a free one, the last that became free ─▶ request ─▶ head ─▶ body ─▶ free again
+//!             └─ none: connect ───────────────────────▲
+//! ```
+//!
+//! HTTP/1.1 only: a connection serves one request at a time, and is free again when the body of its answer has
+//! been read to the end. A request that waits keeps nobody else waiting: it has a connection of its own. What is
+//! free for too long, or was closed by the upstream, is let go.
+//!
+//! hyper-util's general client does this for any number of places. Here there is one, so nothing is looked up,
+//! and no task is spawned to put a connection back: that was a tenth of the cost of a request.
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use http::{Request, Response, Uri};
+use http_body::{Body as _, Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper::client::conn::http1::{Builder, SendRequest};
+use hyper::rt::Executor;
+use hyper_util::rt::TokioExecutor;
+use tokio::time::Instant;
+use tower_service::Service;
+
+use super::client::Body;
+use super::connect::{BoxError, Connector};
+
+/// Why there is no answer.
+#[derive(Debug)]
+pub(super) enum SendError {
+    /// There is no connection.
+    Connect(BoxError),
+    /// The connection failed.
+    Exchange(hyper::Error),
+}
+
+/// The connections to one place.
+#[derive(Clone)]
+pub(super) struct Pool {
+    shared: Arc<Shared>,
+    connector: Connector,
+    place: Uri,
+    head: usize,
+}
+
+/// The free connections.
+struct Shared {
+    idle: Duration,
+    free: Mutex<Free>,
+}
+
+#[derive(Default)]
+struct Free {
+    /// The one that became free last is the last.
+    list: Vec<Connection>,
+    /// Somebody lets go of what is free for too long.
+    swept: bool,
+}
+
+struct Connection {
+    sender: SendRequest<Body>,
+    since: Instant,
+}
+
+impl Connection {
+    fn is_over(&self, idle: Duration) -> bool {
+        self.sender.is_closed() || self.since.elapsed() >= idle
+    }
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool").field("place", &self.place).finish_non_exhaustive()
+    }
+}
+
+impl Pool {
+    /// Connections to the scheme, host and port of `place`. Those that are free for `idle` are closed; the head
+    /// of an answer has at most `head` bytes.
+    pub(super) fn new(connector: Connector, place: Uri, idle: Duration, head: usize) -> Self {
+        let shared = Arc::new(Shared { idle, free: Mutex::default() });
+        Self { shared, connector, place, head }
+    }
+
+    /// Sends a request, whose URI is only a path, and gives the head of its answer.
+    ///
+    /// A connection may have been closed while it was free. What had not been written to it yet is sent on
+    /// another one.
+    pub(super) async fn send(&self, request: Request<Body>) -> Result<Response<Received>, SendError> {
+        let mut request = request;
+        loop {
+            let kept = self.shared.take();
+            let reused = kept.is_some();
+            let mut sender = match kept {
+                Some(sender) => sender,
+                None => self.connect().await?,
+            };
+            match sender.try_send_request(request).await {
+                Ok(response) => {
+                    let free = Arc::downgrade(&self.shared);
+                    return Ok(response.map(|body| Received::new(body, Lease { sender, free })));
+                }
+                Err(mut failed) => match failed.take_message().filter(|_| reused) {
+                    Some(unsent) => request = unsent,
+                    None => return Err(SendError::Exchange(failed.into_error())),
+                },
+            }
+        }
+    }
+
+    async fn connect(&self) -> Result<SendRequest<Body>, SendError> {
+        let mut connector = self.connector.clone();
+        let stream = connector.call(self.place.clone()).await.map_err(SendError::Connect)?;
+        let made = Builder::new().max_buf_size(self.head).handshake(stream).await;
+        let (sender, connection) = made.map_err(SendError::Exchange)?;
+        // It ends when its sender is dropped or its upstream closes it. How it ended, the request hears.
+        TokioExecutor::new().execute(connection.map(|_ended| ()));
+        Ok(sender)
+    }
+}
+
+impl Shared {
+    fn free(&self) -> MutexGuard<'_, Free> {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The connection that became free last. One whose answer's end is still being read stays.
+    fn take(&self) -> Option<SendRequest<Body>> {
+        let mut free = self.free();
+        let mut at = free.list.len();
+        while let Some(next) = at.checked_sub(1) {
+            at = next;
+            if free.list[at].is_over(self.idle) {
+                free.list.remove(at);
+            } else if free.list[at].sender.is_ready() {
+                return Some(free.list.remove(at).sender);
+            }
+        }
+        None
+    }
+
+    fn put(self: &Arc<Self>, sender: SendRequest<Body>) {
+        if sender.is_closed() {
+            return;
+        }
+        let mut free = self.free();
+        free.list.push(Connection { sender, since: Instant::now() });
+        if !std::mem::replace(&mut free.swept, true) {
+            TokioExecutor::new().execute(sweep(Arc::downgrade(self), self.idle));
+        }
+    }
+
+    /// Lets go of what is free for too long; whether anything is left.
+    fn sweep(&self) -> bool {
+        let mut free = self.free();
+        free.list.retain(|connection| !connection.is_over(self.idle));
+        free.swept = !free.list.is_empty();
+        free.swept
+    }
+}
+
+/// Lets go of connections until none is free, or the pool is gone.
+async fn sweep(pool: Weak<Shared>, idle: Duration) {
+    loop {
+        tokio::time::sleep(idle).await;
+        if !pool.upgrade().is_some_and(|pool| pool.sweep()) {
+            return;
+        }
+    }
+}
+
+/// A connection in use.
+struct Lease {
+    sender: SendRequest<Body>,
+    free: Weak<Shared>,
+}
+
+impl Lease {
+    fn give_back(self) {
+        if let Some(free) = self.free.upgrade() {
+            free.put(self.sender);
+        }
+    }
+}
+
+/// The body of an answer. At its end its connection is free again; dropped before, the connection is closed,
+/// unless hyper has the rest of the body already.
+pub struct Received {
+    body: Incoming,
+    lease: Option<Lease>,
+}
+
+impl fmt::Debug for Received {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.body.fmt(f)
+    }
+}
+
+impl Received {
+    fn new(body: Incoming, lease: Lease) -> Self {
+        let mut received = Self { body, lease: Some(lease) };
+        received.look_for_the_end();
+        received
+    }
+
+    fn look_for_the_end(&mut self) {
+        if self.body.is_end_stream()
+            && let Some(lease) = self.lease.take()
+        {
+            lease.give_back();
+        }
+    }
+}
+
+impl http_body::Body for Received {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        match &frame {
+            Some(Ok(_)) => self.look_for_the_end(),
+            Some(Err(_)) => self.lease = None,
+            None => {
+                if let Some(lease) = self.lease.take() {
+                    lease.give_back();
+                }
+            }
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Received {
+    fn drop(&mut self) {
+        if let Some(lease) = self.lease.take() {
+            lease.give_back();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use http_body_util::{BodyExt, Either, Full};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    const IDLE: Duration = Duration::from_secs(50);
+
+    /// Serves connections by `serve`, and counts them.
+    async fn server<S, F>(serve: S) -> (Pool, Arc<AtomicUsize>)
+    where
+        S: Fn(TcpStream) -> F + Send + 'static,
+        F: Future<Output = std::io::Result<()>> + Send + 'static,
+    {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let place = format!("http://{}/", listener.local_addr().unwrap()).parse().unwrap();
+        let connections = Arc::new(AtomicUsize::new(0));
+        let counted = connections.clone();
+        TokioExecutor::new().execute(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                counted.fetch_add(1, Ordering::Relaxed);
+                TokioExecutor::new().execute(serve(stream).map(|_ended| ()));
+            }
+        });
+        let connector = Connector::new(Duration::from_secs(5), crate::trust::tls(None).unwrap());
+        (Pool::new(connector, place, IDLE, 64 * 1024), connections)
+    }
+
+    async fn request_read(stream: &mut TcpStream) -> std::io::Result<()> {
+        let mut seen = Vec::new();
+        while !seen.ends_with(b"\r\n\r\n") {
+            if stream.read_buf(&mut seen).await? == 0 {
+                return Err(std::io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Answers every request, the body after a while.
+    async fn answers(mut stream: TcpStream) -> std::io::Result<()> {
+        loop {
+            request_read(&mut stream).await?;
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n").await?;
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            stream.write_all(b"ok").await?;
+        }
+    }
+
+    async fn asked(pool: &Pool) -> Response<Received> {
+        let mut request = Request::new(Either::Left(Full::default()));
+        request.headers_mut().insert("host", "here".parse().unwrap());
+        pool.send(request).await.unwrap()
+    }
+
+    async fn read(answer: Response<Received>) -> Bytes {
+        answer.into_body().collect().await.unwrap().to_bytes()
+    }
+
+    #[tokio::test]
+    async fn a_connection_serves_again_once_its_answer_has_been_read_and_not_before() {
+        let (pool, connections) = server(answers).await;
+        for _ in 0..5 {
+            assert_eq!(read(asked(&pool).await).await, "ok");
+        }
+        assert_eq!(connections.load(Ordering::Relaxed), 1);
+        let (first, second) = (asked(&pool).await, asked(&pool).await);
+        assert_eq!(connections.load(Ordering::Relaxed), 2);
+        assert_eq!((read(first).await, read(second).await), ("ok".into(), "ok".into()));
+        let (first, second) = (asked(&pool).await, asked(&pool).await);
+        assert_eq!((read(first).await, read(second).await), ("ok".into(), "ok".into()));
+        assert_eq!(connections.load(Ordering::Relaxed), 2, "both were free");
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_not_read_to_its_end_takes_its_connection_with_it() {
+        let (pool, connections) = server(answers).await;
+        drop(asked(&pool).await);
+        assert_eq!(read(asked(&pool).await).await, "ok");
+        assert_eq!(connections.load(Ordering::Relaxed), 2);
+    }
+
+    #[tokio::test]
+    async fn what_a_closed_connection_did_not_take_goes_to_another() {
+        let once = |mut stream: TcpStream| async move {
+            request_read(&mut stream).await?;
+            stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await
+        };
+        let (pool, connections) = server(once).await;
+        for n in 1..5 {
+            assert_eq!(read(asked(&pool).await).await, "ok");
+            assert_eq!(connections.load(Ordering::Relaxed), n);
+            // Its close is on the way.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_free_for_too_long_is_let_go() {
+        let (pool, _) = server(answers).await;
+        assert_eq!(read(asked(&pool).await).await, "ok");
+        let free = |pool: &Pool| pool.shared.free().list.len();
+        assert_eq!(free(&pool), 1);
+        tokio::time::sleep(IDLE + IDLE).await;
+        assert_eq!(free(&pool), 0);
+        assert!(!pool.shared.free().swept, "nobody waits for what is not there");
+        assert_eq!(read(asked(&pool).await).await, "ok");
+        assert_eq!(free(&pool), 1);
+    }
+}
