@@ -45,9 +45,9 @@ use super::{Handler, Peer};
 const MOMENT: Duration = Duration::from_millis(50);
 const GOODBYE: Duration = Duration::from_secs(1);
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// A request's head.
+/// A request's head. It has at most 100 lines, which is what hyper allows unless it is told otherwise; told so, it
+/// would make room for them anew for every head.
 const HEAD_BYTES: usize = 64 * 1024;
-const HEADERS: usize = 100;
 /// Requests at once on one HTTP/2 connection.
 const STREAMS: u32 = 128;
 /// Body bytes a client may send ahead of their reading, on one stream and on all.
@@ -147,7 +147,6 @@ where
                 .timer(TokioTimer::new())
                 // One timer for idle connections and slow heads would be hyper's; ours are two.
                 .header_read_timeout(None)
-                .max_headers(HEADERS)
                 .max_header_size(HEAD_BYTES)
                 .max_buf_size(bounds.buffer.max(HEAD_BYTES))
                 .serve_connection(io, service);

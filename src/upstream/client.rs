@@ -316,7 +316,8 @@ impl Upstream {
     ) -> Result<Response<Received>, Failure> {
         let body = Either::Left(Full::new(body));
         let request = self.request(method, path, headers, body, asking, key)?;
-        match tokio::time::timeout(self.settings.head_timeout.0, self.pool.send(request)).await {
+        let sent = pin!(self.pool.send(request));
+        match tokio::time::timeout(self.settings.head_timeout.0, sent).await {
             Ok(answered) => answered.map_err(|error| fault::of_sending(&error)),
             Err(_) => Err(late()),
         }
