@@ -6,7 +6,7 @@
 //! its limits: bytes of the reply, bytes of one event, time of the whole.
 
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -28,6 +28,9 @@ use crate::wire::usage::Tokens;
 
 /// The largest reply, or end of one, that is looked through, in bytes.
 const LOOKED_THROUGH: usize = 64 * 1024;
+/// The same of a chat's stream, whose last events are small, unless what was said is kept for the inspector. A
+/// thousand streams hold this a thousand times, and up to twice as much.
+const OF_A_CHAT: usize = 8 * 1024;
 
 /// How far before it a piece that is forgotten may end sooner, at the end of a line.
 const NEAR: usize = 1024;
@@ -66,7 +69,11 @@ pub(super) struct Metered {
     tail: Vec<u8>,
     /// What went before the tail says of the end.
     ending: Ending,
-    /// Wakes when the upstream has been silent for too long, or a chat's whole time is over.
+    /// How much of the end is kept, in bytes.
+    most: usize,
+    /// When the upstream has been silent for too long, or a chat's whole time is over.
+    until: Instant,
+    /// Wakes then, or earlier: it is set anew when it wakes, not with every piece.
     timer: Pin<Box<Sleep>>,
     allowed: Duration,
     /// When a chat has to be over.
@@ -95,7 +102,10 @@ impl Metered {
         let left = limits.map_or(usize::MAX, |limits| limits.reply.0);
         let events = limits.filter(|_| kind == Streams::Chat).map(|limits| Events::new(limits.event.0));
         let shutdown = Box::pin(passing.shutdown.clone().cancelled_owned());
-        let timer = Box::pin(tokio::time::sleep_until(next(allowed, deadline)));
+        let until = next(allowed, deadline);
+        let timer = Box::pin(tokio::time::sleep_until(until));
+        let kept = passing.turn.as_ref().and_then(|turn| turn.run.as_ref()).is_some_and(|run| run.keeps());
+        let most = if kind == Streams::Chat && !kept { OF_A_CHAT } else { LOOKED_THROUGH };
         let tail = Vec::new();
         Some(Self {
             start,
@@ -105,6 +115,8 @@ impl Metered {
             kind,
             tail,
             ending: Ending::Broken,
+            most,
+            until,
             timer,
             allowed,
             deadline,
@@ -126,26 +138,26 @@ impl Metered {
         let progress = match self.kind {
             Streams::Bytes => true,
             Streams::Events => !whole.starts_with(b":") || memchr::memmem::find(&whole, b"data").is_some(),
-            Streams::Chat => memchr::memmem::find(&whole, b"data").is_some(),
+            Streams::Chat => whole.starts_with(b"data") || memchr::memmem::find(&whole, b"data").is_some(),
         };
         if progress {
-            self.timer.as_mut().reset(next(self.allowed, self.deadline));
+            self.until = next(self.allowed, self.deadline);
         }
         self.remember(&whole);
         Ok(whole)
     }
 
     fn remember(&mut self, data: &Bytes) {
-        if data.len() >= LOOKED_THROUGH {
+        if data.len() >= self.most {
             self.forget(self.tail.len());
-            let (before, last) = data.split_at(self.cut(data, data.len() - LOOKED_THROUGH));
+            let (before, last) = data.split_at(self.cut(data, data.len() - self.most));
             self.note(ending_of(self.kind, before));
             self.tail.extend_from_slice(last);
             return;
         }
         self.tail.extend_from_slice(data);
-        if self.tail.len() > 2 * LOOKED_THROUGH {
-            self.forget(self.cut(&self.tail, self.tail.len() - LOOKED_THROUGH));
+        if self.tail.len() > 2 * self.most {
+            self.forget(self.cut(&self.tail, self.tail.len() - self.most));
         }
     }
 
@@ -164,6 +176,17 @@ impl Metered {
 
     fn note(&mut self, ending: Ending) {
         self.ending = self.ending.max(ending);
+    }
+
+    /// Ready when the time is over.
+    fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            ready!(self.timer.as_mut().poll(cx));
+            if self.timer.deadline() >= self.until {
+                return Poll::Ready(());
+            }
+            self.timer.as_mut().reset(self.until);
+        }
     }
 
     /// The time is over: which one.
@@ -271,7 +294,7 @@ impl http_body::Body for Metered {
                     Poll::Ready(self.broke("error", &truncated, error.into()))
                 }
                 Poll::Ready(None) => Poll::Ready(self.ended()),
-                Poll::Pending if self.timer.as_mut().poll(cx).is_ready() => Poll::Ready(self.late()),
+                Poll::Pending if self.poll_late(cx).is_ready() => Poll::Ready(self.late()),
                 Poll::Pending if self.shutdown.as_mut().poll(cx).is_ready() => {
                     Poll::Ready(self.broke("error", &ErrorReply::shutting_down(), "the process ends".into()))
                 }

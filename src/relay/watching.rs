@@ -249,6 +249,11 @@ impl Passed {
         Some(Box::new(Self { watch, progress, asked, redact, since: of.since }))
     }
 
+    /// Whether what was said is kept.
+    pub(super) const fn keeps(&self) -> bool {
+        self.redact.is_some()
+    }
+
     /// The upstream failed and is asked again.
     pub(super) fn asked_again(&mut self, why: &'static str) {
         let at = millis(self.since.elapsed());
