@@ -33,22 +33,49 @@ impl Span {
             || format!("`{text}` is not a duration: write a number and a unit, such as 250ms, 30s, 5m or 1h");
         let split = text.find(|c: char| c.is_ascii_alphabetic()).ok_or_else(wrong)?;
         let (number, unit) = text.split_at(split);
-        let number: f64 = number.parse().map_err(|_| wrong())?;
-        let seconds = match unit {
-            "ms" => number / 1000.0,
-            "s" => number,
-            "m" => number * 60.0,
-            "h" => number * 3600.0,
-            "d" => number * 86400.0,
+        let unit = match unit {
+            "ms" => 1_000_000,
+            "s" => SECOND,
+            "m" => 60 * SECOND,
+            "h" => 3600 * SECOND,
+            "d" => 86400 * SECOND,
             _ => return Err(wrong()),
         };
-        Duration::try_from_secs_f64(seconds).map(Self).map_err(|_| wrong())
+        let nanos = times(number, unit).ok_or_else(wrong)?;
+        match (u64::try_from(nanos / SECOND), u32::try_from(nanos % SECOND)) {
+            (Ok(seconds), Ok(nanos)) => Ok(Self(Duration::new(seconds, nanos))),
+            _ => Err(wrong()),
+        }
     }
+}
+
+/// Nanoseconds in a second.
+const SECOND: u128 = 1_000_000_000;
+
+/// A decimal number times a unit, rounded down; exactly, so that what is written comes back.
+fn times(number: &str, unit: u128) -> Option<u128> {
+    let (whole, part) = number.split_once('.').unwrap_or((number, "0"));
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    if !digits(whole) || !digits(part) {
+        return None;
+    }
+    let mut nanos = whole.parse::<u128>().ok()?.checked_mul(unit)?;
+    let mut worth = unit;
+    for digit in part.bytes() {
+        // What is left of a unit after so many digits may not divide by ten.
+        worth /= 10;
+        nanos = nanos.checked_add(u128::from(digit - b'0') * worth)?;
+    }
+    Some(nanos)
 }
 
 impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let millis = self.0.as_millis();
+        match self.0.subsec_nanos() % 1_000_000 {
+            0 => {}
+            part => return write!(f, "{millis}.{}ms", format!("{part:06}").trim_end_matches('0')),
+        }
         match millis {
             m if m % 1000 != 0 => write!(f, "{m}ms"),
             m if m % 3_600_000 == 0 && m > 0 => write!(f, "{}h", m / 3_600_000),

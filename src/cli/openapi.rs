@@ -53,7 +53,7 @@ fn printed(arguments: &Arguments) -> Result<String, String> {
     if tools.is_empty() {
         return Err(format!("no operation of it can be a tool\n{}", left_out(&found)));
     }
-    let text = yaml(&json!({ "tools": tools })).map_err(|problem| problem.message().to_owned())?;
+    let text = yaml(json!({ "tools": tools })).map_err(|problem| problem.message().to_owned())?;
     Ok(format!("{}{text}", left_out(&found)))
 }
 

@@ -27,7 +27,7 @@ impl Loaded {
             value = only(&value, &self.written);
         }
         hide(&mut value, &self.hidden);
-        yaml(&value)
+        yaml(value)
     }
 }
 
@@ -37,7 +37,7 @@ pub fn defaults() -> Result<String, Problem> {
         "upstreams": { "main": { "base_url": "https://api.openai.com/v1" } }
     }))
     .map_err(|why| Problem::new(why.to_string()))?;
-    yaml(&all_of(&file)?)
+    yaml(all_of(&file)?)
 }
 
 /// The file with what its defaults are taken from elsewhere filled in.
@@ -93,7 +93,23 @@ pub(super) fn hidden(text: &str, secrets: &[String]) -> String {
         .fold(text.to_owned(), |text, secret| text.replace(secret.as_str(), DOTS))
 }
 
-pub(crate) fn yaml(value: &Value) -> Result<String, Problem> {
-    serde_saphyr::to_string(value)
+/// Writes every `${` as `$${`, so that what reads the text again fills nothing in there. Keys stay: nothing
+/// is filled into them.
+fn plain(value: &mut Value) {
+    match value {
+        Value::String(text) if text.contains("${") => *text = text.replace("${", "$${"),
+        Value::Array(list) => list.iter_mut().for_each(plain),
+        Value::Object(map) => map.values_mut().for_each(plain),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
+
+/// A part of a configuration as YAML that means it again when it is read.
+pub(crate) fn yaml(mut value: Value) -> Result<String, Problem> {
+    plain(&mut value);
+    serde_saphyr::to_string(&value)
         .map_err(|why| Problem::new(format!("this cannot be written as YAML: {why}")))
 }
+
+#[cfg(test)]
+mod tests;
