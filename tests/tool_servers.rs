@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use support::client;
 use support::gateway::{Gateway, soon};
 use support::lab::Lab;
-use support::process::{Process, folder_with, run};
+use support::process::{self, Process, folder_with, run};
 use tokio::time::sleep;
 
 /// What every client here says of the trace it belongs to.
@@ -287,6 +287,28 @@ async fn two_servers_with_a_tool_of_the_same_name_are_refused_with_both_owners()
     assert!(said.contains(clash) && said.contains("`first`") && said.contains("another `prefix`"), "{said}");
     let (code, _, said) = run(folder.path(), &["check", "--online"]).await;
     assert!(code == 64 && said.contains(clash), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_look_online_starts_a_teams_server_only_for_teams_that_may_use_it() {
+    let lab = Lab::start().await;
+    let tools = json!({ "s": { "share": "team",
+        "mcp": { "command": ["python3", ROGUE], "env": { "ROGUE_LOG": "FOLDER/log" } } } });
+    let folder = folder_with(&config(&tools, &teams()).replace("LAB", &lab.url()));
+    let log = folder.path().join("log");
+    let (code, said, err) = run(folder.path(), &["check", "--online"]).await;
+    assert!(code == 0 && said.contains("s of blue") && said.contains("s of red"), "{code} {said} {err}");
+    assert!(!said.contains("s of grey"), "that team may not use it: {said}");
+    assert_eq!(started(&log).len(), 2);
+    let (code, said, err) = run(folder.path(), &["tools", "--team", "grey"]).await;
+    assert!(code == 0 && !said.contains("s__"), "{code} {said} {err}");
+    assert_eq!(started(&log).len(), 2, "and it is not started to say so");
+
+    let only_grey = json!({ "grey": teams()["grey"] });
+    process::write_config(folder.path(), &config(&tools, &only_grey).replace("LAB", &lab.url()));
+    let (code, said, err) = run(folder.path(), &["check", "--online"]).await;
+    assert!(code == 0 && said.contains("not started: no team may use it"), "{code} {said} {err}");
+    assert_eq!(started(&log).len(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

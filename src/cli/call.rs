@@ -40,8 +40,8 @@ pub(super) struct Arguments {
 /// 0 when the tool answered, 1 when the outcome is anything else, 2 for a tool that is not there.
 pub(super) fn run(path: Option<&Path>, arguments: &Arguments) -> Exit {
     let read = loaded(path, &arguments.servers.flags())
-        .and_then(|(loaded, catalog)| Ok((team(&loaded, arguments.team.as_deref())?, catalog)));
-    let (team, catalog) = match read {
+        .and_then(|(loaded, catalog)| Ok((team(&loaded, arguments.team.as_deref())?, loaded, catalog)));
+    let (team, loaded, catalog) = match read {
         Ok(read) => read,
         Err(exit) => return exit,
     };
@@ -53,7 +53,7 @@ pub(super) fn run(path: Option<&Path>, arguments: &Arguments) -> Exit {
         // A tool of the file needs no server.
         let running = match catalog.tool(&arguments.tool) {
             Some(_) => None,
-            None => Some(Running::start(&catalog, std::slice::from_ref(&team)).await),
+            None => Some(Running::start(&loaded, &catalog, std::slice::from_ref(&team)).await),
         };
         let offered = running.as_ref().map(|running| running.catalog.of_team(&team));
         let catalog = offered.as_ref().unwrap_or(&catalog);

@@ -12,7 +12,7 @@ use hyper::{Method, StatusCode};
 use secrecy::ExposeSecret;
 use tokio::time::timeout;
 
-use super::servers::Running;
+use super::servers::{Running, up};
 use super::{Exit, out, runtime};
 use crate::config::{Loaded, process_env, secret};
 use crate::telemetry::Telemetry;
@@ -53,7 +53,7 @@ pub(super) fn run(loaded: &Loaded, catalog: &Catalog) -> Exit {
             teams.push("default".into());
         }
         let running = runtime.block_on(async {
-            let running = Running::start(catalog, &teams).await;
+            let running = Running::start(loaded, catalog, &teams).await;
             running.stop().await;
             running
         });
@@ -65,10 +65,11 @@ pub(super) fn run(loaded: &Loaded, catalog: &Catalog) -> Exit {
                     let offered = offered.filter(|(server, _)| *server == &*standing.server).count();
                     format!("answers, {tools} tools, {offered} of them offered, revision {revision}")
                 }
-                Condition::Idle | Condition::Starting => "FAILED: it did not start".into(),
+                Condition::Idle => "not started: no team may use it".into(),
+                Condition::Starting => "FAILED: it did not start".into(),
                 Condition::Down(why) => format!("FAILED: {why}"),
             };
-            if !matches!(standing.condition, Condition::Up { .. }) {
+            if !up(standing) {
                 exit = Exit::Failure;
             }
             let name = match &standing.team {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::{Exit, out};
 use crate::config::{Loaded, did_you_mean};
+use crate::policy::pattern::any_may_begin;
 use crate::tools::{Catalog, Condition, Servers, Standing, Withheld, pins};
 
 /// How long servers may take to start. Their own `start_timeout` is usually reached before.
@@ -26,12 +27,15 @@ pub(super) struct Running {
 
 impl Running {
     /// Starts the servers of a catalog, as far as they are of everybody or of these teams, and waits until each was
-    /// tried.
-    pub(super) async fn start(catalog: &Catalog, teams: &[Arc<str>]) -> Self {
+    /// tried. As when fanfold serves, none is started for a team that may use none of its tools.
+    pub(super) async fn start(loaded: &Loaded, catalog: &Catalog, teams: &[Arc<str>]) -> Self {
         let servers = Servers::new();
         servers.adopt(catalog);
         for team in teams {
-            servers.need(catalog, team, |_| true);
+            let may_use = loaded.file.teams.get(&**team).and_then(|team| team.tools.as_ref());
+            servers.need(catalog, team, |beginning| {
+                may_use.is_none_or(|patterns| any_may_begin(patterns, beginning))
+            });
         }
         servers.tried(catalog, PATIENCE).await;
         let (catalog, standings) = (servers.view(catalog), servers.standings(catalog));

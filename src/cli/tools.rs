@@ -51,7 +51,7 @@ pub(super) fn run(path: Option<&Path>, arguments: &Arguments) -> Exit {
         Err(exit) => return exit,
     };
     let running = runtime.block_on(async {
-        let running = Running::start(&catalog, std::slice::from_ref(&team)).await;
+        let running = Running::start(&loaded, &catalog, std::slice::from_ref(&team)).await;
         let digests = running.digests();
         running.stop().await;
         (running, digests)

@@ -21,6 +21,11 @@ pub fn fits_any<'a>(patterns: impl IntoIterator<Item = &'a String>, name: &str) 
     patterns.into_iter().any(|pattern| fits(pattern, name))
 }
 
+/// Whether one of `patterns` may fit a name that begins like this.
+pub fn any_may_begin<'a>(patterns: impl IntoIterator<Item = &'a String>, beginning: &str) -> bool {
+    patterns.into_iter().any(|pattern| may_begin(pattern, beginning))
+}
+
 /// Whether a pattern may fit a name that begins like this; which names there are shows only later.
 #[must_use]
 pub fn may_begin(pattern: &str, beginning: &str) -> bool {

@@ -23,7 +23,7 @@ use subtle::ConstantTimeEq;
 use self::expiry::Expiry;
 use self::fair::{Kind, Wanted};
 use self::quota::Quotas;
-use crate::policy::pattern::{fits_any, may_begin};
+use crate::policy::pattern::{any_may_begin, fits_any};
 use crate::policy::settings::{LowerLimits, Overrides};
 use crate::wire::tool::OwnedTool;
 
@@ -68,8 +68,7 @@ impl Team {
     /// Whether it may use a tool whose name begins like this.
     #[must_use]
     pub fn may_use_some(&self, beginning: &str) -> bool {
-        let patterns = self.may_use.as_ref();
-        patterns.is_none_or(|patterns| patterns.iter().any(|pattern| may_begin(pattern, beginning)))
+        self.may_use.as_ref().is_none_or(|patterns| any_may_begin(patterns, beginning))
     }
 
     /// The same team, when the operator's tools are these.
