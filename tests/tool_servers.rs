@@ -312,6 +312,34 @@ async fn a_look_online_starts_a_teams_server_only_for_teams_that_may_use_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_of_a_tool_whose_server_is_down_names_the_server_and_why() {
+    let down = json!({ "mcp": { "command": ["/bin/false"] } });
+    let up = json!({ "mcp": { "command": ["python3", ROGUE], "env": {} } });
+    let call = |tools: Value, name: &'static str| async move {
+        let yaml = config(&tools, &json!({})).replace("LAB", "http://127.0.0.1:1");
+        let folder = folder_with(&yaml.replace("teams: {}\n", ""));
+        run(folder.path(), &["call", name]).await
+    };
+    for (tools, name) in [
+        (json!({ "s": down }), "s__echo"),
+        (json!({ "s": down, "t": up }), "s__echo"),
+        (json!({ "s": down }), "whatever"),
+    ] {
+        let (code, said, err) = call(tools, name).await;
+        assert_eq!(code, 1, "{name}: {err}");
+        assert!(err.contains("the tool server s is down: "), "{name}: {err}");
+        assert!(said.is_empty() && !err.contains("there are no tools"), "{name}: {said} {err}");
+        assert_eq!(err.matches("is down").count(), 1, "{name}: it is said once: {err}");
+    }
+    // What no server that is down could have is no tool at all.
+    let (code, _, err) = call(json!({ "s": down, "t": up }), "t__ehco").await;
+    assert!(
+        code == 2 && err.contains("there is no tool `t__ehco`") && err.contains("t__echo"),
+        "{code} {err}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_tool_server_is_started_for_a_port_that_is_taken() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = taken.local_addr().expect("bound").to_string();

@@ -37,7 +37,7 @@ pub(super) struct Arguments {
     servers: ServerFlags,
 }
 
-/// 0 when the tool answered, 1 when the outcome is anything else, 2 for a tool that is not there.
+/// 0 when the tool answered, 1 when the outcome is anything else or its server is down, 2 for a tool that is not there.
 pub(super) fn run(path: Option<&Path>, arguments: &Arguments) -> Exit {
     let read = loaded(path, &arguments.servers.flags())
         .and_then(|(loaded, catalog)| Ok((team(&loaded, arguments.team.as_deref())?, loaded, catalog)));
@@ -59,10 +59,7 @@ pub(super) fn run(path: Option<&Path>, arguments: &Arguments) -> Exit {
         let catalog = offered.as_ref().unwrap_or(&catalog);
         let done = match catalog.tool(&arguments.tool) {
             Some(tool) => Ok(called(tool, &arguments.json).await),
-            None => {
-                running.iter().for_each(Running::complain);
-                Err(unknown(catalog, &arguments.tool))
-            }
+            None => Err(missing(running.as_ref(), catalog, &arguments.tool)),
         };
         let _reaped = timeout(REAPING, catalog.settled()).await;
         if let Some(running) = &running {
@@ -109,6 +106,20 @@ async fn called(tool: &Tool, json: &str) -> (Outcome, Duration) {
         }
     };
     (outcome, start.elapsed())
+}
+
+/// A tool that is not there may be one of a server that is down: that is nothing the caller did wrong.
+fn missing(running: Option<&Running>, catalog: &Catalog, name: &str) -> Exit {
+    let Some(running) = running else { return unknown(catalog, name) };
+    let missed = running.missed(name);
+    if missed.is_empty() {
+        running.complain();
+        return unknown(catalog, name);
+    }
+    for standing in missed {
+        out::report(&format!("error: `{name}` cannot be called: the tool server {standing}\n"));
+    }
+    Exit::Failure
 }
 
 fn unknown(catalog: &Catalog, name: &str) -> Exit {

@@ -57,6 +57,14 @@ impl Running {
         }
     }
 
+    /// The servers that are not up and could have a tool of this name, if they were; all that are not up, if there is
+    /// no tool at all.
+    pub(super) fn missed(&self, name: &str) -> Vec<&Standing> {
+        let nothing = self.catalog.every().next().is_none();
+        let down = self.standings.iter().filter(|standing| !up(standing));
+        down.filter(|standing| nothing || self.catalog.could_be_of(name, &standing.server)).collect()
+    }
+
     /// The digests of the tools of pinned servers.
     pub(super) fn digests(&self) -> pins::All {
         self.servers.digests(&self.catalog)

@@ -252,6 +252,12 @@ impl Catalog {
         self.servers.values().any(|server| server.is_of_teams())
     }
 
+    /// Whether a tool of this name could be one of a server's, by what the names of its tools begin with.
+    #[must_use]
+    pub fn could_be_of(&self, name: &str, server: &str) -> bool {
+        self.servers.get(server).is_some_and(|server| name.starts_with(&*server.prefix))
+    }
+
     /// How many servers there are, whose tools are known only once they run.
     #[must_use]
     pub fn servers(&self) -> usize {

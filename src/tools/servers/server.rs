@@ -32,7 +32,7 @@ pub(in crate::tools) struct Server {
     only: Option<Vec<String>>,
     except: Vec<String>,
     /// What the names of its tools begin with.
-    pub(super) prefix: String,
+    pub(in crate::tools) prefix: String,
     pub(super) required: bool,
     trusted: bool,
     effect: Effect,
