@@ -12,6 +12,8 @@
 //! Who slows down whom: while the client still has to take what was written, the upstream is not
 //! read. The calls go on.
 
+mod calls;
+
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -20,20 +22,21 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, StatusCode};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use self::calls::{Ended, Ran};
 use super::render::{self, To};
 use super::sink::{Gone, Sink, Wait, error_headers};
 use super::slots::Slots;
 use super::spans::{self, Said};
 use super::summary::{self, Summary};
 use super::watching::Watching;
-use crate::audit::{Audit, Facts};
-use crate::engine::{Action, Ask, Finish, Input, Limit, Parked, Run, RunId, Show, Turn, fingerprint, parcel};
-use crate::ledger::{Answer, End, Ledger, Owner, Refused, Run as LedgerRun};
+use crate::audit::Audit;
+use crate::engine::{Action, Ask, Finish, Input, Limit, Parked, RunId, Show, Turn, fingerprint, parcel};
+use crate::ledger::{Answer, End, Ledger, Owner, Run as LedgerRun};
 use crate::policy::plan::TurnPlan;
 use crate::runs::Runs;
 use crate::store::Store;
@@ -44,24 +47,16 @@ use crate::team::quota::Quota;
 use crate::telemetry::Telemetry;
 use crate::telemetry::redact::Redact;
 use crate::telemetry::traces::{About, Trace, Tracer};
-use crate::tools::{Call, Catalog, Progress};
+use crate::tools::Catalog;
 use crate::upstream::{AskHead, Asking, Expect, Heard, Pieces, Reply, Route, Target};
 use crate::wire::error::ErrorReply;
 use crate::wire::failure::FailureKind;
 use crate::wire::raw::Raw;
 use crate::wire::request::ChatRequest;
-use crate::wire::tool::{Effect, Outcome, OutcomeKind, Patience};
 use crate::wire::usage::Tokens;
 
-/// How much longer than the engine's own deadline a tool may think it has.
-const GRACE: Duration = Duration::from_secs(1);
 /// News of calls that got their slots or go on; a call waits with its start while the turn is behind.
 const NEWS: usize = 64;
-
-/// The result of a call with effects that may have run already, for all one knows.
-const NOT_KNOWN: &str = "not run: whether it ran before cannot be found out right now. Do not try it again now; say that it was not done";
-/// The result of a call of a tool that the team may not use any more.
-const TAKEN_AWAY: &str = "not run: this tool may not be used any more. Go on without it";
 
 /// What turns need of the process; shared.
 #[derive(Debug, Clone)]
@@ -349,30 +344,6 @@ impl Driver {
         self.used_up = charged.used_up.or(self.used_up);
     }
 
-    fn call_ended(&mut self, ended: Ended, actions: &mut Vec<Action>) {
-        let (run, outcome) = match ended {
-            Ok((id, (run, Ran::Ended(outcome)))) => {
-                self.ids.remove(&id);
-                (run, outcome)
-            }
-            Ok((_, (_, Ran::Superseded))) => {
-                summary::repetition(&self.started.parts.telemetry, "superseded");
-                return self.step(Input::Superseded, actions);
-            }
-            Err(error) => {
-                let Some(run) = self.ids.remove(&error.id()) else { return };
-                tracing::error!(request_id = %self.started.request_id, "a tool call panicked");
-                (run, Outcome::failed(OutcomeKind::Error, "the tool failed inside the gateway"))
-            }
-        };
-        self.stops.remove(&run);
-        // A call says that it starts before it ends; the engine hears it in this order too.
-        while let Ok(news) = self.news.1.try_recv() {
-            self.step(news, actions);
-        }
-        self.step(Input::Outcome(run, outcome), actions);
-    }
-
     /// Performs actions in order; gives the finish when it comes.
     fn perform(&mut self, actions: &mut Vec<Action>) -> Option<Finish> {
         for action in actions.drain(..) {
@@ -433,120 +404,6 @@ impl Driver {
         None
     }
 
-    /// Starts a call as a task of its own: it waits for its slots and its permissions, then runs.
-    fn start_call(&mut self, run: Run) {
-        let tries = self.watching.as_mut().map(|watching| watching.runs(&run)).unwrap_or_default();
-        let started = &self.started;
-        let idempotency_key = format!("{}-{}", self.turn_id, run.id);
-        let stop = CancellationToken::new();
-        self.stops.insert(run.id, stop.clone());
-        let tool = started.parts.tools.tool_of(&started.team.name, &run.tool.name).cloned();
-        let (slots, team) = (started.parts.slots.clone(), started.team.clone());
-        let account = started.account.clone();
-        let telemetry = started.parts.telemetry.clone();
-        let patience = run.tool.patience(started.plan.rules.call_timeout_cap);
-        let limit = started.plan.rules.limits.tool_result.0;
-        let (request_id, trace) = (started.request_id.clone(), started.trace.carried(About::Run(run.id)));
-        let news = self.news.0.clone();
-        let audit = started.parts.audit.clone().filter(|_| Audit::is_about(run.tool.effect));
-        let ledger = self.run.as_deref().cloned().filter(|_| run.tool.effect == Effect::Write);
-        let id = run.id;
-        let task = self.calls.spawn(async move {
-            let queued = Instant::now();
-            let wanted = slots.of(&run.tool.name, &team);
-            let taken = tokio::select! {
-                taken = slots.queue().take(&wanted) => Some(taken),
-                () = stop.cancelled() => None,
-            };
-            let (Some(_taken), Some(tool)) = (taken, tool) else {
-                return (id, Ran::Ended(Outcome::failed(OutcomeKind::Stopped, "stopped before it started")));
-            };
-            let turned_away = |outcome: Outcome| {
-                let waited = queued.elapsed();
-                summary::call_ended(&telemetry, &run.tool.name, waited, Duration::ZERO, outcome.kind);
-                (id, Ran::Ended(outcome))
-            };
-            // What the team may use is asked again: the operator may have taken it away since it was offered.
-            if let Err(denied) = may_run(&account, &run.tool.name).await {
-                return turned_away(denied);
-            }
-            if let Some(ledger) = ledger {
-                match ledger.permit(&run.tool.name).await {
-                    Ok(()) => {}
-                    Err(Refused::Superseded) => return (id, Ran::Superseded),
-                    Err(Refused::Unknown) => {
-                        return turned_away(Outcome::failed(OutcomeKind::Denied, NOT_KNOWN));
-                    }
-                }
-            }
-            let facts = || Facts {
-                team: team.name.clone(),
-                request_id: request_id.clone(),
-                call_id: run.call_id,
-                key: idempotency_key.clone(),
-                tool: run.tool.name.clone(),
-                effect: run.tool.effect,
-                arguments: run.arguments.clone(),
-            };
-            let pending = match &audit {
-                None => None,
-                Some(audit) => match audit.intent(facts()).await {
-                    Ok(pending) => Some(pending),
-                    Err(refused) => return turned_away(refused),
-                },
-            };
-            // The turn may be over already; then nobody listens, and the call is stopped.
-            if stop.is_cancelled() || news.send(Input::Started(id)).await.is_err() {
-                let stopped = Outcome::failed(OutcomeKind::Stopped, "stopped before it started");
-                if let Some(pending) = pending {
-                    pending.ended(&stopped).await;
-                }
-                return (id, Ran::Ended(stopped));
-            }
-            let waited = queued.elapsed();
-            let heard = Arc::new(Notify::new());
-            let generous = Patience { silent: patience.silent + GRACE, most: patience.most + GRACE };
-            let call = Call {
-                arguments: run.arguments,
-                idempotency_key,
-                request_id,
-                trace,
-                result_limit: limit.min(tool.result_limit()),
-                deadline: Instant::now() + generous.silent,
-                progress: Progress::new(generous, heard.clone()),
-                tries,
-            };
-            let _in_flight = InFlight::new(&telemetry);
-            let began = Instant::now();
-            let mut allowed = patience.silent;
-            let tell = async {
-                loop {
-                    heard.notified().await;
-                    allowed = allowed.max(patience.after(began.elapsed()));
-                    // The turn may be over; then the call is stopped.
-                    let _ = news.send(Input::Progress(id)).await;
-                }
-            };
-            let outcome = tokio::select! {
-                biased;
-                outcome = tool.run(&call, &stop) => outcome,
-                () = tell => unreachable!("it goes on for ever"),
-            };
-            let ran = began.elapsed();
-            // The turn stops a call whose time is over, before the tool would end it by itself.
-            let late = outcome.kind == OutcomeKind::Stopped && ran >= allowed;
-            let kind = if late { OutcomeKind::Timeout } else { outcome.kind };
-            summary::call_ended(&telemetry, &run.tool.name, waited, ran, kind);
-            if let Some(pending) = pending {
-                let timed_out = late && !outcome.is_unknown();
-                let told = if timed_out { Outcome::failed(kind, "") } else { outcome.clone() };
-                pending.ended(&told).await;
-            }
-            (id, Ran::Ended(outcome))
-        });
-        self.ids.insert(task.id(), id);
-    }
-
     async fn end(mut self, finish: Finish) -> JoinSet<()> {
         if let Some(Charging(_, charging)) = self.charging.take() {
             let charged = charging.await;
@@ -604,16 +461,6 @@ impl Driver {
         while calls.join_next().await.is_some() {}
         self.rests
     }
-}
-
-type Ended = Result<(tokio::task::Id, (RunId, Ran)), tokio::task::JoinError>;
-
-/// What became of a call.
-enum Ran {
-    /// It ended, or was not run.
-    Ended(Outcome),
-    /// It must not run: another attempt of the same request runs its tools.
-    Superseded,
 }
 
 /// What a turn waits for.
@@ -694,31 +541,6 @@ fn ask_upstream(started: &Started, ask: &Ask, body: Bytes) -> Option<Reply> {
     let mut head = started.head.clone();
     started.trace.put(&mut head.headers, About::Round(ask.round));
     Some(target.upstream.ask(body, &head, expect, asking))
-}
-
-/// Whether a call may run: its tool was not taken away, and the team's quota has one left.
-async fn may_run(account: &Account, tool: &str) -> Result<(), Outcome> {
-    let denied = |why: &str| Outcome::failed(OutcomeKind::Denied, why);
-    if !account.team.may_call(tool) {
-        return Err(denied(TAKEN_AWAY));
-    }
-    account.take_call().await.map_err(|why| denied(&why))
-}
-
-/// Counts a running call as long as it lives, a panic included.
-struct InFlight(metrics::Gauge);
-
-impl InFlight {
-    fn new(telemetry: &Telemetry) -> Self {
-        telemetry.calls_in_flight.increment(1.0);
-        Self(telemetry.calls_in_flight.clone())
-    }
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.0.decrement(1.0);
-    }
 }
 
 /// Keeps the results of a mixed reply. If that is not possible, the conversation goes on without them.
