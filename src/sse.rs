@@ -18,6 +18,10 @@ pub struct Event {
     pub data: Bytes,
 }
 
+/// How an event of one line begins and ends.
+const USUAL_START: &[u8] = b"data: ";
+const USUAL_END: &[u8] = b"\n\n";
+
 /// An event is larger than the bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TooLarge;
@@ -66,12 +70,25 @@ impl Decoder {
 
     /// Reads a frame; adds the events it completes to `events`.
     pub fn push(&mut self, frame: Bytes, events: &mut Vec<Event>) -> Result<(), TooLarge> {
+        self.read(frame, |event| events.push(event))
+    }
+
+    /// Reads a frame; gives the events it completes, one after the other.
+    pub fn read(&mut self, frame: Bytes, mut take: impl FnMut(Event)) -> Result<(), TooLarge> {
         let mut at = 0;
         if self.after_cr && !frame.is_empty() {
             self.after_cr = false;
             at = usize::from(frame[0] == b'\n');
         }
-        while let Some(length) = memchr::memchr2(b'\n', b'\r', &frame[at..]) {
+        loop {
+            if let Some(data) = self.usual(&frame[at..]) {
+                self.check(data.len() + 1)?;
+                let data = at + data.start..at + data.end;
+                at = data.end + USUAL_END.len();
+                take(Event { named_error: false, data: frame.slice(data) });
+                continue;
+            }
+            let Some(length) = memchr::memchr2(b'\n', b'\r', &frame[at..]) else { break };
             let end = at + length;
             let line = at..end;
             at = end + 1;
@@ -83,12 +100,12 @@ impl Decoder {
                 }
             }
             if self.partial.is_empty() {
-                self.line(&frame, line, events)?;
+                self.line(&frame, line, &mut take)?;
             } else {
                 self.check(self.partial.len() + length)?;
                 self.partial.extend_from_slice(&frame[line]);
                 let whole = self.partial.split().freeze();
-                self.line(&whole, 0..whole.len(), events)?;
+                self.line(&whole, 0..whole.len(), &mut take)?;
             }
         }
         let rest = &frame[at..];
@@ -97,13 +114,24 @@ impl Decoder {
         Ok(())
     }
 
+    /// Where the data is of an event of one line that begins here and is whole, as nearly all are.
+    fn usual(&self, rest: &[u8]) -> Option<Range<usize>> {
+        let between = self.partial.is_empty() && self.lines.is_empty() && !self.fresh && !self.after_cr;
+        if !between || !rest.starts_with(USUAL_START) {
+            return None;
+        }
+        let start = USUAL_START.len();
+        let end = start + memchr::memchr2(b'\n', b'\r', &rest[start..])?;
+        rest[end..].starts_with(USUAL_END).then_some(start..end)
+    }
+
     /// The stream ended. What was not ended by a blank line is given all the same: whether it is
     /// whole is for the reader of its data to say.
     #[must_use]
     pub fn finish(mut self) -> Option<Event> {
-        let mut events = Vec::new();
         let last = self.partial.split().freeze();
-        if !last.is_empty() && self.line(&last, 0..last.len(), &mut events).is_err() {
+        // A line that has something in it ends no event.
+        if !last.is_empty() && self.line(&last, 0..last.len(), &mut |_| {}).is_err() {
             return None;
         }
         self.lines.take()
@@ -115,13 +143,18 @@ impl Decoder {
     }
 
     /// Reads the line at `at` of a frame; only a value that is kept shares the frame's memory.
-    fn line(&mut self, frame: &Bytes, mut at: Range<usize>, events: &mut Vec<Event>) -> Result<(), TooLarge> {
+    fn line(
+        &mut self,
+        frame: &Bytes,
+        mut at: Range<usize>,
+        take: &mut impl FnMut(Event),
+    ) -> Result<(), TooLarge> {
         if std::mem::take(&mut self.fresh) && frame[at.clone()].starts_with(b"\xef\xbb\xbf") {
             at.start += 3;
         }
         let line = &frame[at.clone()];
         if line.is_empty() {
-            events.extend(self.lines.take());
+            self.lines.take().into_iter().for_each(take);
             return Ok(());
         }
         let (field, value) = match memchr::memchr(b':', line) {
@@ -145,6 +178,10 @@ impl Decoder {
 }
 
 impl Lines {
+    const fn is_empty(&self) -> bool {
+        self.data.is_none() && !self.named_error
+    }
+
     fn add(&mut self, line: Bytes) {
         self.data = Some(match self.data.take() {
             None => Data::One(line),
