@@ -4,6 +4,7 @@
 //! order, same number.
 
 pub mod call;
+mod careful;
 pub mod error;
 pub mod failure;
 pub mod fold;
@@ -13,6 +14,7 @@ pub mod raw;
 pub mod repeat;
 pub mod reply;
 pub mod request;
+mod scan;
 pub mod tool;
 pub mod usage;
 pub mod usual;

@@ -12,8 +12,10 @@ use std::collections::HashSet;
 use std::fmt;
 
 use bytes::Bytes;
-use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
+
+use super::careful;
+use super::scan::{Scan, plain};
 
 /// The most members one object may have when fanfold reads it.
 pub const MAX_MEMBERS: usize = 1024;
@@ -43,6 +45,9 @@ impl Raw {
     /// Checks and takes text.
     pub fn parse(text: impl Into<Bytes>) -> Result<Self, ReadError> {
         let text = text.into();
+        if let Some(inner) = std::str::from_utf8(&text).ok().and_then(Scan::whole) {
+            return Ok(Self(text.slice_ref(inner.as_bytes())));
+        }
         depth(&text)?;
         let raw: &RawValue = serde_json::from_str(utf8(&text)?).map_err(ReadError::json)?;
         let inner = text.slice_ref(raw.get().as_bytes());
@@ -348,27 +353,30 @@ impl FromIterator<Member> for Members {
 
 /// Calls `visit` with the text of each member's name (quotes included) and value, in order, until it
 /// says `false`. The whole text is checked all the same.
-pub fn each_member<'a>(text: &'a [u8], visit: impl FnMut(&'a str, &'a str) -> bool) -> Result<(), ReadError> {
-    struct Each<F>(F);
-    impl<'de, F: FnMut(&'de str, &'de str) -> bool> Visitor<'de> for Each<F> {
-        type Value = ();
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("an object")
+pub fn each_member<'a>(
+    text: &'a [u8],
+    mut visit: impl FnMut(&'a str, &'a str) -> bool,
+) -> Result<(), ReadError> {
+    let text = utf8(text)?;
+    let (mut scan, mut visited, mut wanted) = (Scan::new(text), 0usize, true);
+    let read = scan.members(|name, scan| {
+        let value = scan.value()?;
+        if wanted {
+            visited += 1;
+            wanted = visit(name, value);
         }
-        fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<(), A::Error> {
-            let mut wanted = true;
-            while let Some(name) = map.next_key::<&RawValue>()? {
-                if wanted {
-                    wanted = (self.0)(name.get(), map.next_value::<&RawValue>()?.get());
-                } else {
-                    map.next_value::<IgnoredAny>()?;
-                }
-            }
-            Ok(())
-        }
+        Ok(())
+    });
+    if read.and_then(|()| scan.end()).is_ok() {
+        return Ok(());
     }
-    let mut reader = serde_json::Deserializer::from_str(utf8(text)?);
-    reader.deserialize_map(Each(visit)).and_then(|()| reader.end()).map_err(ReadError::json)
+    careful::each_member(text, |name, value| {
+        if visited > 0 {
+            visited -= 1;
+            return visited > 0 || wanted;
+        }
+        visit(name, value)
+    })
 }
 
 /// The text as a string. Checked once for the whole of it: a reader of bytes checks every value again.
@@ -377,29 +385,27 @@ fn utf8(text: &[u8]) -> Result<&str, ReadError> {
 }
 
 /// Calls `visit` with the text of each element, in order, until it says `false`.
-pub fn each_element<'a>(text: &'a [u8], visit: impl FnMut(&'a str) -> bool) -> Result<(), ReadError> {
-    struct Each<F>(F);
-    impl<'de, F: FnMut(&'de str) -> bool> Visitor<'de> for Each<F> {
-        type Value = ();
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("an array")
+pub fn each_element<'a>(text: &'a [u8], mut visit: impl FnMut(&'a str) -> bool) -> Result<(), ReadError> {
+    let text = utf8(text)?;
+    let (mut scan, mut visited, mut wanted) = (Scan::new(text), 0usize, true);
+    let read = scan.elements(|scan| {
+        let element = scan.value()?;
+        if wanted {
+            visited += 1;
+            wanted = visit(element);
         }
-        fn visit_seq<A: SeqAccess<'de>>(mut self, mut seq: A) -> Result<(), A::Error> {
-            let mut wanted = true;
-            while let Some(element) = seq.next_element::<&RawValue>()? {
-                wanted = wanted && (self.0)(element.get());
-            }
-            Ok(())
-        }
+        Ok(())
+    });
+    if read.and_then(|()| scan.end()).is_ok() {
+        return Ok(());
     }
-    impl<'de, F: FnMut(&'de str) -> bool> DeserializeSeed<'de> for Each<F> {
-        type Value = ();
-        fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<(), D::Error> {
-            d.deserialize_seq(self)
+    careful::each_element(text, |element| {
+        if visited > 0 {
+            visited -= 1;
+            return visited > 0 || wanted;
         }
-    }
-    let mut reader = serde_json::Deserializer::from_str(utf8(text)?);
-    Each(visit).deserialize(&mut reader).and_then(|()| reader.end()).map_err(ReadError::json)
+        visit(element)
+    })
 }
 
 /// Refuses nesting deeper than [`MAX_DEPTH`]. Text inside strings is skipped at memory speed.
@@ -503,6 +509,12 @@ impl<'a> Names<'a> {
 
 /// The place after the closing quote of a string whose first byte is at `at`.
 fn after_string(text: &[u8], mut at: usize) -> usize {
+    // Most strings are words.
+    const WORD: usize = 32;
+    let near = text.get(at..text.len().min(at + WORD)).map_or(at, |word| at + plain(word));
+    if text.get(near) == Some(&b'"') {
+        return near + 1;
+    }
     while let Some(found) = text.get(at..).and_then(|rest| memchr::memchr2(b'"', b'\\', rest)) {
         at += found;
         if text[at] == b'"' {
