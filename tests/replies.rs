@@ -8,12 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use fanfold::engine::{Action, Input, Turn};
+use fanfold::engine::{Action, Input, Part, Show, Turn};
 use fanfold::policy::plan::{Circumstances, Habits, Plan, Rules, TurnPlan, plan};
 use fanfold::policy::settings::{InterimText, Limits, StrictParallel};
 use fanfold::sse::{Decoder, Event};
 use fanfold::wire::error::Said;
 use fanfold::wire::failure::{Failure, FailureKind};
+use fanfold::wire::repeat::Repeat;
 use fanfold::wire::reply::{Decoded, decode};
 use fanfold::wire::request::ChatRequest;
 use fanfold::wire::tool::{Effect, OnDisconnect, OwnedTool};
@@ -319,8 +320,17 @@ fn turn_plan(script: &Script, owned: bool) -> Arc<TurnPlan> {
     }
 }
 
+/// How the events are read.
+#[derive(Clone, Copy, PartialEq)]
+enum Reader {
+    Careful,
+    /// As an upstream's reply is: what is as usual or like the one before is read at a glance.
+    Quick,
+}
+
 /// What a turn does about these events.
-fn actions(plan: &Arc<TurnPlan>, events: &[Event]) -> Vec<Action> {
+fn actions(plan: &Arc<TurnPlan>, events: &[Event], reader: Reader) -> Vec<Action> {
+    let mut repeat = Repeat::default();
     let mut turn = Turn::new(plan.clone(), 7);
     let mut actions = Vec::new();
     let mut step = |input| turn.step(input, Duration::ZERO, &mut actions);
@@ -332,8 +342,19 @@ fn actions(plan: &Arc<TurnPlan>, events: &[Event]) -> Vec<Action> {
             done = true;
             break;
         }
+        if reader == Reader::Quick && !event.named_error {
+            if let Some(text) = repeat.text(&mut event.data.clone()) {
+                step(Input::Text(1, text));
+                continue;
+            }
+            if let Some(piece) = repeat.read(&event.data) {
+                step(Input::Piece(1, piece));
+                continue;
+            }
+        }
         let failed = match decode(&event.data, false) {
             Ok(Decoded::Piece(piece)) => {
+                repeat.learn(&event.data, &piece);
                 step(Input::Piece(1, piece));
                 continue;
             }
@@ -346,7 +367,17 @@ fn actions(plan: &Arc<TurnPlan>, events: &[Event]) -> Vec<Action> {
         return actions;
     }
     step(Input::Ended { ask: 1, done });
-    actions
+    actions.into_iter().map(as_part).collect()
+}
+
+/// A text that is shown is a part that says nothing else.
+fn as_part(action: Action) -> Action {
+    match action {
+        Action::Show(Show::Text(text)) => {
+            Action::Show(Show::Part(Box::new(Part { round: 1, text: Some(text), ..Part::default() })))
+        }
+        other => other,
+    }
 }
 
 #[test]
@@ -356,7 +387,9 @@ fn cut_at_every_byte_a_recorded_stream_gives_the_same_events_and_actions() {
         let bytes = bytes(&script);
         let plans = [turn_plan(&script, false), turn_plan(&script, true)];
         let uncut = events(&[&bytes]);
-        let expected = plans.each_ref().map(|plan| actions(plan, &uncut));
+        let expected = plans.each_ref().map(|plan| actions(plan, &uncut, Reader::Careful));
+        let quick = plans.each_ref().map(|plan| actions(plan, &uncut, Reader::Quick));
+        assert_eq!(quick, expected, "{name}, read at a glance");
         let failed = matches!(script.expected, Some(Expected::Error { .. }));
         assert!(expected.iter().all(|actions| failed || actions.len() > 1), "{name}: {expected:?}");
         for cut in 0..=bytes.len() {
@@ -365,7 +398,7 @@ fn cut_at_every_byte_a_recorded_stream_gives_the_same_events_and_actions() {
             assert_eq!(events, uncut, "{name}, cut at {cut}");
             // Equal events give equal actions; that is looked at where the events are new objects.
             if cut % 64 == 0 {
-                let actions = plans.each_ref().map(|plan| actions(plan, &events));
+                let actions = plans.each_ref().map(|plan| actions(plan, &events, Reader::Quick));
                 assert_eq!(actions, expected, "{name}, cut at {cut}");
             }
         }

@@ -59,6 +59,8 @@ pub enum Input {
     Accepted(AskId),
     /// Part of the reply.
     Piece(AskId, Box<Piece>),
+    /// Part of the reply that is a text and nothing else: a JSON string. The same as a piece of it, and cheaper.
+    Text(AskId, Raw),
     /// The reply ended cleanly. `done`: the upstream itself said that it was complete.
     Ended {
         /// The ask.
@@ -154,6 +156,8 @@ pub enum Show {
     Begin(Head),
     /// Part of the answer.
     Part(Box<Part>),
+    /// Part of the answer that says nothing but more of a text: a JSON string.
+    Text(Raw),
 }
 
 /// Part of the answer, in no dialect.

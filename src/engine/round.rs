@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::{AskId, CallPart, Opening, Part, RunId};
 use crate::policy::plan::TurnPlan;
 use crate::policy::retry::Tries;
+use crate::policy::settings::InterimText;
 use crate::wire::call::{Assembler, Call, TooManyCalls, canonical};
 use crate::wire::fold::{FoldedMembers, Text};
 use crate::wire::message;
@@ -161,6 +162,18 @@ impl Round {
         part.around = piece.around;
         part.top = piece.top;
         Ok((part, closed, changed))
+    }
+
+    /// Takes more of the text of a reply.
+    pub(super) fn say(&mut self, text: &Raw) {
+        self.text.push(text);
+    }
+
+    /// What the reply says is held back for now. A client that waits for the whole answer sees nothing of a reply
+    /// that may still be asked for again.
+    pub(super) fn holds(&self, plan: &TurnPlan) -> bool {
+        let held = plan.rules.interim_text == InterimText::Hold || !plan.stream || self.unformatted;
+        held && !self.complete
     }
 
     /// Says whose the call is as soon as its name is there; gives what the client sees of a foreign one.

@@ -158,6 +158,7 @@ fn told(action: &Action) -> Option<String> {
         Action::Run(run) => format!("run {} {} {}", run.id, run.tool.name, run.arguments),
         Action::Stop(run) => format!("stop {run}"),
         Action::Show(Show::Begin(_)) => return None,
+        Action::Show(Show::Text(text)) => format!("show {}", text.text()),
         Action::Show(Show::Part(part)) => {
             let mut told = String::from("show");
             if part.blank_line {

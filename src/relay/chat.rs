@@ -104,15 +104,18 @@ impl Envelope {
     /// One part of the answer.
     pub(super) fn write_part(&self, out: &mut Vec<u8>, part: &Part) {
         if let Some(text) = only_text(part) {
-            // Nearly all of them. Strings of JSON have no line ends in them, nor has anything else here.
-            out.reserve(self.part_len() + text.bytes().len());
-            out.extend_from_slice(&self.chunk);
-            out.extend_from_slice(TEXT);
-            out.extend_from_slice(text.bytes());
-            out.extend_from_slice(END);
-            return;
+            return self.write_text(out, text);
         }
         self.chunk(out, &part.top, |out| write_delta(out, part), &part.around, None);
+    }
+
+    /// A part that is only more of a text. Strings of JSON have no line ends in them, nor has anything else here.
+    pub(super) fn write_text(&self, out: &mut Vec<u8>, text: &Raw) {
+        out.reserve(self.part_len() + text.bytes().len());
+        out.extend_from_slice(&self.chunk);
+        out.extend_from_slice(TEXT);
+        out.extend_from_slice(text.bytes());
+        out.extend_from_slice(END);
     }
 
     /// The chunk with the finish reason.
@@ -277,6 +280,10 @@ impl Folding {
             }
             self.calls[part.index].add(part);
         }
+    }
+
+    pub(super) fn add_text(&mut self, text: &Raw) {
+        self.text.push(text);
     }
 
     /// The whole object.

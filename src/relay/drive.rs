@@ -48,7 +48,7 @@ use crate::telemetry::Telemetry;
 use crate::telemetry::redact::Redact;
 use crate::telemetry::traces::{About, Trace, Tracer};
 use crate::tools::Catalog;
-use crate::upstream::{AskHead, Asking, Expect, Heard, Pieces, Reply, Route, Target};
+use crate::upstream::{AskHead, Asking, Expect, Heard, Pieces, Reply, Route, Target, Utterance};
 use crate::wire::error::ErrorReply;
 use crate::wire::failure::FailureKind;
 use crate::wire::raw::Raw;
@@ -309,8 +309,12 @@ impl Driver {
     ) -> Option<Finish> {
         let now = self.now();
         self.sink.expect(pieces.len());
-        for piece in pieces.drain(..) {
-            self.turn.step(Input::Piece(ask, piece), now, actions);
+        for said in pieces.drain(..) {
+            let input = match said {
+                Utterance::Text(text) => Input::Text(ask, text),
+                Utterance::Piece(piece) => Input::Piece(ask, piece),
+            };
+            self.turn.step(input, now, actions);
             // Pieces that came together may be many; what they lead to is not collected.
             if let Some(finish) = self.perform(actions) {
                 return Some(finish);
@@ -380,7 +384,7 @@ impl Driver {
                     }
                 }
                 Action::Show(show) => {
-                    if self.first_shown.is_none() && matches!(show, Show::Part(_)) {
+                    if self.first_shown.is_none() && !matches!(show, Show::Begin(_)) {
                         self.first_shown = Some(self.started.since.elapsed());
                     }
                     if let Some(watching) = &mut self.watching {

@@ -25,8 +25,8 @@ use crate::wire::reply::Head;
 /// A comment that keeps a silent stream alive.
 const KEEP_ALIVE: &[u8] = b": keep-alive\n\n";
 const DONE: &[u8] = b"data: [DONE]\n\n";
-/// For so many parts room is made at once.
-const MOST_EXPECTED: usize = 64;
+/// So much room is made at once for parts that come together, in bytes.
+const MOST_EXPECTED: usize = 64 * 1024;
 /// The bytes of text that a part usually has, or less.
 const USUAL_TEXT: usize = 16;
 
@@ -120,13 +120,14 @@ impl Sink {
         match show {
             Show::Begin(head) => self.begin(head),
             Show::Part(part) => self.part(part),
+            Show::Text(text) => self.text(text),
         }
     }
 
     /// So many parts may come at once: the room for them is made once.
     pub(super) fn expect(&mut self, parts: usize) {
         if let Some(envelope) = self.envelope.as_ref().filter(|_| self.options.stream && parts > 1) {
-            self.out.reserve(parts.min(MOST_EXPECTED) * (envelope.part_len() + USUAL_TEXT));
+            self.out.reserve((parts * (envelope.part_len() + USUAL_TEXT)).min(MOST_EXPECTED));
         }
     }
 
@@ -142,6 +143,13 @@ impl Sink {
         match (&self.envelope, self.options.stream) {
             (Some(envelope), true) => envelope.write_part(&mut self.out, part),
             (_, _) => self.folding.add(part),
+        }
+    }
+
+    fn text(&mut self, text: &Raw) {
+        match (&self.envelope, self.options.stream) {
+            (Some(envelope), true) => envelope.write_text(&mut self.out, text),
+            (_, _) => self.folding.add_text(text),
         }
     }
 

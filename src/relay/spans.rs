@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use super::drive::Parts;
 use super::pass::{self, Passing};
 use super::summary::{Summary, label};
-use super::watching::{short, write_part};
+use super::watching::{short, write_shown};
 use crate::engine::{CallRecord, Finish, RoundRecord, Show};
 use crate::runs::Text;
 use crate::telemetry::redact::Redact;
@@ -43,9 +43,7 @@ impl Said {
 
     /// The client gets to see something.
     pub(super) fn shown(&mut self, show: &Show) {
-        if let Show::Part(part) = show {
-            write_part(&mut self.text, part, Redact::gathered(self.most));
-        }
+        write_shown(&mut self.text, show, Redact::gathered(self.most));
     }
 }
 

@@ -116,8 +116,8 @@ impl Watching {
 
     /// The client gets to see something.
     pub(super) fn shown(&mut self, show: &Show) {
-        let (Some(said), Show::Part(part)) = (&mut self.said, show) else { return };
-        write_part(&mut said.answer, part, Redact::gathered(self.watch.text()));
+        let Some(said) = &mut self.said else { return };
+        write_shown(&mut said.answer, show, Redact::gathered(self.watch.text()));
     }
 
     /// Something happened that is worth telling.
@@ -400,8 +400,17 @@ fn tokens(usage: &Sum) -> (u64, u64) {
     (used.input, used.output)
 }
 
+/// What the client gets to see, as people read it.
+pub(super) fn write_shown(answer: &mut Text, show: &Show, most: usize) {
+    match show {
+        Show::Begin(_) => {}
+        Show::Part(part) => write_part(answer, part, most),
+        Show::Text(text) => answer.push(&text.as_string().unwrap_or_default(), most),
+    }
+}
+
 /// Text as it is, then the client's own calls as they are written.
-pub(super) fn write_part(answer: &mut Text, part: &Part, most: usize) {
+fn write_part(answer: &mut Text, part: &Part, most: usize) {
     if part.blank_line {
         answer.push("\n\n", most);
     }

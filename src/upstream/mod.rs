@@ -31,5 +31,5 @@ pub use fault::retry_after;
 pub use health::Standing;
 pub use opening::{Opened, is_event_stream};
 pub use pool::Received;
-pub use reply::{Expect, Heard, Pieces, Reply};
+pub use reply::{Expect, Heard, Pieces, Reply, Utterance};
 pub use route::{MOST_TARGETS, Route, Routes, Target};

@@ -14,9 +14,10 @@ use super::health::Ticket;
 use super::opening::is_event_stream;
 use super::pool::Received;
 use crate::sse::{Decoder, Event};
-use crate::wire::error::Said;
+use crate::wire::chunk;
+use crate::wire::error;
 use crate::wire::failure::{Failure, FailureKind};
-use crate::wire::raw::depth;
+use crate::wire::raw::{Raw, depth};
 use crate::wire::repeat::Repeat;
 use crate::wire::reply::{Decoded, Piece, decode};
 
@@ -56,8 +57,17 @@ pub enum Heard {
     Failed(Box<Failure>),
 }
 
-/// What a reply says, in order. Each piece is handed on by itself, so it is in its place in memory from the start.
-pub type Pieces = Vec<Box<Piece>>;
+/// What a reply says, in order.
+pub type Pieces = Vec<Utterance>;
+
+/// What a reply says at a time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Utterance {
+    /// A text, and nothing else: a JSON string. Nearly all of a long reply is this.
+    Text(Raw),
+    /// Anything. It is handed on by itself, so it is in its place in memory from the start.
+    Piece(Box<Piece>),
+}
 
 /// A reply that is asked for.
 pub struct Reply {
@@ -244,30 +254,29 @@ impl Reply {
                 None
             }
             Stage::Stream { decoder, repeat, done, .. } => {
-                let mut events = Vec::new();
-                if decoder.push(data, &mut events).is_err() {
+                let (before, legacy) = (pieces.len(), self.expect.legacy);
+                let mut failed = None;
+                let read = decoder.read(data, |mut event| {
+                    // What came before a failure was said and counts, and nothing after it.
+                    if failed.is_none() {
+                        match utterance(&mut event, repeat, legacy) {
+                            Said::Utterance(said) => pieces.push(said),
+                            Said::Done => *done = true,
+                            Said::Nothing => {}
+                            Said::Failed(failure) => failed = Some(failure),
+                        }
+                    }
+                });
+                if read.is_err() {
+                    pieces.truncate(before);
                     return Some(self.end(Failure::new(FailureKind::TooLarge, "an event is over its limit")));
                 }
-                let before = pieces.len();
-                for event in events {
-                    if let Some(piece) = repeat.read(&event.data).filter(|_| !event.named_error) {
-                        pieces.push(Box::new(piece));
-                        continue;
+                if let Some(failure) = failed {
+                    if pieces.len() == before {
+                        return Some(self.end(*failure));
                     }
-                    match read_event(&event, self.expect.legacy) {
-                        Read::Piece(piece) => {
-                            repeat.learn(&event.data, &piece);
-                            pieces.push(piece);
-                        }
-                        Read::Done => *done = true,
-                        Read::Nothing => {}
-                        // What came before the failure was said and counts.
-                        Read::Failed(failure) if pieces.len() > before => {
-                            self.stage = Stage::Last(Some(Heard::Failed(Box::new(failure))));
-                            return Some(Heard::Pieces);
-                        }
-                        Read::Failed(failure) => return Some(self.end(failure)),
-                    }
+                    self.stage = Stage::Last(Some(Heard::Failed(failure)));
+                    return Some(Heard::Pieces);
                 }
                 if *done {
                     // Nothing that matters comes after [DONE]; an upstream that keeps the connection
@@ -302,7 +311,7 @@ impl Reply {
             None | Some(Read::Nothing) => Heard::Ended { done },
             Some(Read::Done) => Heard::Ended { done: true },
             Some(Read::Piece(piece)) => {
-                pieces.push(piece);
+                pieces.push(Utterance::Piece(piece));
                 self.stage = Stage::Last(Some(Heard::Ended { done }));
                 Heard::Pieces
             }
@@ -322,7 +331,7 @@ impl Reply {
         }
         match read_data(&body.slice(start..), self.expect.legacy) {
             Read::Piece(piece) if piece.message.is_some() => {
-                pieces.push(piece);
+                pieces.push(Utterance::Piece(piece));
                 self.stage = Stage::Last(Some(Heard::Ended { done: true }));
                 Heard::Pieces
             }
@@ -341,7 +350,7 @@ impl Reply {
         let (before, mut done) = (pieces.len(), false);
         for event in &events {
             match read_event(event, self.expect.legacy) {
-                Read::Piece(piece) => pieces.push(piece),
+                Read::Piece(piece) => pieces.push(Utterance::Piece(piece)),
                 Read::Done => done = true,
                 Read::Nothing => {}
                 Read::Failed(failure) => return self.end(failure),
@@ -352,6 +361,35 @@ impl Reply {
         }
         self.stage = Stage::Last(Some(Heard::Ended { done }));
         Heard::Pieces
+    }
+}
+
+/// What one event of a stream says.
+enum Said {
+    Utterance(Utterance),
+    Done,
+    Nothing,
+    Failed(Box<Failure>),
+}
+
+/// Reads an event: fast if it is like those before it or as usual, with care otherwise.
+fn utterance(event: &mut Event, repeat: &mut Repeat, legacy: bool) -> Said {
+    if !event.named_error {
+        if let Some(text) = repeat.text(&mut event.data) {
+            return Said::Utterance(Utterance::Text(text));
+        }
+        if let Some(piece) = repeat.read(&event.data) {
+            return Said::Utterance(Utterance::Piece(piece));
+        }
+    }
+    match read_event(event, legacy) {
+        Read::Piece(piece) => {
+            repeat.learn(&event.data, &piece);
+            Said::Utterance(Utterance::Piece(piece))
+        }
+        Read::Done => Said::Done,
+        Read::Nothing => Said::Nothing,
+        Read::Failed(failure) => Said::Failed(Box::new(failure)),
     }
 }
 
@@ -383,14 +421,18 @@ pub(super) fn read_event(event: &Event, legacy: bool) -> Read {
         return Read::Nothing;
     }
     if event.named_error {
-        let said = Said::read(&event.data);
-        let said = if said.message.is_empty() { Said { message: short(&event.data), ..said } } else { said };
+        let said = error::Said::read(&event.data);
+        let said =
+            if said.message.is_empty() { error::Said { message: short(&event.data), ..said } } else { said };
         return Read::Failed(Failure::in_reply(&said));
     }
     read_data(&event.data, legacy)
 }
 
 pub(super) fn read_data(data: &Bytes, legacy: bool) -> Read {
+    if let Some(read) = chunk::read(data) {
+        return Read::Piece(read.piece);
+    }
     let invalid = |why: String| Read::Failed(Failure::new(FailureKind::InvalidReply, why));
     if let Err(error) = depth(data) {
         return invalid(error.to_string());

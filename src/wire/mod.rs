@@ -5,6 +5,7 @@
 
 pub mod call;
 mod careful;
+pub mod chunk;
 pub mod error;
 pub mod failure;
 pub mod fold;

@@ -1,25 +1,32 @@
-//! Chunks of a stream that differ from one another only in their text.
+//! Chunks of a stream that differ from one another only in a little.
 //!
 //! Nearly all chunks of a long answer are one frame of JSON around a few words. Once such a chunk was read with
-//! care, the next one that has the same bytes before and after its text needs no reading but for the text.
+//! care, the next one that has the same bytes before and after its text needs no reading but for the text. And what
+//! stands before `choices` is the same in all chunks of a stream, so it is read once.
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 
+use super::chunk;
 use super::raw::Raw;
 use super::reply::Piece;
+use super::scan::plain;
 
-/// What the last chunk of plain text looked like.
+/// What the last chunks looked like.
 #[derive(Debug, Default)]
 pub struct Repeat {
-    /// Up to the text's opening quote, and from its closing quote on; empty if nothing is known.
+    /// Of a chunk of plain text, up to the text's opening quote, and from its closing quote on; empty if nothing is
+    /// known.
     before: Bytes,
     after: Bytes,
+    /// Of any chunk, up to the value of `choices`.
+    envelope: Bytes,
 }
 
 impl Repeat {
-    /// The piece of a chunk that repeats the one learned from. It has only a text: everything else has been said.
+    /// The text of a chunk that repeats the one learned from. It says nothing else: everything else has been said.
+    /// The chunk is gone then.
     #[must_use]
-    pub fn read(&self, chunk: &Bytes) -> Option<Piece> {
+    pub fn text(&self, chunk: &mut Bytes) -> Option<Raw> {
         let end = chunk.len().checked_sub(self.after.len())?;
         if end < self.before.len() || self.before.is_empty() {
             return None;
@@ -29,12 +36,28 @@ impl Repeat {
         }
         let text = &chunk[self.before.len()..end];
         // An escape, or the end of the text before its end, is for the careful reader; so is an empty text.
-        let plain = |byte: &u8| *byte >= b' ' && *byte != b'"' && *byte != b'\\';
-        if text.is_empty() || !text.iter().all(plain) || std::str::from_utf8(text).is_err() {
+        if text.is_empty() || plain(text) < text.len() || std::str::from_utf8(text).is_err() {
             return None;
         }
-        let quoted = chunk.slice(self.before.len() - 1..end + 1);
-        Some(Piece { text: Some(Raw::trusted(quoted)), ..Piece::default() })
+        let mut quoted = std::mem::take(chunk);
+        quoted.truncate(end + 1);
+        quoted.advance(self.before.len() - 1);
+        Some(Raw::trusted(quoted))
+    }
+
+    /// Reads a chunk if it is a usual one. What is the same as in the last one before `choices` is not said again.
+    #[must_use]
+    pub fn read(&mut self, chunk: &Bytes) -> Option<Box<Piece>> {
+        let known = self.envelope.len();
+        if known > 0 && chunk.len() > known && chunk[..known] == self.envelope {
+            let piece = chunk::read_from(chunk, known)?;
+            self.learn(chunk, &piece);
+            return Some(piece);
+        }
+        let read = chunk::read(chunk)?;
+        self.envelope = chunk.slice(..read.choices);
+        self.learn(chunk, &read.piece);
+        Some(read.piece)
     }
 
     /// Learns from a chunk that was read, if it says nothing that would have to be said each time.
@@ -87,7 +110,7 @@ mod tests {
     fn learned() -> Repeat {
         let mut repeat = Repeat::default();
         let first = chunk("\"It\"");
-        assert_eq!(repeat.read(&first), None, "nothing is known at first");
+        assert_eq!(repeat.text(&mut first.clone()), None, "nothing is known at first");
         repeat.learn(&first, &piece(&first));
         repeat
     }
@@ -97,9 +120,7 @@ mod tests {
         let repeat = learned();
         for text in ["\" is\"", "\"é 🦀\"", "\"}\"", "\"],[\"", "\" \""] {
             let chunk = chunk(text);
-            let read = repeat.read(&chunk).unwrap();
-            assert_eq!(read.text, piece(&chunk).text, "{text}");
-            assert_eq!(read, Piece { text: read.text.clone(), ..Piece::default() });
+            assert_eq!(repeat.text(&mut chunk.clone()), piece(&chunk).text, "{text}");
         }
     }
 
@@ -121,7 +142,9 @@ mod tests {
             Bytes::from(format!("{BEFORE}\"a\"{}", AFTER.replace("null}]", "\"stop\"}]"))),
             Bytes::from(format!("{}\"a\"{AFTER}", BEFORE.replace("\"c\"", "\"d\""))),
         ] {
-            assert_eq!(repeat.read(&other), None, "{other:?}");
+            let mut same = other.clone();
+            assert_eq!(repeat.text(&mut same), None, "{other:?}");
+            assert_eq!(same, other);
         }
     }
 
@@ -139,7 +162,28 @@ mod tests {
             let chunk = Bytes::from_static(more.as_bytes());
             let mut repeat = Repeat::default();
             repeat.learn(&chunk, &piece(&chunk));
-            assert_eq!(repeat.read(&chunk), None, "{more}");
+            assert_eq!(repeat.text(&mut chunk.clone()), None, "{more}");
         }
+    }
+
+    #[test]
+    fn what_stands_before_the_choices_is_read_once() {
+        let mut repeat = Repeat::default();
+        let chunks = [
+            chunk("\"\""),
+            chunk("\"a\\n\""),
+            Bytes::from(format!("{BEFORE}\"b\"{}", AFTER.replace("null}]", "\"stop\"}]"))),
+            chunk("\"c\",\"reasoning\":\"d\""),
+        ];
+        for (i, chunk) in chunks.iter().enumerate() {
+            let (read, careful) = (repeat.read(chunk).unwrap(), piece(chunk));
+            let (head, top) =
+                if i == 0 { (careful.head.clone(), careful.top.clone()) } else { Default::default() };
+            assert_eq!(*read, Piece { head, top, ..careful });
+        }
+        let other = Bytes::from(format!("{}\"a\"{AFTER}", BEFORE.replace("\"f\"", "\"g\"")));
+        assert_eq!(*repeat.read(&other).unwrap(), piece(&other), "another one is told again");
+        assert_eq!(*repeat.read(&chunks[1]).unwrap(), piece(&chunks[1]), "and so is the first one then");
+        assert_eq!(repeat.read(&chunks[1].slice(..chunks[1].len() - 1)), None);
     }
 }

@@ -9,7 +9,7 @@ use super::error::Said;
 use super::raw::{Member, Raw, ReadError, each_element, each_member, string};
 
 /// The most calls one event may carry.
-const MOST_CALLS_IN_A_PIECE: usize = 1024;
+pub(super) const MOST_CALLS_IN_A_PIECE: usize = 1024;
 
 /// Part of a reply.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -92,6 +92,11 @@ impl FinishReason {
             Self::ContentFilter => "content_filter",
             Self::FunctionCall => "function_call",
         }
+    }
+
+    /// What the value of `finish_reason` says, as JSON text.
+    pub(super) fn of(value: &str) -> Option<Self> {
+        string(value).and_then(|word| Self::read(&word))
     }
 
     fn read(word: &str) -> Option<Self> {
@@ -228,9 +233,7 @@ impl<'a> Reader<'a> {
                     delta = Some(value);
                     self.piece.message = self.given(value);
                 }
-                "\"finish_reason\"" => {
-                    self.piece.finish = string(value).and_then(|word| FinishReason::read(&word));
-                }
+                "\"finish_reason\"" => self.piece.finish = FinishReason::of(value),
                 "\"usage\"" if self.piece.usage.is_none() => self.usage(value),
                 _ => around.push((name, value)),
             }
@@ -337,7 +340,7 @@ impl<'a> Reader<'a> {
 }
 
 /// A string that is not empty.
-fn filled(value: &str) -> Option<String> {
+pub(super) fn filled(value: &str) -> Option<String> {
     string(value).filter(|text| !text.is_empty()).map(std::borrow::Cow::into_owned)
 }
 

@@ -219,6 +219,11 @@ impl Turn {
                     self.hear(*piece, actions);
                 }
             }
+            Input::Text(ask, text) => {
+                if self.asking(ask).is_some() {
+                    self.hear_text(text, actions);
+                }
+            }
             Input::Ended { ask, done } => {
                 if self.asking(ask).is_some() {
                     self.reply_ended(done, actions);
@@ -403,6 +408,16 @@ impl Turn {
         }
     }
 
+    /// Hears a text and nothing else. Once text of this reply was shown, more of it is shown as it is.
+    fn hear_text(&mut self, text: Raw, actions: &mut Vec<Action>) {
+        let Stage::Round(round) = &mut self.stage else { return };
+        if !round.text_shown || !self.top_news.is_empty() || round.holds(&self.plan) {
+            return self.hear(Piece { text: Some(text), ..Piece::default() }, actions);
+        }
+        round.say(&text);
+        actions.push(Action::Show(Show::Text(text)));
+    }
+
     fn begin(&mut self, head: &Head, actions: &mut Vec<Action>) {
         if !std::mem::replace(&mut self.begun, true) {
             actions.push(Action::Show(Show::Begin(head.clone())));
@@ -426,10 +441,7 @@ impl Turn {
             return;
         }
         part.round = self.round;
-        // A client that waits for the whole answer sees nothing of a reply that may still be asked for again.
-        let held =
-            self.plan.rules.interim_text == InterimText::Hold || !self.plan.stream || round.unformatted;
-        if held && !round.complete {
+        if round.holds(&self.plan) {
             round.held.push(part);
             return;
         }

@@ -227,7 +227,13 @@ impl<'a> Play<'a> {
             2..=3 => Input::Accepted(self.some_ask()),
             4..=17 => {
                 let ask = self.some_ask();
-                Input::Piece(ask, self.piece())
+                let piece = self.piece();
+                match &piece.text {
+                    Some(text) if *piece == (Piece { text: piece.text.clone(), ..Piece::default() }) => {
+                        Input::Text(ask, text.clone())
+                    }
+                    Some(_) | None => Input::Piece(ask, piece),
+                }
             }
             18..=22 => Input::Ended { ask: self.some_ask(), done: self.choices.yes() },
             23..=24 => {
@@ -327,7 +333,7 @@ impl<'a> Play<'a> {
             Action::Show(Show::Begin(_)) => {
                 assert!(!std::mem::replace(&mut self.begun, true), "the answer begins once");
             }
-            Action::Show(Show::Part(_)) => assert!(self.begun, "a part before the beginning"),
+            Action::Show(Show::Part(_) | Show::Text(_)) => assert!(self.begun, "a part before the beginning"),
             Action::Finish(_) => self.finished = true,
             Action::Charge(round, _) => {
                 assert!(self.charging.replace(*round).is_none(), "two rounds charged at once");

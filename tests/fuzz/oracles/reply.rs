@@ -20,17 +20,20 @@ pub fn hold(data: &[u8]) {
     let (mut texts, mut arguments) = (Vec::new(), Vec::<Vec<Raw>>::new());
     for line in choices.rest().split(|byte| *byte == b'\n') {
         let chunk = Bytes::copy_from_slice(line);
-        let quick = repeat.read(&chunk);
+        let (quick, usual) = (repeat.text(&mut chunk.clone()), repeat.read(&chunk));
         let piece = match decode(&chunk, legacy) {
             Ok(Decoded::Piece(piece)) => *piece,
             Ok(Decoded::Error(_) | Decoded::Nothing) | Err(_) => {
-                assert_eq!(quick, None, "the careful reader finds no piece in {chunk:?}");
+                assert_eq!((quick, usual), (None, None), "the careful reader finds no piece in {chunk:?}");
                 continue;
             }
         };
         assert!(serde_json::from_slice::<IgnoredAny>(&chunk).is_ok(), "a piece of what is no JSON");
         if let Some(quick) = quick {
-            same(&quick, &piece);
+            only_text(&quick, &piece);
+        }
+        if let Some(usual) = usual {
+            same(*usual, &piece);
         }
         repeat.learn(&chunk, &piece);
         if let Some(more) = &piece.text {
@@ -78,9 +81,9 @@ pub fn hold(data: &[u8]) {
     ids_are_different(&list);
 }
 
-/// The quick reader leaves out what was said before, and nothing else.
-fn same(quick: &Piece, careful: &Piece) {
-    assert_eq!(quick.text, careful.text);
+/// Who takes a text for all there is leaves out what was said before, and nothing else.
+fn only_text(quick: &Raw, careful: &Piece) {
+    assert_eq!(Some(quick), careful.text.as_ref());
     let quiet = careful.members.is_empty()
         && careful.calls.is_empty()
         && careful.finish.is_none()
@@ -88,6 +91,18 @@ fn same(quick: &Piece, careful: &Piece) {
         && careful.usage.is_none()
         && careful.message.is_none();
     assert!(quiet, "the quick reader leaves out {careful:?}");
+}
+
+/// So does who reads on from the choices.
+fn same(usual: Piece, careful: &Piece) {
+    let mut careful = careful.clone();
+    if usual.head != careful.head || usual.top != careful.top || usual.usage != careful.usage {
+        assert!(careful.top.ends_with(&usual.top), "{usual:?} {careful:?}");
+        assert!(usual.usage.is_none() || usual.usage == careful.usage, "{usual:?} {careful:?}");
+        (careful.head, careful.top, careful.usage) =
+            (usual.head.clone(), usual.top.clone(), usual.usage.clone());
+    }
+    assert_eq!(usual, careful);
 }
 
 /// The text of several JSON strings in a row; nothing if one of them is no string, or the whole is no text.
