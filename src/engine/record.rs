@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::{Limit, RunId};
 use crate::wire::raw::Raw;
 use crate::wire::tool::OutcomeKind;
+use crate::wire::usage::Tokens;
 
 /// One turn. All times are since the turn began.
 #[derive(Debug, Clone, Default)]
@@ -35,6 +36,8 @@ pub struct RoundRecord {
     pub target: usize,
     /// What the upstream reported.
     pub usage: Option<Raw>,
+    /// The tokens of that.
+    pub tokens: Option<Tokens>,
     /// The word of the upstream's finish reason.
     pub finish: Option<&'static str>,
 }

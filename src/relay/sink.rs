@@ -55,7 +55,7 @@ pub(super) struct Totals {
     pub(super) own: Option<Raw>,
     pub(super) transcript: bool,
     /// Headers of a whole response.
-    pub(super) headers: HeaderMap,
+    pub(super) headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 /// The client is gone.
@@ -184,7 +184,7 @@ impl Sink {
         let Some(answer) = self.answer.take() else { return Ok(()) };
         let (sender, receiver) = channel(self.options.buffer);
         let mut response = Response::new(Body::Stream(receiver));
-        *response.headers_mut() = self.options.headers.clone();
+        *response.headers_mut() = std::mem::take(&mut self.options.headers);
         response
             .headers_mut()
             .insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
@@ -250,7 +250,7 @@ impl Sink {
     pub(super) async fn finish(mut self, finish: &Finish, totals: Totals) -> Result<(), Gone> {
         match finish {
             Finish::Gone => return Ok(()),
-            Finish::Failed(error) if self.answer.is_some() => return self.refuse(error, &totals),
+            Finish::Failed(error) if self.answer.is_some() => return self.refuse(error, totals),
             Finish::Failed(error) => {
                 self.out.extend_from_slice(b"data: ");
                 self.out.extend_from_slice(&error.to_event());
@@ -260,7 +260,7 @@ impl Sink {
                 if self.envelope.is_none() {
                     self.begin(&Head::default());
                 }
-                let Some(envelope) = self.envelope.clone() else { return Ok(()) };
+                let Some(envelope) = self.envelope.take() else { return Ok(()) };
                 if !self.options.stream {
                     let own = totals.own.as_ref().filter(|_| totals.transcript);
                     let body = self.folding.write(&envelope, *reason, totals.usage.as_ref(), own);
@@ -294,19 +294,26 @@ impl Sink {
         Ok(())
     }
 
-    fn refuse(&mut self, error: &ErrorReply, totals: &Totals) -> Result<(), Gone> {
+    fn refuse(&mut self, error: &ErrorReply, totals: Totals) -> Result<(), Gone> {
         let status = StatusCode::from_u16(error.status).unwrap_or(StatusCode::BAD_GATEWAY);
-        let mut headers = totals.headers.clone();
-        headers.extend(error_headers(error));
-        self.whole(status, error.to_body(), headers)
+        self.options.headers.extend(error_headers(error));
+        self.whole(status, error.to_body(), totals.headers)
     }
 
-    fn whole(&mut self, status: StatusCode, body: Bytes, headers: HeaderMap) -> Result<(), Gone> {
+    fn whole(
+        &mut self,
+        status: StatusCode,
+        body: Bytes,
+        headers: Vec<(HeaderName, HeaderValue)>,
+    ) -> Result<(), Gone> {
         let Some(answer) = self.answer.take() else { return Ok(()) };
         let mut response = Response::new(Body::Full(body.clone()));
         *response.status_mut() = status;
-        *response.headers_mut() = self.options.headers.clone();
-        response.headers_mut().extend(headers);
+        // There is one head for one answer.
+        *response.headers_mut() = std::mem::take(&mut self.options.headers);
+        for (name, value) in headers {
+            response.headers_mut().insert(name, value);
+        }
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if let Some(run) = &self.run {
             run.tape.begin(response.status(), response.headers());

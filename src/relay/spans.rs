@@ -112,7 +112,7 @@ impl Turn<'_> {
         let started = self.summary.started;
         let about = About::Round(number(i) + 1);
         let times = (self.clock, round.asked, round.ended.unwrap_or(self.summary.total));
-        let reported = round.usage.as_ref().map(Tokens::of);
+        let reported = round.tokens;
         let last = i + 1 == self.summary.turn.record().rounds.len();
         let error = match self.summary.finish {
             Finish::Failed(error) => Some(short(&error.code)),

@@ -1,5 +1,6 @@
 //! What is told about a turn when it is over: totals for the client, metrics, one log line.
 
+use std::io::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use crate::telemetry::traces::Recorded;
 use crate::telemetry::{Telemetry, metrics};
 use crate::upstream::Upstream;
 use crate::wire::failure::{Fact, Failure, FailureKind};
-use crate::wire::raw::Raw;
+use crate::wire::raw::{Raw, write_string};
 use crate::wire::tool::OutcomeKind;
 use crate::wire::usage::Tokens;
 
@@ -25,6 +26,8 @@ use crate::wire::usage::Tokens;
 pub(super) const ROUNDS: HeaderName = HeaderName::from_static("x-fanfold-rounds");
 pub(super) const TOOL_CALLS: HeaderName = HeaderName::from_static("x-fanfold-tool-calls");
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
+const USAGE: HeaderName = HeaderName::from_static("x-fanfold-usage");
+const COST: HeaderName = HeaderName::from_static("x-fanfold-cost");
 
 /// A finished turn.
 pub(super) struct Summary<'a> {
@@ -41,56 +44,61 @@ pub(super) struct Summary<'a> {
 impl Summary<'_> {
     /// What the client gets beside the answer.
     pub(super) fn totals(&self) -> Totals {
-        let record = self.turn.record();
         let plan = &self.started.plan;
-        let mut own = json!({
-            "rounds": record.rounds.len(),
-            "tool_calls": record.calls.len(),
-            "parallel": self.turn.decision().to_string(),
-        });
-        if self.turn.usage().is_partial() {
-            own["usage_partial"] = Value::Bool(true);
-        }
-        if let Some(cost) = self.cost() {
-            own["cost"] = Value::String(cost);
-        }
-        if plan.transcript {
-            own["transcript"] = transcript(record);
-        }
+        let streams = plan.stream && matches!(self.finish, Finish::Answer(_));
+        let wanted = plan.transcript || (streams && plan.include_usage);
         Totals {
             usage: self.turn.usage().total().cloned(),
-            own: Raw::parse(own.to_string()).ok(),
+            own: wanted.then(|| self.own()),
             transcript: plan.transcript,
-            headers: self.headers(record),
+            // The head of a stream leaves before they are known.
+            headers: if streams { Vec::new() } else { self.headers() },
         }
     }
 
-    fn headers(&self, record: &Record) -> HeaderMap {
-        let mut timing: Vec<String> = record
-            .rounds
-            .iter()
-            .enumerate()
-            .filter_map(|(i, round)| {
-                Some(format!("round{};dur={}", i + 1, millis(round.ended? - round.asked)))
-            })
-            .collect();
-        timing.push(format!("tools;dur={}", millis(record.tool_time())));
-        timing.push(format!("overhead;dur={}", millis(record.overhead(self.total))));
-        let mut headers = HeaderMap::new();
-        let mut put = |name: &'static str, value: String| {
-            if let Ok(value) = HeaderValue::try_from(value) {
-                headers.insert(HeaderName::from_static(name), value);
-            }
-        };
+    /// fanfold's own member.
+    fn own(&self) -> Raw {
+        let record = self.turn.record();
+        let mut own = Vec::with_capacity(128);
+        // Writing to a Vec cannot fail.
+        let _ = write!(own, "{{\"rounds\":{},\"tool_calls\":{}", record.rounds.len(), record.calls.len());
+        own.extend_from_slice(b",\"parallel\":");
+        write_string(&mut own, self.turn.decision().text());
         if self.turn.usage().is_partial() {
-            put("x-fanfold-usage", "partial".into());
+            own.extend_from_slice(b",\"usage_partial\":true");
         }
         if let Some(cost) = self.cost() {
-            put("x-fanfold-cost", cost);
+            own.extend_from_slice(b",\"cost\":");
+            write_string(&mut own, &cost);
         }
-        put("x-fanfold-rounds", record.rounds.len().to_string());
-        put("x-fanfold-tool-calls", record.calls.len().to_string());
-        put("server-timing", timing.join(", "));
+        if self.started.plan.transcript {
+            let _ = write!(own, ",\"transcript\":{}", transcript(record));
+        }
+        own.push(b'}');
+        Raw::trusted(own.into())
+    }
+
+    fn headers(&self) -> Vec<(HeaderName, HeaderValue)> {
+        let record = self.turn.record();
+        let mut timing = String::with_capacity(96);
+        for (i, round) in record.rounds.iter().enumerate() {
+            if let Some(ended) = round.ended {
+                let took = millis(ended.saturating_sub(round.asked));
+                // Writing to a String cannot fail.
+                let _ = std::fmt::Write::write_fmt(&mut timing, format_args!("round{};dur={took}, ", i + 1));
+            }
+        }
+        let (tools, overhead) = (millis(record.tool_time()), millis(record.overhead(self.total)));
+        let rest = format_args!("tools;dur={tools}, overhead;dur={overhead}");
+        let _ = std::fmt::Write::write_fmt(&mut timing, rest);
+        let mut headers = Vec::with_capacity(5);
+        if self.turn.usage().is_partial() {
+            headers.push((USAGE, HeaderValue::from_static("partial")));
+        }
+        headers.extend(self.cost().and_then(|cost| Some((COST, HeaderValue::try_from(cost).ok()?))));
+        headers.push((ROUNDS, record.rounds.len().into()));
+        headers.push((TOOL_CALLS, record.calls.len().into()));
+        headers.extend(HeaderValue::try_from(timing).ok().map(|timing| (SERVER_TIMING, timing)));
         headers
     }
 

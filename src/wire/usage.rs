@@ -41,17 +41,27 @@ impl Tokens {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Sum {
     sum: Option<Raw>,
+    tokens: Tokens,
     missing: bool,
 }
 
 impl Sum {
-    /// Adds what one round reported; `None` marks the sum as partial.
-    pub fn add(&mut self, usage: Option<&Raw>) {
-        match (usage, &self.sum) {
-            (None, _) => self.missing = true,
-            (Some(usage), None) => self.sum = Some(usage.clone()),
-            (Some(usage), Some(sum)) => self.sum = Some(added(sum, usage, 0)),
+    /// Adds what one round reported, and gives its tokens; `None` marks the sum as partial.
+    pub fn add(&mut self, usage: Option<&Raw>) -> Option<Tokens> {
+        let Some(usage) = usage else {
+            self.missing = true;
+            return None;
+        };
+        let tokens = Tokens::of(usage);
+        match &self.sum {
+            None => (self.sum, self.tokens) = (Some(usage.clone()), tokens),
+            Some(sum) => {
+                let sum = added(sum, usage, 0);
+                self.tokens = Tokens::of(&sum);
+                self.sum = Some(sum);
+            }
         }
+        Some(tokens)
     }
 
     /// The sum; a single round's usage keeps its text. `None` if no round reported any.
@@ -68,8 +78,8 @@ impl Sum {
 
     /// The tokens of the sum, 0 where nothing is said.
     #[must_use]
-    pub fn tokens(&self) -> Tokens {
-        self.sum.as_ref().map(Tokens::of).unwrap_or_default()
+    pub const fn tokens(&self) -> Tokens {
+        self.tokens
     }
 }
 

@@ -483,10 +483,11 @@ impl Turn {
         }
         let ids = &mut self.ids;
         let parts = round.complete(&self.plan, &mut || ids.call_id());
-        self.usage.add(round.usage.as_ref());
+        let tokens = self.usage.add(round.usage.as_ref());
         if let Some(record) = self.record.rounds.last_mut() {
             record.ended = Some(self.now);
             record.usage.clone_from(&round.usage);
+            record.tokens = tokens;
             record.finish = round.finish.map(FinishReason::word);
         }
         if let Some(usage) = round.usage.clone().filter(|_| self.plan.rules.charged) {
