@@ -3,7 +3,6 @@
 //! The engine's record is the source; what it does not know is added here: what went upstream, what the
 //! client got, why a question was asked again, and when a tool was tried again.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -14,7 +13,7 @@ use super::drive::{Parts, Started};
 use super::heard;
 use super::pass;
 use super::summary::millis;
-use crate::engine::{Ask, CallRecord, Finish, Part, Record, RoundRecord, Run, Show, Turn};
+use crate::engine::{Ask, CallRecord, Finish, Part, Record, RoundRecord, Run, RunId, Show, Turn};
 use crate::policy::parallel::Decision;
 use crate::policy::plan::TurnPlan;
 use crate::runs::{About, Again, Asked, Call, CallContent, Content, End, Kind, Progress, Round, Text, Watch};
@@ -33,11 +32,11 @@ const LONGEST_WORD: usize = 128;
 pub(super) struct Watching {
     watch: Watch,
     plan: Arc<TurnPlan>,
-    /// When each round was asked again, and why.
+    /// When rounds were asked again, and why; what has not been told yet.
     again: Vec<(u32, Again)>,
     redact: Arc<Redact>,
-    /// The tries of the calls that ran, by round and id.
-    tries: HashMap<(u32, String), Tries>,
+    /// The tries of the calls that ran.
+    tries: Vec<(RunId, Tries)>,
     since: Instant,
     told: Mark,
     news: bool,
@@ -75,7 +74,7 @@ impl Watching {
             trace: started.trace.recorded().map(Recorded::name),
             tools: started.plan.owned.len(),
         };
-        let mut watch = runs.begin(about, progress(&Record::default(), decision));
+        let mut watch = runs.begin(about, progress(decision));
         let (said, redact) = (started.parts.runs_content, &started.parts.redact);
         let said = said.then(|| Said { request: watch.hold(&started.sent, redact), ..Said::default() });
         Some(Self {
@@ -83,7 +82,7 @@ impl Watching {
             plan: started.plan.clone(),
             redact: redact.clone(),
             again: Vec::new(),
-            tries: HashMap::new(),
+            tries: Vec::new(),
             since: started.since,
             told: Mark::default(),
             news: false,
@@ -110,7 +109,7 @@ impl Watching {
     pub(super) fn runs(&mut self, run: &Run) -> Tries {
         self.news = true;
         let tries = Tries::default();
-        self.tries.insert((run.round, short(&run.call_id)), tries.clone());
+        self.tries.push((run.id, tries.clone()));
         tries
     }
 
@@ -137,31 +136,15 @@ impl Watching {
         );
         if std::mem::replace(&mut self.told, mark) != mark || std::mem::take(&mut self.news) {
             self.news = false;
-            self.watch.update(self.progress(turn, client_gone));
+            let news = News::of(turn, client_gone, &self.plan, &self.tries, self.since);
+            let again = std::mem::take(&mut self.again);
+            self.watch.change(|progress| news.write(again, progress));
         }
-    }
-
-    fn progress(&self, turn: &Turn, client_gone: bool) -> Progress {
-        let mut progress = progress(turn.record(), turn.decision());
-        progress.client_gone = client_gone;
-        for (round, again) in &self.again {
-            if let Some(round) = progress.rounds.get_mut((*round as usize).saturating_sub(1)) {
-                round.again.push(again.clone());
-            }
-        }
-        for call in &mut progress.calls {
-            call.effect = self.plan.owned.get(&call.tool).map(|tool| tool.effect);
-            if let Some(tries) = self.tries.get(&(call.round, call.id.clone())) {
-                call.again = tries.again().iter().map(|at| millis(at.duration_since(self.since))).collect();
-            }
-        }
-        progress
     }
 
     /// The turn is over.
     pub(super) fn end(self, turn: &Turn, finish: &Finish, told: Told) {
         let record = turn.record();
-        let progress = self.progress(turn, told.client_gone);
         let (status, error) = match finish {
             Finish::Answer(_) => (200, None),
             Finish::Failed(error) => (error.status, Some(error)),
@@ -196,7 +179,8 @@ impl Watching {
             answer: Some(said.answer.clean(most, &self.redact)),
             error: error.map(|error| text(&error.message)),
         });
-        self.watch.end(progress, end, content);
+        let news = News::of(turn, told.client_gone, &self.plan, &self.tries, self.since);
+        self.watch.close(|progress| news.write(self.again, progress), end, content);
     }
 }
 
@@ -240,7 +224,7 @@ impl Passed {
             tools: 0,
         };
         let asked = millis(of.since.elapsed());
-        let mut progress = progress(&Record::default(), turn.decision);
+        let mut progress = progress(turn.decision);
         progress.rounds.push(Round { asked, ..Round::default() });
         let mut watch = runs.begin(about, progress.clone());
         let redact = parts.runs_content.then(|| parts.redact.clone());
@@ -348,46 +332,93 @@ fn began(since: Instant) -> u64 {
     u64::try_from(now.saturating_sub(since.elapsed()).as_millis()).unwrap_or(u64::MAX)
 }
 
-fn progress(record: &Record, decision: Decision) -> Progress {
+fn progress(decision: Decision) -> Progress {
     Progress {
-        parallel: decision.to_string(),
+        parallel: decision.text().to_owned(),
         because: decision.reason.sentence(),
-        rounds: record.rounds.iter().map(round).collect(),
-        calls: record.calls.iter().map(call).collect(),
-        limits: record.limits.iter().map(|limit| limit.word()).collect(),
-        mixed: record.mixed,
-        client_gone: false,
+        ..Progress::default()
     }
 }
 
-fn round(round: &RoundRecord) -> Round {
-    Round {
-        asked: millis(round.asked),
-        first: round.first.map(millis),
-        ended: round.ended.map(millis),
-        again: Vec::new(),
-        finish: round.finish,
-        tokens: round.usage.as_ref().map(|usage| {
-            let mut sum = Sum::default();
-            sum.add(Some(usage));
-            tokens(&sum)
-        }),
+/// What there is to write down of a turn.
+struct News<'a> {
+    record: &'a Record,
+    decision: Decision,
+    client_gone: bool,
+    plan: &'a TurnPlan,
+    tries: &'a [(RunId, Tries)],
+    since: Instant,
+}
+
+impl<'a> News<'a> {
+    fn of(
+        turn: &'a Turn,
+        client_gone: bool,
+        plan: &'a TurnPlan,
+        tries: &'a [(RunId, Tries)],
+        since: Instant,
+    ) -> Self {
+        Self { record: turn.record(), decision: turn.decision(), client_gone, plan, tries, since }
+    }
+
+    /// Writes it over what was known. Rounds and calls only grow in number.
+    fn write(&self, again: Vec<(u32, Again)>, known: &mut Progress) {
+        if known.parallel != self.decision.text() {
+            known.parallel = self.decision.text().to_owned();
+            known.because = self.decision.reason.sentence();
+        }
+        known.rounds.resize_with(self.record.rounds.len(), Round::default);
+        for (round, record) in known.rounds.iter_mut().zip(&self.record.rounds) {
+            write_round(round, record);
+        }
+        for (round, again) in again {
+            if let Some(round) = known.rounds.get_mut((round as usize).saturating_sub(1)) {
+                round.again.push(again);
+            }
+        }
+        let new = self.record.calls.get(known.calls.len()..).unwrap_or_default();
+        known.calls.extend(new.iter().map(|record| self.call(record)));
+        for (call, record) in known.calls.iter_mut().zip(&self.record.calls) {
+            self.write_call(call, record);
+        }
+        let limits = self.record.limits.iter().map(|limit| limit.word());
+        known.limits.clear();
+        known.limits.extend(limits);
+        (known.mixed, known.client_gone) = (self.record.mixed, self.client_gone);
+    }
+
+    fn call(&self, record: &CallRecord) -> Call {
+        Call {
+            round: record.round,
+            id: short(&record.id),
+            tool: if record.known { record.tool.clone() } else { short(&record.tool).into() },
+            effect: self.plan.owned.get(&record.tool).map(|tool| tool.effect),
+            queued: millis(record.queued),
+            started: None,
+            ended: None,
+            again: Vec::new(),
+            outcome: None,
+            shared: false,
+        }
+    }
+
+    fn write_call(&self, call: &mut Call, record: &CallRecord) {
+        (call.started, call.ended) = (record.started.map(millis), record.ended.map(millis));
+        (call.outcome, call.shared) = (record.outcome, record.shared);
+        let tries = self.tries.iter().find(|(run, _)| Some(*run) == record.run);
+        if let Some((_, tries)) = tries {
+            let times = tries.again().into_iter().map(|at| millis(at.duration_since(self.since)));
+            call.again.clear();
+            call.again.extend(times);
+        }
     }
 }
 
-fn call(call: &CallRecord) -> Call {
-    Call {
-        round: call.round,
-        id: short(&call.id),
-        tool: if call.known { call.tool.clone() } else { short(&call.tool).into() },
-        effect: None,
-        queued: millis(call.queued),
-        started: call.started.map(millis),
-        ended: call.ended.map(millis),
-        again: Vec::new(),
-        outcome: call.outcome,
-        shared: call.shared,
-    }
+fn write_round(round: &mut Round, record: &RoundRecord) {
+    round.asked = millis(record.asked);
+    (round.first, round.ended) = (record.first.map(millis), record.ended.map(millis));
+    round.finish = record.finish;
+    round.tokens = record.tokens.map(|tokens| (tokens.input, tokens.output));
 }
 
 /// A word that a model or its server made up, no longer than people read.

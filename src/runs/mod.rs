@@ -1,12 +1,12 @@
 //! Remembers the last runs and those that are under way, and tells who watches.
 //!
 //! ```text
-//!  a turn ─▶ Watch ── update ─▶ running ── end ─▶ the last `keep` runs, within `bytes`
+//!  a turn ─▶ Watch ── change ─▶ running ── end ─▶ the last `keep` runs, within `bytes`
 //!                        └─ if somebody watches ─▶ broadcast (who is slow loses updates)
 //! ```
 //!
 //! Whoever drives a turn says what is new when a round or a call begins or ends, never for a piece of
-//! text. Nothing here waits: a watcher that does not read misses events and is told so. What was said in
+//! text. What is new is changed in its place; a run is written out when somebody looks. Nothing here waits: a watcher that does not read misses events and is told so. What was said in
 //! a run is only taken along when the operator wants it, and counts against the same bound while the
 //! run goes on.
 
@@ -49,11 +49,30 @@ pub struct Runs {
 
 #[derive(Debug, Default)]
 struct Kept {
-    running: HashMap<String, Arc<Run>>,
+    running: HashMap<u64, Arc<Running>>,
+    /// Numbers those that run.
+    next: u64,
     /// The oldest first.
     ended: VecDeque<Entry>,
     bytes: usize,
     stats: Stats,
+}
+
+/// A run that goes on.
+#[derive(Debug)]
+struct Running {
+    about: Arc<About>,
+    progress: Mutex<Progress>,
+}
+
+impl Running {
+    fn progress(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn look(&self) -> Arc<Run> {
+        Arc::new(Run::new(self.about.clone(), self.progress().clone(), None))
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -97,17 +116,21 @@ impl Runs {
     /// A run begins.
     #[must_use]
     pub fn begin(self: &Arc<Self>, about: About, progress: Progress) -> Watch {
-        let about = Arc::new(about);
-        let watch = Watch { runs: self.clone(), about, held: 0, ended: false };
-        watch.update(progress);
-        watch
+        let running = Arc::new(Running { about: Arc::new(about), progress: progress.into() });
+        let mut kept = self.kept();
+        kept.next += 1;
+        let number = kept.next;
+        kept.running.insert(number, running.clone());
+        drop(kept);
+        self.tell(&running);
+        Watch { runs: self.clone(), number, running, held: 0, ended: false }
     }
 
     /// The runs that go on and those that ended, the newest first.
     #[must_use]
     pub fn list(&self) -> Vec<Arc<Run>> {
         let kept = self.kept();
-        let mut all: Vec<Arc<Run>> = kept.running.values().cloned().collect();
+        let mut all: Vec<Arc<Run>> = kept.running.values().map(|running| running.look()).collect();
         all.extend(kept.ended.iter().map(|entry| entry.run.clone()));
         drop(kept);
         all.sort_by(|a, b| (b.about.began, &b.about.id).cmp(&(a.about.began, &a.about.id)));
@@ -118,11 +141,11 @@ impl Runs {
     #[must_use]
     pub fn find(&self, id: &str) -> Option<Found> {
         let kept = self.kept();
-        let named = |run: &Arc<Run>| run.about.id == id || run.about.request_id == id;
-        if let Some(run) = kept.running.values().find(|run| named(run)) {
-            return Some(Found { run: run.clone(), content: None });
+        let named = |about: &About| about.id == id || about.request_id == id;
+        if let Some(running) = kept.running.values().find(|running| named(&running.about)) {
+            return Some(Found { run: running.look(), content: None });
         }
-        let entry = kept.ended.iter().rev().find(|entry| named(&entry.run))?;
+        let entry = kept.ended.iter().rev().find(|entry| named(&entry.run.about))?;
         Some(Found { run: entry.run.clone(), content: entry.content.clone() })
     }
 
@@ -139,7 +162,13 @@ impl Runs {
         (self.events.receiver_count() < self.watchers).then(|| self.events.subscribe())
     }
 
-    fn tell(&self, run: &Run) {
+    fn tell(&self, running: &Running) {
+        if self.events.receiver_count() > 0 {
+            self.send(&running.look());
+        }
+    }
+
+    fn send(&self, run: &Run) {
         if self.events.receiver_count() == 0 {
             return;
         }
@@ -157,8 +186,13 @@ impl Runs {
         taken.is_ok()
     }
 
-    fn keep(&self, run: Run, content: Option<Content>) {
-        let mut content = content;
+    /// The run of this number is over.
+    fn keep(&self, number: u64, running: &Running, end: End, mut content: Option<Content>) {
+        let mut kept = self.kept();
+        kept.running.remove(&number);
+        // Nobody finds it among those that run any more.
+        let progress = std::mem::take(&mut *running.progress());
+        let run = Run::new(running.about.clone(), progress, Some(end));
         let mut size = run.size();
         let said = content.as_ref().map_or(0, Content::size);
         if size + said > self.bytes {
@@ -168,8 +202,6 @@ impl Runs {
         }
         let run = Arc::new(run);
         let told = run.clone();
-        let mut kept = self.kept();
-        kept.running.remove(&run.about.id);
         for call in &run.progress.calls {
             kept.stats.add(call);
         }
@@ -181,7 +213,7 @@ impl Runs {
         }
         drop(kept);
         // Who hears of it and asks finds it.
-        self.tell(&told);
+        self.send(&told);
     }
 }
 
@@ -189,7 +221,8 @@ impl Runs {
 #[derive(Debug)]
 pub struct Watch {
     runs: Arc<Runs>,
-    about: Arc<About>,
+    number: u64,
+    running: Arc<Running>,
     held: usize,
     ended: bool,
 }
@@ -198,7 +231,7 @@ impl Watch {
     /// What was known of the run at its start.
     #[must_use]
     pub fn about(&self) -> &About {
-        &self.about
+        &self.running.about
     }
 
     /// How much is kept of one text, in bytes.
@@ -209,9 +242,13 @@ impl Watch {
 
     /// Something is new.
     pub fn update(&self, progress: Progress) {
-        let run = Arc::new(Run::new(self.about.clone(), progress, None));
-        self.runs.kept().running.insert(self.about.id.clone(), run.clone());
-        self.runs.tell(&run);
+        self.change(|known| *known = progress);
+    }
+
+    /// Something is new: `change` writes it in its place.
+    pub fn change(&self, change: impl FnOnce(&mut Progress)) {
+        change(&mut self.running.progress());
+        self.runs.tell(&self.running);
     }
 
     /// The beginning of a text without its secrets, if there is memory left for it.
@@ -224,10 +261,16 @@ impl Watch {
         })
     }
 
-    /// The run is over.
-    pub fn end(mut self, progress: Progress, end: End, content: Option<Content>) {
+    /// The run is over, and this is what happened.
+    pub fn end(self, progress: Progress, end: End, content: Option<Content>) {
+        self.close(|known| *known = progress, end, content);
+    }
+
+    /// The run is over: `change` writes what is new in its place.
+    pub fn close(mut self, change: impl FnOnce(&mut Progress), end: End, content: Option<Content>) {
+        change(&mut self.running.progress());
         self.ended = true;
-        self.runs.keep(Run::new(self.about.clone(), progress, Some(end)), content);
+        self.runs.keep(self.number, &self.running, end, content);
     }
 }
 
@@ -237,11 +280,8 @@ impl Drop for Watch {
         if self.ended {
             return;
         }
-        let running = self.runs.kept().running.get(&self.about.id).cloned();
-        if let Some(run) = running {
-            let end = End { outcome: "lost", ..End::default() };
-            self.runs.keep(Run::new(self.about.clone(), run.progress.clone(), Some(end)), None);
-        }
+        let end = End { outcome: "lost", ..End::default() };
+        self.runs.keep(self.number, &self.running, end, None);
     }
 }
 
