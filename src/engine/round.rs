@@ -51,13 +51,22 @@ pub(super) struct Standing {
     pub(super) record: Option<usize>,
     /// What makes it equal to another call: name and canonical arguments.
     pub(super) key: Option<(String, String)>,
+    /// Its arguments, from when they are complete until it runs.
+    pub(super) arguments: Option<String>,
     /// It counts against the calls of the turn.
     pub(super) counted: bool,
 }
 
 impl Standing {
     const fn new() -> Self {
-        Self { whose: Whose::Open, stands: Stands::Coming, record: None, key: None, counted: false }
+        Self {
+            whose: Whose::Open,
+            stands: Stands::Coming,
+            record: None,
+            key: None,
+            arguments: None,
+            counted: false,
+        }
     }
 
     /// Whether its result is one fanfold owes the upstream.
@@ -290,10 +299,8 @@ impl Round {
     }
 
     /// Remembers what makes the call equal to another.
-    pub(super) fn mark(&mut self, at: usize) {
-        let call = self.call(at);
-        let arguments = call.arguments();
-        let key = (call.name.clone(), canonical(&arguments).into_owned());
+    pub(super) fn mark(&mut self, at: usize, arguments: &str) {
+        let key = (self.call(at).name.clone(), canonical(arguments).into_owned());
         self.standings[at].key = Some(key);
     }
 

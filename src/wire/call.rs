@@ -12,6 +12,7 @@ use serde::de::IgnoredAny;
 use super::fold::{FoldedMembers, Text};
 use super::raw::{Kind, Raw, write_string};
 use super::reply::CallPiece;
+use super::scan::Scan;
 
 /// The most calls one reply may have.
 pub const MOST_CALLS: usize = 256;
@@ -88,7 +89,7 @@ impl Call {
     /// Whether the arguments are JSON.
     #[must_use]
     pub fn parses(&self) -> bool {
-        serde_json::from_str::<IgnoredAny>(&self.arguments()).is_ok()
+        parses(&self.arguments())
     }
 
     /// A call that is no function call: a custom tool's.
@@ -247,6 +248,12 @@ impl Assembler {
     pub fn into_calls(self) -> Vec<Call> {
         self.calls
     }
+}
+
+/// Whether arguments are JSON.
+#[must_use]
+pub fn parses(arguments: &str) -> bool {
+    Scan::whole(arguments).is_some() || serde_json::from_str::<IgnoredAny>(arguments).is_ok()
 }
 
 /// Arguments in a form in which equal ones are equal text: members sorted by name, no white space.

@@ -6,6 +6,7 @@ use crate::engine::record::{CallRecord, Record};
 use crate::engine::round::{Standing, Stands, Whose, unknown};
 use crate::engine::{Action, Limit, Run, RunId};
 use crate::policy::plan::TurnPlan;
+use crate::wire::call::parses;
 use crate::wire::tool::{Effect, Outcome, OutcomeKind, OwnedTool, Patience};
 use std::time::Duration;
 
@@ -47,7 +48,7 @@ impl Turn {
             },
             run: None,
             known,
-            arguments: self.plan.keeps_content().then_some(arguments),
+            arguments: self.plan.keeps_content().then(|| arguments.clone()),
             queued: self.now,
             started: None,
             ended: None,
@@ -56,8 +57,8 @@ impl Turn {
             shared: false,
         });
         round.standings[at].record = Some(self.record.calls.len() - 1);
-        round.mark(at);
-        if let Some(refusal) = self.refusal(at) {
+        round.mark(at, &arguments);
+        if let Some(refusal) = self.refusal(at, &arguments) {
             self.done(at, refusal);
             return;
         }
@@ -75,12 +76,15 @@ impl Turn {
                     self.done(at, outcome);
                 }
             }
-            None => round.standings[at].stands = Stands::Queued,
+            None => {
+                round.standings[at].stands = Stands::Queued;
+                round.standings[at].arguments = Some(arguments);
+            }
         }
     }
 
     /// Why a call is not run, if it is not.
-    pub(super) fn refusal(&mut self, at: usize) -> Option<Outcome> {
+    pub(super) fn refusal(&mut self, at: usize, arguments: &str) -> Option<Outcome> {
         let Stage::Round(round) = &self.stage else { return None };
         let call = round.call(at);
         if self.is_last {
@@ -98,7 +102,7 @@ impl Turn {
         if matches!(round.standings[at].whose, Whose::Nobody) {
             return Some(unknown(&call.name, &self.plan));
         }
-        if !call.parses() {
+        if !parses(arguments) {
             let why = "the arguments are not valid JSON; nothing was run. Send the call again with arguments that are one JSON object";
             return Some(Outcome::failed(OutcomeKind::InvalidArguments, why));
         }
@@ -119,12 +123,13 @@ impl Turn {
             let tool = tool.clone();
             self.next_run += 1;
             running += 1;
+            let taken = round.standings[at].arguments.take();
             let call = round.call(at);
             let run = Run {
                 id: self.next_run,
                 round: self.round,
                 call_id: call.id.clone(),
-                arguments: call.arguments(),
+                arguments: taken.unwrap_or_else(|| call.arguments()),
                 tool: tool.clone(),
             };
             let deadline = self.now + patience(&tool, &self.plan).silent;
@@ -147,6 +152,7 @@ impl Turn {
         stopped(&mut self.record, standing, self.now);
         standing.stands = Stands::Coming;
         standing.key = None;
+        standing.arguments = None;
         for other in &mut round.standings {
             if matches!(other.stands, Stands::SharedWith(with) if with == at) {
                 other.stands = Stands::Queued;
