@@ -14,18 +14,18 @@
 
 mod calls;
 
-use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use hashbrown::HashMap;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, StatusCode};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use self::calls::{Ended, Ran};
 use super::render::{self, To};
@@ -48,7 +48,7 @@ use crate::telemetry::Telemetry;
 use crate::telemetry::redact::Redact;
 use crate::telemetry::traces::{About, Trace, Tracer};
 use crate::tools::Catalog;
-use crate::upstream::{AskHead, Asking, Expect, Heard, Pieces, Reply, Route, Target, Utterance};
+use crate::upstream::{Alarm, AskHead, Asking, Expect, Heard, Pieces, Reply, Route, Target, Utterance};
 use crate::wire::error::ErrorReply;
 use crate::wire::failure::FailureKind;
 use crate::wire::raw::Raw;
@@ -169,7 +169,14 @@ pub(super) struct Driver {
     watching: Option<Watching>,
     /// The answer, where it goes into the trace.
     answer: Option<Said>,
+    /// For the engine's deadline and the sink's comments.
+    alarm: Alarm,
+    client_leaves: Leaves,
+    process_ends: Leaves,
 }
+
+/// Waits for a token to be cancelled; once for a whole turn.
+type Leaves = Pin<Box<WaitForCancellationFutureOwned>>;
 
 /// The charging of a round, by its number.
 struct Charging(u32, Pin<Box<dyn Future<Output = Charged> + Send>>);
@@ -181,6 +188,9 @@ impl Driver {
         Self {
             watching: Watching::begin(&started, turn.decision()),
             answer: Said::begin(&started.parts, &started.trace),
+            alarm: Alarm::new(started.since + started.plan.rules.limits.turn_timeout.0),
+            client_leaves: Box::pin(started.gone.clone().cancelled_owned()),
+            process_ends: Box::pin(started.shutdown.clone().cancelled_owned()),
             turn_id: uuid::Uuid::now_v7(),
             turn,
             owned,
@@ -206,7 +216,7 @@ impl Driver {
 
     /// Drives the turn to its finish and tells the client. What it gives is the ends of replies that
     /// nobody needs but the connections they came on.
-    pub(super) async fn run(mut self) -> JoinSet<()> {
+    pub(super) async fn run(mut self: Box<Self>) -> JoinSet<()> {
         let mut actions = Vec::new();
         let mut pieces = Pieces::new();
         self.turn.step(Input::Begin, self.now(), &mut actions);
@@ -258,6 +268,11 @@ impl Driver {
         let deadline = self.turn.deadline().map(|at| self.started.since + at);
         let there = self.audience == Audience::Client;
         let comment = self.sink.comment_at().filter(|_| self.audience != Audience::Nobody);
+        let (due, comments) = match (deadline, comment) {
+            (Some(deadline), Some(comment)) => (Some(deadline.min(comment)), comment <= deadline),
+            (deadline, comment) => (deadline.or(comment), deadline.is_none()),
+        };
+        let next = due.unwrap_or(self.started.since);
         let may_read = !self.sink.is_full() || !there;
         let joined = self.run.as_deref().filter(|_| self.audience == Audience::Joined);
         let event = tokio::select! {
@@ -265,12 +280,11 @@ impl Driver {
             Some(ended) = self.calls.join_next_with_id() => Event::Ended(ended),
             (round, charged) = charged(&mut self.charging) => Event::Charged(round, charged),
             Some(news) = self.news.1.recv() => Event::Input(news),
-            () = self.started.gone.cancelled(), if there => Event::Gone,
+            () = &mut self.client_leaves, if there => Event::Gone,
             wait = self.sink.wait(), if there => if wait == Wait::Gone { Event::Gone } else { Event::Room },
             () = deserted(joined) => Event::Gone,
-            () = until(deadline) => Event::Input(Input::Tick),
-            () = until(comment) => Event::Comment,
-            () = self.started.shutdown.cancelled() => Event::Input(Input::Shutdown),
+            () = self.alarm.until(next), if due.is_some() => if comments { Event::Comment } else { Event::Input(Input::Tick) },
+            () = &mut self.process_ends => Event::Input(Input::Shutdown),
         };
         match event {
             Event::Heard(ask, heard) => return self.heard(ask, heard, pieces, actions),
@@ -374,7 +388,9 @@ impl Driver {
                 Action::Charge(round, usage) => {
                     let Started { account, price, route, .. } = &self.started;
                     let (account, price, model) = (account.clone(), *price, route.model.clone());
-                    let charge = async move { account.charge(Tokens::of(&usage), price, &model).await };
+                    let known = self.turn.record().rounds.get((round as usize).saturating_sub(1));
+                    let tokens = known.and_then(|round| round.tokens).unwrap_or_else(|| Tokens::of(&usage));
+                    let charge = async move { account.charge(tokens, price, &model).await };
                     self.charging = Some(Charging(round, Box::pin(charge)));
                 }
                 Action::Run(run) => self.start_call(run),
@@ -408,7 +424,7 @@ impl Driver {
         None
     }
 
-    async fn end(mut self, finish: Finish) -> JoinSet<()> {
+    async fn end(mut self: Box<Self>, finish: Finish) -> JoinSet<()> {
         if let Some(Charging(_, charging)) = self.charging.take() {
             let charged = charging.await;
             self.charged(charged);
@@ -443,27 +459,27 @@ impl Driver {
         };
         // The client's own pace must not keep a slot of the team: what is measured is measured. What is written
         // is on the tape as soon as the sink was asked once.
-        let there = self.audience == Audience::Client;
+        let Self { started, run, sink, mut calls, rests, audience, mut client_leaves, .. } = *self;
+        let there = audience == Audience::Client;
         let telling = async {
             tokio::select! {
                 biased;
-                told = self.sink.finish(&finish, totals) => told,
-                () = self.started.gone.cancelled() => Err(Gone),
+                told = sink.finish(&finish, totals) => told,
+                () = &mut client_leaves => Err(Gone),
             }
         };
         let keeping = async {
-            if let Some(run) = self.run {
+            if let Some(run) = run {
                 run.end(end).await;
             }
         };
         let (told, ()) = tokio::join!(telling, keeping);
         if told.is_err() && there {
-            tracing::debug!(request_id = %self.started.request_id, "the client left before it took the whole answer");
+            tracing::debug!(request_id = %started.request_id, "the client left before it took the whole answer");
         }
         // Calls that were stopped say goodbye in their own time, bounded by their own grace.
-        let mut calls = self.calls;
         while calls.join_next().await.is_some() {}
-        self.rests
+        rests
     }
 }
 

@@ -69,8 +69,8 @@ pub async fn begin<H: Send + 'static>(
         keep_alive: client.keep_alive,
     };
     let sink = sink::Sink::new(options, answer, run.as_deref().cloned());
-    let driver = drive::Driver::new(started, run, sink);
-    // Boxed before it is handed on: spawning moves what it is given several times.
+    // Boxed before they are handed on: what is called or spawned is moved several times.
+    let driver = Box::new(drive::Driver::new(started, run, sink));
     let run = Box::pin(driver.run());
     tasks.spawn(async move {
         let rests = run.await;

@@ -9,6 +9,7 @@
 //! An event stream is many pieces and a JSON body is one. A failure says what happened in the
 //! words of [`crate::wire::failure`]; whether it is asked again is for others to decide.
 
+mod alarm;
 mod breaker;
 mod budget;
 mod client;
@@ -25,6 +26,7 @@ pub mod settings;
 mod upload;
 mod window;
 
+pub use alarm::Alarm;
 pub use breaker::State;
 pub use client::{Answered, AskHead, Asking, BuildError, Chatted, Sent, Setup, Upstream, chat_path};
 pub use fault::retry_after;

@@ -55,7 +55,8 @@ impl Driver {
         let audit = started.parts.audit.clone().filter(|_| Audit::is_about(run.tool.effect));
         let ledger = self.run.as_deref().cloned().filter(|_| run.tool.effect == Effect::Write);
         let id = run.id;
-        let task = self.calls.spawn(async move {
+        // Boxed before it is handed on: spawning moves what it is given several times.
+        let task = self.calls.spawn(Box::pin(async move {
             let queued = Instant::now();
             let wanted = slots.of(&run.tool.name, &team);
             let taken = tokio::select! {
@@ -147,7 +148,7 @@ impl Driver {
                 pending.ended(&told).await;
             }
             (id, Ran::Ended(outcome))
-        });
+        }));
         self.ids.insert(task.id(), id);
     }
 
