@@ -20,7 +20,7 @@ mod written;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, header};
+use http::{HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header};
 use http_body_util::Full;
 use hyper_util::client::legacy::connect::capture_connection;
 use hyper_util::client::legacy::{self, Client};
@@ -274,22 +274,27 @@ fn client(connector: Connector, effect: Effect) -> Client<Connector, Full<Bytes>
         .build(connector)
 }
 
+/// So many headers are added, and the connection adds one or two.
+const ADDED: usize = 10;
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
 /// The headers fanfold adds to those of the settings.
 fn add_ours(filled: &mut Filled, call: &Call) {
     let headers = &mut filled.headers;
-    let mut ours = HeaderMap::new();
-    ours.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-    let texts = [("idempotency-key", &call.idempotency_key), ("x-request-id", &call.request_id)];
-    for (name, text) in texts {
+    headers.reserve(ADDED);
+    headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    for (name, text) in [(IDEMPOTENCY_KEY, &call.idempotency_key), (REQUEST_ID, &call.request_id)] {
         if let Ok(value) = HeaderValue::from_str(text) {
-            ours.insert(name, value);
+            headers.insert(name, value);
         }
     }
     if let Some(trace) = &call.trace {
-        ours.insert(TRACEPARENT, trace.parent.clone());
-        ours.extend(trace.state.clone().map(|state| (TRACESTATE, state)));
+        headers.insert(TRACEPARENT, trace.parent.clone());
+        if let Some(state) = &trace.state {
+            headers.insert(TRACESTATE, state.clone());
+        }
     }
-    headers.extend(ours);
     headers
         .entry(header::USER_AGENT)
         .or_insert(HeaderValue::from_static(concat!("fanfold/", env!("CARGO_PKG_VERSION"))));

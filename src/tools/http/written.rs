@@ -3,10 +3,12 @@
 //! Pure. Names and values are percent-encoded one by one, so what a value holds can never be read as another
 //! member. What is written is bounded while it is being written, because nested names repeat.
 
+use std::borrow::Cow;
+
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::value::RawValue;
 
-use crate::tools::arguments::{members, plain};
+use crate::tools::arguments::{begins_with, members, plain};
 use crate::tools::settings::Style;
 
 /// Everything but what RFC 3986 calls unreserved.
@@ -16,7 +18,7 @@ const MAX_WRITTEN: usize = 4 * 1024 * 1024;
 
 /// A text as a part of a URL.
 pub(super) fn encode(text: &str) -> String {
-    utf8_percent_encode(text, ENCODED).to_string()
+    Cow::from(utf8_percent_encode(text, ENCODED)).into_owned()
 }
 
 /// The members of a query or a form, as they are written one after the other.
@@ -65,7 +67,7 @@ impl Pairs {
     }
 
     fn pair(&mut self, name: &str, json: &str) -> Result<(), String> {
-        self.add(&format!("{name}={}", encode(&plain(json))))
+        self.add(&[name, "=", &encode(&plain(json))].concat())
     }
 
     fn spread(&mut self, name: &str, json: &str, taken: impl Fn(&str) -> bool) -> Result<(), String> {
@@ -151,6 +153,9 @@ pub(super) fn joined(
 }
 
 fn elements(json: &str) -> Option<Vec<&RawValue>> {
+    if !begins_with(json, b'[') {
+        return None;
+    }
     serde_json::from_str(json).ok()
 }
 
