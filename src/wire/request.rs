@@ -291,7 +291,11 @@ impl Outgoing<'_> {
         if !self.stream {
             return;
         }
-        let mut options = sent.and_then(|raw| raw.members().ok()).unwrap_or_default();
+        let Some(mut options) = sent.and_then(|raw| raw.members().ok()) else {
+            writer.name("stream_options");
+            writer.body.extend_from_slice(b"{\"include_usage\":true}");
+            return;
+        };
         options.set("include_usage", Raw::trusted(Bytes::from_static(b"true")));
         writer.name("stream_options");
         writer.body.extend_from_slice(options.to_raw().bytes());
@@ -324,10 +328,12 @@ impl Writer<'_> {
         self.body.push(if std::mem::take(&mut self.first) { b'{' } else { b',' });
     }
 
+    /// A name of ours, which needs no escaping.
     fn name(&mut self, name: &str) {
         self.next();
-        write_string(self.body, name);
-        self.body.push(b':');
+        self.body.push(b'"');
+        self.body.extend_from_slice(name.as_bytes());
+        self.body.extend_from_slice(b"\":");
     }
 
     fn text(&mut self, name: &str, value: &str) {
