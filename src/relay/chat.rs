@@ -11,6 +11,8 @@ use crate::wire::reply::{FinishReason, Head};
 const BLANK_LINE: &str = "\\n\\n";
 /// What goes before and after the text of a chunk that says nothing else.
 const TEXT: &[u8] = b",\"choices\":[{\"index\":0,\"delta\":{\"content\":";
+/// The bytes before the choices of a chunk, or more.
+const USUAL_ENVELOPE: usize = 256;
 const END: &[u8] = b"},\"finish_reason\":null}]}\n\n";
 
 /// `id`, `created` and `model`, the same for a whole turn.
@@ -26,24 +28,37 @@ pub(super) struct Envelope {
 /// What stands in for a head the upstream did not give.
 #[derive(Debug, Clone)]
 pub(super) struct Fallback {
-    pub(super) id: String,
+    pub(super) request_id: String,
     /// Seconds since 1970.
     pub(super) created: u64,
     pub(super) model: String,
 }
 
+impl Fallback {
+    fn id(&self) -> String {
+        format!("chatcmpl-{}", self.request_id)
+    }
+}
+
 impl Envelope {
+    /// Of an object.
     pub(super) fn new(head: &Head, fallback: &Fallback) -> Self {
         let filled =
-            |raw: &Option<Raw>| raw.clone().filter(|r| r.kind() == Kind::String && r.text() != "\"\"");
+            |raw: &Option<Raw>| raw.clone().filter(|r| r.kind() == Kind::String && *r.bytes() != "\"\"");
         let number = head.created.clone().filter(|r| r.kind() == Kind::Number);
-        let mut envelope = Self {
-            id: filled(&head.id).unwrap_or_else(|| Raw::string(&fallback.id)),
+        Self {
+            id: filled(&head.id).unwrap_or_else(|| Raw::string(&fallback.id())),
             created: number.unwrap_or_else(|| Raw::trusted(fallback.created.to_string().into())),
             model: filled(&head.model).unwrap_or_else(|| Raw::string(&fallback.model)),
             chunk: Vec::new(),
-        };
-        let mut chunk = b"data: ".to_vec();
+        }
+    }
+
+    /// Of chunks.
+    pub(super) fn of_chunks(head: &Head, fallback: &Fallback) -> Self {
+        let mut envelope = Self::new(head, fallback);
+        let mut chunk = Vec::with_capacity(USUAL_ENVELOPE);
+        chunk.extend_from_slice(b"data: ");
         envelope.write(&mut chunk, "chat.completion.chunk");
         envelope.chunk = chunk;
         envelope
@@ -273,7 +288,7 @@ impl Folding {
         part.members.iter().for_each(|m| self.members.add(m));
         part.around.iter().for_each(|m| self.around.add(m));
         // Members of the reply are told again, not continued.
-        part.top.iter().for_each(|m| self.top.set(&m.name(), m.value.clone()));
+        part.top.iter().for_each(|m| self.top.put(m));
         for part in &part.calls {
             if self.calls.len() <= part.index {
                 self.calls.resize_with(part.index + 1, FoldedCall::default);
@@ -375,8 +390,8 @@ mod tests {
     use crate::engine::Opening;
 
     fn envelope() -> Envelope {
-        let fallback = Fallback { id: "chatcmpl-f".into(), created: 7, model: "asked".into() };
-        Envelope::new(&Head { model: Some(Raw::string("m")), ..Head::default() }, &fallback)
+        let fallback = Fallback { request_id: "f".into(), created: 7, model: "asked".into() };
+        Envelope::of_chunks(&Head { model: Some(Raw::string("m")), ..Head::default() }, &fallback)
     }
 
     fn parts() -> Vec<Part> {

@@ -61,7 +61,7 @@ pub async fn begin<H: Send + 'static>(
         include_usage: started.plan.include_usage,
         headers: client.headers,
         fallback: chat::Fallback {
-            id: format!("chatcmpl-{}", started.request_id),
+            request_id: started.request_id.clone(),
             created: seconds_since_1970(),
             model: started.request.model.clone(),
         },

@@ -132,11 +132,14 @@ impl Sink {
     }
 
     fn begin(&mut self, head: &Head) {
-        let envelope = Envelope::new(head, &self.options.fallback);
-        if self.options.stream {
+        let fallback = &self.options.fallback;
+        self.envelope = Some(if self.options.stream {
+            let envelope = Envelope::of_chunks(head, fallback);
             envelope.write_role(&mut self.out);
-        }
-        self.envelope = Some(envelope);
+            envelope
+        } else {
+            Envelope::new(head, fallback)
+        });
     }
 
     fn part(&mut self, part: &Part) {

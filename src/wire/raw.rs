@@ -296,6 +296,12 @@ impl Members {
         self.0.iter()
     }
 
+    /// The members.
+    #[must_use]
+    pub fn into_vec(self) -> Vec<Member> {
+        self.0
+    }
+
     /// Whether there is none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -312,6 +318,14 @@ impl Members {
         match self.0.iter_mut().find(|m| m.is(name)) {
             Some(member) => member.value = value,
             None => self.0.push(Member::new(name, value)),
+        }
+    }
+
+    /// The same with a member that is there already.
+    pub fn put(&mut self, member: &Member) {
+        match self.0.iter_mut().find(|m| m.name == member.name || m.is(&member.name())) {
+            Some(known) => known.value = member.value.clone(),
+            None => self.0.push(member.clone()),
         }
     }
 

@@ -434,7 +434,7 @@ impl Turn {
         let told = part.text.is_some() || part.members.iter().any(says) || !part.calls.is_empty();
         for member in std::mem::take(&mut part.top) {
             if self.top.find(&member.name()) != Some(&member.value) {
-                self.top_news.set(&member.name(), member.value.clone());
+                self.top_news.put(&member);
             }
         }
         if !told && !part.around.iter().any(says) {
@@ -458,11 +458,11 @@ impl Turn {
     /// The members of the reply that are new or changed since the client saw some last. Servers
     /// repeat them in every chunk, also in chunks that say nothing else.
     fn take_top(&mut self) -> Vec<Member> {
-        let news = std::mem::take(&mut self.top_news);
+        let news = std::mem::take(&mut self.top_news).into_vec();
         for member in &news {
-            self.top.set(&member.name(), member.value.clone());
+            self.top.put(member);
         }
-        news.iter().cloned().collect()
+        news
     }
 
     fn show_held(&mut self, actions: &mut Vec<Action>) {
