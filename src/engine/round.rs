@@ -75,6 +75,13 @@ impl Standing {
     }
 }
 
+/// Something to show that is held back.
+#[derive(Debug)]
+pub(super) enum Held {
+    Part(Box<Part>),
+    Text(Raw),
+}
+
 /// A round whose question is out, or whose calls run.
 #[derive(Debug)]
 pub(super) struct Round {
@@ -98,7 +105,7 @@ pub(super) struct Round {
     /// Something of a reply came at all.
     pub(super) heard: bool,
     /// Parts held back until it is known whether this round is the last.
-    pub(super) held: Vec<Part>,
+    pub(super) held: Vec<Held>,
     /// The calls for good, once the reply is complete.
     pub(super) calls: Vec<Call>,
     assembler: Assembler,

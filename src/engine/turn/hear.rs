@@ -1,6 +1,7 @@
 //! Hearing a reply and showing it: at once, or when it is known whether its round is the last.
 
 use super::{Stage, Turn};
+use crate::engine::round::Held;
 use crate::engine::{Action, Limit, Part, Show};
 use crate::policy::settings::InterimText;
 use crate::wire::failure::{Failure, FailureKind};
@@ -37,14 +38,31 @@ impl Turn {
         }
     }
 
-    /// Hears a text and nothing else. Once text of this reply was shown, more of it is shown as it is.
+    /// Hears a text and nothing else.
     pub(super) fn hear_text(&mut self, text: Raw, actions: &mut Vec<Action>) {
         let Stage::Round(round) = &mut self.stage else { return };
-        if !round.text_shown || !self.top_news.is_empty() || round.holds(&self.plan) {
+        let holds = round.holds(&self.plan);
+        // What comes first is more than a text: with it the reply begins.
+        let begins = if holds { round.held.is_empty() } else { !round.text_shown };
+        if begins {
             return self.hear(Piece { text: Some(text), ..Piece::default() }, actions);
         }
         round.say(&text);
-        actions.push(Action::Show(Show::Text(text)));
+        if holds {
+            round.held.push(Held::Text(text));
+        } else {
+            self.show_text(text, actions);
+        }
+    }
+
+    /// Shows a text. Once text of this reply was shown, more of it is shown as it is.
+    fn show_text(&mut self, text: Raw, actions: &mut Vec<Action>) {
+        let Stage::Round(round) = &self.stage else { return };
+        if round.text_shown && self.top_news.is_empty() {
+            actions.push(Action::Show(Show::Text(text)));
+        } else {
+            self.show(Part { text: Some(text), ..Part::default() }, actions);
+        }
     }
 
     pub(super) fn begin(&mut self, head: &Head, actions: &mut Vec<Action>) {
@@ -71,7 +89,7 @@ impl Turn {
         }
         part.round = self.round;
         if round.holds(&self.plan) {
-            round.held.push(part);
+            round.held.push(Held::Part(Box::new(part)));
             return;
         }
         if part.text.is_some() {
@@ -96,8 +114,11 @@ impl Turn {
 
     fn show_held(&mut self, actions: &mut Vec<Action>) {
         let Stage::Round(round) = &mut self.stage else { return };
-        for part in std::mem::take(&mut round.held) {
-            self.show(part, actions);
+        for held in std::mem::take(&mut round.held) {
+            match held {
+                Held::Part(part) => self.show(*part, actions),
+                Held::Text(text) => self.show_text(text, actions),
+            }
         }
     }
 
