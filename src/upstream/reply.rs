@@ -8,6 +8,7 @@ use http::{Response, StatusCode};
 use http_body_util::BodyExt;
 use tokio::time::Instant;
 
+use super::alarm::Alarm;
 use super::client::Pending;
 use super::fault;
 use super::health::Ticket;
@@ -71,20 +72,27 @@ pub enum Utterance {
 
 /// A reply that is asked for.
 pub struct Reply {
+    coming: Coming,
+    /// For the deadline.
+    alarm: Alarm,
+    /// Hears how the ask went; there is none if nothing was asked.
+    ticket: Option<Ticket>,
+}
+
+/// What there is of a reply.
+struct Coming {
     stage: Stage,
     expect: Expect,
     stall: Duration,
     deadline: Instant,
     received: usize,
-    /// Hears how the ask went; there is none if nothing was asked.
-    ticket: Option<Ticket>,
     /// The body of a stream that said it was complete before it ended.
     rest: Option<Received>,
 }
 
 impl std::fmt::Debug for Reply {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Reply").field("received", &self.received).finish_non_exhaustive()
+        f.debug_struct("Reply").field("received", &self.coming.received).finish_non_exhaustive()
     }
 }
 
@@ -121,23 +129,29 @@ impl Reply {
     ) -> Self {
         let deadline = Instant::now() + head;
         let stage = Stage::Asked(asked);
-        Self { stage, expect, stall, deadline, received: 0, ticket: Some(ticket), rest: None }
+        let coming = Coming { stage, expect, stall, deadline, received: 0, rest: None };
+        Self { coming, alarm: Alarm::new(deadline), ticket: Some(ticket) }
     }
 
     pub(super) fn failed(failure: Failure) -> Self {
         let expect = Expect { stream: false, legacy: false, reply: 0, event: 0 };
-        let last = Stage::Last(Some(Heard::Failed(Box::new(failure))));
+        let stage = Stage::Last(Some(Heard::Failed(Box::new(failure))));
         let deadline = Instant::now() + NEVER;
-        Self { stage: last, expect, stall: Duration::ZERO, deadline, received: 0, ticket: None, rest: None }
+        let coming = Coming { stage, expect, stall: Duration::ZERO, deadline, received: 0, rest: None };
+        Self { coming, alarm: Alarm::new(deadline), ticket: None }
     }
 
     /// Waits for what comes next and adds pieces to `pieces`. May be dropped and asked again: nothing
     /// is lost. After [`Heard::Ended`] or [`Heard::Failed`] it waits for ever.
     pub async fn next(&mut self, pieces: &mut Pieces) -> Heard {
-        let mut heard = match tokio::time::timeout_at(self.deadline, self.heard(pieces)).await {
-            Ok(heard) => heard,
-            Err(_) => self.end(Failure::new(FailureKind::Timeout, "no progress in time")),
+        let deadline = self.coming.deadline;
+        let heard = tokio::select! {
+            biased;
+            heard = self.coming.heard(pieces) => Some(heard),
+            () = self.alarm.until(deadline) => None,
         };
+        let late = || Failure::new(FailureKind::Timeout, "no progress in time");
+        let mut heard = heard.unwrap_or_else(|| self.coming.end(late()));
         if let Some(ticket) = &mut self.ticket {
             match &mut heard {
                 Heard::Accepted => ticket.accepted(),
@@ -152,7 +166,7 @@ impl Reply {
     /// What is left of a reply that is complete: its end. Reading it lets the connection serve again.
     /// `None` if there is nothing to wait for.
     pub fn into_rest(self) -> Option<impl Future<Output = ()> + Send + 'static> {
-        let mut body = self.rest?;
+        let mut body = self.coming.rest?;
         if let Some(None) = body.frame().now_or_never() {
             return None;
         }
@@ -161,7 +175,9 @@ impl Reply {
             let _late = tokio::time::timeout(REST, end).await;
         })
     }
+}
 
+impl Coming {
     async fn heard(&mut self, pieces: &mut Pieces) -> Heard {
         loop {
             match &mut self.stage {
