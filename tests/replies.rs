@@ -372,12 +372,10 @@ fn actions(plan: &Arc<TurnPlan>, events: &[Event], reader: Reader) -> Vec<Action
 
 /// A text that is shown is a part that says nothing else.
 fn as_part(action: Action) -> Action {
-    match action {
-        Action::Show(Show::Text(text)) => {
-            Action::Show(Show::Part(Box::new(Part { round: 1, text: Some(text), ..Part::default() })))
-        }
-        other => other,
+    if let Action::Show(Show::Text(text)) = action {
+        return Action::Show(Show::Part(Box::new(Part { round: 1, text: Some(text), ..Part::default() })));
     }
+    action
 }
 
 #[test]

@@ -30,6 +30,8 @@ mod turn;
 mod failover_tests;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod text_tests;
 
 use std::sync::Arc;
 use std::time::Duration;
