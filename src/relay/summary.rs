@@ -296,11 +296,19 @@ pub(super) fn money(cost: Money, account: &Account) -> String {
 
 /// `server-timing` of a whole chat that goes through.
 pub(super) fn relayed_timing(headers: &mut HeaderMap, round: Duration, total: Duration) {
-    let overhead = total.saturating_sub(round);
-    let timing = format!("round1;dur={}, tools;dur=0, overhead;dur={}", millis(round), millis(overhead));
+    let mut timing = Vec::with_capacity(64);
+    duration(&mut timing, b"round1;dur=", round);
+    duration(&mut timing, b", tools;dur=0, overhead;dur=", total.saturating_sub(round));
     if let Ok(value) = HeaderValue::try_from(timing) {
         headers.insert(SERVER_TIMING, value);
     }
+}
+
+/// Milliseconds behind a name.
+fn duration(timing: &mut Vec<u8>, name: &[u8], time: Duration) {
+    timing.extend_from_slice(name);
+    // Writing to memory cannot fail, and a duration is a number that JSON has.
+    let _ = serde_json::to_writer(timing, &millis(time));
 }
 
 pub(super) fn millis(time: Duration) -> f64 {
