@@ -28,6 +28,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1::{Builder, SendRequest};
 use hyper::rt::Executor;
 use hyper_util::rt::TokioExecutor;
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tower_service::Service;
 
@@ -62,8 +63,8 @@ struct Shared {
 struct Free {
     /// The one that became free last is the last.
     list: Vec<Connection>,
-    /// Somebody lets go of what is free for too long.
-    swept: bool,
+    /// Whoever lets go of what is free for too long, if there is anything; it ends when this is dropped.
+    sweeper: Option<oneshot::Sender<()>>,
 }
 
 struct Connection {
@@ -154,8 +155,10 @@ impl Shared {
         }
         let mut free = self.free();
         free.list.push(Connection { sender, since: Instant::now() });
-        if !std::mem::replace(&mut free.swept, true) {
-            TokioExecutor::new().execute(sweep(Arc::downgrade(self), self.idle));
+        if free.sweeper.is_none() {
+            let (here, gone) = oneshot::channel();
+            free.sweeper = Some(here);
+            TokioExecutor::new().execute(sweep(Arc::downgrade(self), self.idle, gone));
         }
     }
 
@@ -163,18 +166,26 @@ impl Shared {
     fn sweep(&self) -> bool {
         let mut free = self.free();
         free.list.retain(|connection| !connection.is_over(self.idle));
-        free.swept = !free.list.is_empty();
-        free.swept
+        if free.list.is_empty() {
+            free.sweeper = None;
+        }
+        free.sweeper.is_some()
     }
 }
 
 /// Lets go of connections until none is free, or the pool is gone.
-async fn sweep(pool: Weak<Shared>, idle: Duration) {
-    loop {
-        tokio::time::sleep(idle).await;
-        if !pool.upgrade().is_some_and(|pool| pool.sweep()) {
-            return;
+async fn sweep(pool: Weak<Shared>, idle: Duration, gone: oneshot::Receiver<()>) {
+    let sweeping = async {
+        loop {
+            tokio::time::sleep(idle).await;
+            if !pool.upgrade().is_some_and(|pool| pool.sweep()) {
+                return;
+            }
         }
+    };
+    tokio::select! {
+        () = sweeping => {}
+        _gone = gone => {}
     }
 }
 
@@ -367,8 +378,16 @@ mod tests {
         assert_eq!(free(&pool), 1);
         tokio::time::sleep(IDLE + IDLE).await;
         assert_eq!(free(&pool), 0);
-        assert!(!pool.shared.free().swept, "nobody waits for what is not there");
+        assert!(pool.shared.free().sweeper.is_none(), "nobody waits for what is not there");
         assert_eq!(read(asked(&pool).await).await, "ok");
         assert_eq!(free(&pool), 1);
+        let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+        let before = tasks();
+        drop(pool);
+        // Without the time going on: the one that swept, and the connection's two ends.
+        for _ in 0..1000 {
+            tokio::task::yield_now().await;
+        }
+        assert!(tasks() < before - 1, "{} tasks of {before}", tasks());
     }
 }
