@@ -80,6 +80,8 @@ pub(super) struct Sink {
     sender: Option<Sender>,
     envelope: Option<Envelope>,
     folding: Folding,
+    /// So many parts may come together.
+    expected: usize,
     silent_since: Instant,
     /// Where everything is recorded for those who join.
     run: Option<Arc<Run>>,
@@ -97,6 +99,7 @@ impl Sink {
             sender: None,
             envelope: None,
             folding: Folding::default(),
+            expected: 0,
             silent_since: Instant::now(),
             run,
             alone: false,
@@ -126,6 +129,12 @@ impl Sink {
 
     /// So many parts may come at once: the room for them is made once.
     pub(super) fn expect(&mut self, parts: usize) {
+        self.expected = parts;
+        self.make_room();
+    }
+
+    fn make_room(&mut self) {
+        let parts = self.expected;
         if let Some(envelope) = self.envelope.as_ref().filter(|_| self.options.stream && parts > 1) {
             self.out.reserve((parts * (envelope.part_len() + USUAL_TEXT)).min(MOST_EXPECTED));
         }
@@ -140,6 +149,7 @@ impl Sink {
         } else {
             Envelope::new(head, fallback)
         });
+        self.make_room();
     }
 
     fn part(&mut self, part: &Part) {

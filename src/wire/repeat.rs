@@ -36,7 +36,8 @@ impl Repeat {
         }
         let text = &chunk[self.before.len()..end];
         // An escape, or the end of the text before its end, is for the careful reader; so is an empty text.
-        if text.is_empty() || plain(text) < text.len() || std::str::from_utf8(text).is_err() {
+        let is_text = |text: &[u8]| text.is_ascii() || std::str::from_utf8(text).is_ok();
+        if text.is_empty() || plain(text) < text.len() || !is_text(text) {
             return None;
         }
         let mut quoted = std::mem::take(chunk);
