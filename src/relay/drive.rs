@@ -273,6 +273,7 @@ impl Driver {
             (deadline, comment) => (deadline.or(comment), deadline.is_none()),
         };
         let next = due.unwrap_or(self.started.since);
+        let rings = if comments { Event::Comment } else { Event::Input(Input::Tick) };
         let may_read = !self.sink.is_full() || !there;
         let joined = self.run.as_deref().filter(|_| self.audience == Audience::Joined);
         let event = tokio::select! {
@@ -283,7 +284,7 @@ impl Driver {
             () = &mut self.client_leaves, if there => Event::Gone,
             wait = self.sink.wait(), if there => if wait == Wait::Gone { Event::Gone } else { Event::Room },
             () = deserted(joined) => Event::Gone,
-            () = self.alarm.until(next), if due.is_some() => if comments { Event::Comment } else { Event::Input(Input::Tick) },
+            () = self.alarm.until(next), if due.is_some() => rings,
             () = &mut self.process_ends => Event::Input(Input::Shutdown),
         };
         match event {

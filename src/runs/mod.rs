@@ -6,9 +6,9 @@
 //! ```
 //!
 //! Whoever drives a turn says what is new when a round or a call begins or ends, never for a piece of
-//! text. What is new is changed in its place; a run is written out when somebody looks. Nothing here waits: a watcher that does not read misses events and is told so. What was said in
-//! a run is only taken along when the operator wants it, and counts against the same bound while the
-//! run goes on.
+//! text. What is new is changed in its place; a run is written out when somebody looks. Nothing here waits: a
+//! watcher that does not read misses events and is told so. What was said in a run is only taken along when the
+//! operator wants it, and counts against the same bound while the run goes on.
 
 mod run;
 pub mod settings;
