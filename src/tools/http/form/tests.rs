@@ -432,3 +432,35 @@ fn nothing_of_a_header_is_in_debug_output() {
     let shown = format!("{:?}", form.0);
     assert!(shown.contains("••••") && !shown.contains("s3cret") && !shown.contains("k3y"), "{shown}");
 }
+
+#[test]
+fn a_credential_is_sent_where_it_belongs_unless_something_is_there_already() {
+    let load = |url: &str, headers: Value, auth: Value| {
+        let schema = Schema::compile(&schema()).unwrap();
+        let settings = json!({ "method": "GET", "url": url, "headers": headers, "auth": auth });
+        let mut mistakes = Mistakes::of("t");
+        let form = Form::load(&serde_json::from_value(settings).unwrap(), &schema, &mut mistakes);
+        match mistakes.into_inner().first() {
+            None => Ok(fill(&(form.unwrap(), schema), &json!({})).unwrap()),
+            Some(mistake) => Err(mistake.message.clone()),
+        }
+    };
+    let bearer = json!({ "bearer": "s3cret" });
+    let query = json!({ "query": { "name": "key", "value": "s3cret" } });
+    let header = |name: &str| json!({ "header": { "name": name, "value": "s3cret" } });
+    let filled = load("http://h/a", json!({ "x-more": "1" }), bearer.clone()).unwrap();
+    assert_eq!(
+        (&filled.headers["authorization"], &filled.headers["x-more"]),
+        (&"Bearer s3cret".parse().unwrap(), &"1".parse().unwrap())
+    );
+    assert_eq!(load("http://h/a", json!({}), header("x-key")).unwrap().headers["x-key"], "s3cret");
+    assert_eq!(load("http://h/a?b=1", json!({}), query.clone()).unwrap().uri, "http://h/a?b=1&key=s3cret");
+    for (url, headers, auth, message) in [
+        ("http://h/a", json!({ "Authorization": "mine" }), bearer, "`authorization` is set already"),
+        ("http://h/a", json!({}), header("host"), "`host` is set already"),
+        ("http://h/a?key=1", json!({}), query, "`key` is in the URL already"),
+    ] {
+        let told = load(url, headers, auth).unwrap_err();
+        assert!(told.contains(message), "{told}");
+    }
+}
