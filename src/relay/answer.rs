@@ -57,7 +57,7 @@ impl Open {
         let mut answer = Response::new(Body::Full(said.clone()));
         if let Some(mut passing) = self.0.take() {
             if let Some(run) = passing.run() {
-                run.first();
+                run.answered();
             }
             let mut ours = std::mem::take(&mut passing.headers);
             ours.insert(ROUNDS, HeaderValue::from_static("1"));

@@ -6,21 +6,21 @@
 //! its limits: bytes of the reply, bytes of one event, time of the whole.
 
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::CONTENT_ENCODING;
 use http::{HeaderMap, StatusCode};
 use http_body::{Body as _, Frame, SizeHint};
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::answer::Open;
 use super::body::BoxError;
 use super::ending::{self, Ending};
 use super::events::{Events, TooLarge};
-use crate::upstream::{Received, is_event_stream};
+use crate::upstream::{Alarm, Received, is_event_stream};
 use crate::wire::error::ErrorReply;
 use crate::wire::failure::{Failure, FailureKind};
 use crate::wire::raw::Raw;
@@ -73,8 +73,8 @@ pub(super) struct Metered {
     most: usize,
     /// When the upstream has been silent for too long, or a chat's whole time is over.
     until: Instant,
-    /// Wakes then, or earlier: it is set anew when it wakes, not with every piece.
-    timer: Pin<Box<Sleep>>,
+    /// Rings then.
+    alarm: Alarm,
     allowed: Duration,
     /// When a chat has to be over.
     deadline: Option<Instant>,
@@ -103,7 +103,6 @@ impl Metered {
         let events = limits.filter(|_| kind == Streams::Chat).map(|limits| Events::new(limits.event.0));
         let shutdown = Box::pin(passing.shutdown.clone().cancelled_owned());
         let until = next(allowed, deadline);
-        let timer = Box::pin(tokio::time::sleep_until(until));
         let kept = passing.turn.as_ref().and_then(|turn| turn.run.as_ref()).is_some_and(|run| run.keeps());
         let most = if kind == Streams::Chat && !kept { OF_A_CHAT } else { LOOKED_THROUGH };
         let tail = Vec::new();
@@ -117,7 +116,7 @@ impl Metered {
             ending: Ending::Broken,
             most,
             until,
-            timer,
+            alarm: Alarm::new(until),
             allowed,
             deadline,
             left,
@@ -178,15 +177,9 @@ impl Metered {
         self.ending = self.ending.max(ending);
     }
 
-    /// Ready when the time is over.
-    fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        loop {
-            ready!(self.timer.as_mut().poll(cx));
-            if self.timer.deadline() >= self.until {
-                return Poll::Ready(());
-            }
-            self.timer.as_mut().reset(self.until);
-        }
+    fn is_late(&mut self, cx: &mut Context<'_>) -> bool {
+        let until = self.until;
+        self.alarm.poll_until(cx, until).is_ready()
     }
 
     /// The time is over: which one.
@@ -294,7 +287,7 @@ impl http_body::Body for Metered {
                     Poll::Ready(self.broke("error", &truncated, error.into()))
                 }
                 Poll::Ready(None) => Poll::Ready(self.ended()),
-                Poll::Pending if self.poll_late(cx).is_ready() => Poll::Ready(self.late()),
+                Poll::Pending if self.is_late(cx) => Poll::Ready(self.late()),
                 Poll::Pending if self.shutdown.as_mut().poll(cx).is_ready() => {
                     Poll::Ready(self.broke("error", &ErrorReply::shutting_down(), "the process ends".into()))
                 }

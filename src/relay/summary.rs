@@ -80,17 +80,17 @@ impl Summary<'_> {
 
     fn headers(&self) -> Vec<(HeaderName, HeaderValue)> {
         let record = self.turn.record();
-        let mut timing = String::with_capacity(96);
+        let mut timing = Vec::with_capacity(96);
         for (i, round) in record.rounds.iter().enumerate() {
             if let Some(ended) = round.ended {
-                let took = millis(ended.saturating_sub(round.asked));
-                // Writing to a String cannot fail.
-                let _ = std::fmt::Write::write_fmt(&mut timing, format_args!("round{};dur={took}, ", i + 1));
+                // Writing to a Vec cannot fail.
+                let _ = write!(timing, "round{}", i + 1);
+                duration(&mut timing, b";dur=", ended.saturating_sub(round.asked));
+                timing.extend_from_slice(b", ");
             }
         }
-        let (tools, overhead) = (millis(record.tool_time()), millis(record.overhead(self.total)));
-        let rest = format_args!("tools;dur={tools}, overhead;dur={overhead}");
-        let _ = std::fmt::Write::write_fmt(&mut timing, rest);
+        duration(&mut timing, b"tools;dur=", record.tool_time());
+        duration(&mut timing, b", overhead;dur=", record.overhead(self.total));
         let mut headers = Vec::with_capacity(5);
         if self.turn.usage().is_partial() {
             headers.push((USAGE, HeaderValue::from_static("partial")));

@@ -180,7 +180,7 @@ impl Watching {
             error: error.map(|error| text(&error.message)),
         });
         let news = News::of(turn, told.client_gone, &self.plan, &self.tries, self.since);
-        self.watch.close(|progress| news.write(self.again, progress), end, content);
+        self.watch.end(|progress| news.write(self.again, progress), end, content);
     }
 }
 
@@ -198,11 +198,12 @@ pub(super) struct Told {
 #[derive(Debug)]
 pub struct Passed {
     watch: Watch,
-    progress: Progress,
     asked: Option<Asked>,
     /// Of what was said; `None`: nothing of it is kept.
     redact: Option<Arc<Redact>>,
     since: Instant,
+    /// When the first of the answer was there, in milliseconds after `since`.
+    first: Option<f64>,
 }
 
 impl Passed {
@@ -226,11 +227,11 @@ impl Passed {
         let asked = millis(of.since.elapsed());
         let mut progress = progress(turn.decision);
         progress.rounds.push(Round { asked, ..Round::default() });
-        let mut watch = runs.begin(about, progress.clone());
+        let mut watch = runs.begin(about, progress);
         let redact = parts.runs_content.then(|| parts.redact.clone());
         let hold = |redact: &Arc<Redact>| Asked { round: 1, attempt: 0, body: watch.hold(body, redact) };
         let asked = redact.as_ref().map(hold);
-        Some(Box::new(Self { watch, progress, asked, redact, since: of.since }))
+        Some(Box::new(Self { watch, asked, redact, since: of.since, first: None }))
     }
 
     /// Whether what was said is kept.
@@ -241,43 +242,39 @@ impl Passed {
     /// The upstream failed and is asked again.
     pub(super) fn asked_again(&mut self, why: &'static str) {
         let at = millis(self.since.elapsed());
-        if let Some(round) = self.progress.rounds.last_mut() {
-            round.again.push(Again { at, why });
-        }
-        self.watch.update(self.progress.clone());
+        self.watch.change(|progress| {
+            if let Some(round) = progress.rounds.last_mut() {
+                round.again.push(Again { at, why });
+            }
+        });
     }
 
     /// The upstream does not take `parallel_tool_calls`.
     pub(super) fn decided(&mut self, decision: Decision) {
-        self.progress.parallel = decision.to_string();
-        self.progress.because = decision.reason.sentence();
-    }
-
-    /// The first of the answer is there, and more to come.
-    pub(super) fn answered(&mut self) {
-        self.first();
-        self.watch.update(self.progress.clone());
+        self.watch.change(|progress| {
+            decision.text().clone_into(&mut progress.parallel);
+            progress.because = decision.reason.sentence();
+        });
     }
 
     /// The first of the answer is there.
-    pub(super) fn first(&mut self) {
-        if let Some(round) = self.progress.rounds.last_mut() {
-            round.first = Some(millis(self.since.elapsed()));
-        }
+    pub(super) fn answered(&mut self) {
+        let first = millis(self.since.elapsed());
+        self.first = Some(first);
+        self.watch.change(|progress| {
+            if let Some(round) = progress.rounds.last_mut() {
+                round.first = Some(first);
+            }
+        });
     }
 
     /// It is over.
-    pub(super) fn end(mut self, over: Over<'_>) {
+    pub(super) fn end(self, over: Over<'_>) {
         let Over { outcome, tokens, status, cost, said } = over;
         let total = millis(self.since.elapsed());
-        self.progress.client_gone = outcome == "client_gone";
-        let first = self.progress.rounds.last().and_then(|round| round.first);
-        if let Some(round) = self.progress.rounds.last_mut() {
-            (round.ended, round.tokens) = (Some(total), tokens);
-        }
         let end = End {
             total,
-            first,
+            first: self.first,
             outcome,
             status,
             tokens: tokens.unwrap_or_default(),
@@ -293,7 +290,13 @@ impl Passed {
             answer: (!said.is_empty()).then(|| heard::kept(said, most, &redact)),
             ..Content::default()
         });
-        self.watch.end(self.progress, end, content);
+        let last = |progress: &mut Progress| {
+            progress.client_gone = outcome == "client_gone";
+            if let Some(round) = progress.rounds.last_mut() {
+                (round.ended, round.tokens) = (Some(total), tokens);
+            }
+        };
+        self.watch.end(last, end, content);
     }
 }
 

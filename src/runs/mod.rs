@@ -240,11 +240,6 @@ impl Watch {
         self.runs.text
     }
 
-    /// Something is new.
-    pub fn update(&self, progress: Progress) {
-        self.change(|known| *known = progress);
-    }
-
     /// Something is new: `change` writes it in its place.
     pub fn change(&self, change: impl FnOnce(&mut Progress)) {
         change(&mut self.running.progress());
@@ -261,13 +256,8 @@ impl Watch {
         })
     }
 
-    /// The run is over, and this is what happened.
-    pub fn end(self, progress: Progress, end: End, content: Option<Content>) {
-        self.close(|known| *known = progress, end, content);
-    }
-
     /// The run is over: `change` writes what is new in its place.
-    pub fn close(mut self, change: impl FnOnce(&mut Progress), end: End, content: Option<Content>) {
+    pub fn end(mut self, change: impl FnOnce(&mut Progress), end: End, content: Option<Content>) {
         change(&mut self.running.progress());
         self.ended = true;
         self.runs.keep(self.number, &self.running, end, content);

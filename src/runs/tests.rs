@@ -27,7 +27,7 @@ pub(crate) fn begin(runs: &Arc<Runs>, id: &str) -> Watch {
 fn end(watch: Watch, said: usize) {
     let content =
         Content { answer: Some(Text { text: "x".repeat(said), bytes: said }), ..Content::default() };
-    watch.end(Progress::default(), End { outcome: "ok", ..End::default() }, Some(content));
+    watch.end(|_| {}, End { outcome: "ok", ..End::default() }, Some(content));
 }
 
 fn ids(runs: &Runs) -> Vec<String> {
@@ -88,7 +88,7 @@ async fn a_slow_watcher_loses_updates_and_nobody_waits_for_it() {
     let mut slow = runs.follow().unwrap();
     let watch = begin(&runs, "1");
     for _ in 0..EVENTS + 10 {
-        watch.update(Progress::default());
+        watch.change(|_| {});
     }
     assert!(matches!(slow.recv().await, Err(broadcast::error::RecvError::Lagged(11))));
     assert!(slow.recv().await.unwrap().get().contains("\"id\":\"1\""));

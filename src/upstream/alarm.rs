@@ -3,7 +3,9 @@
 //! Setting a timer costs more than looking at one: it stays set while what it waits for comes later than before, and
 //! is set anew when it rings too early.
 
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
@@ -20,13 +22,18 @@ impl Alarm {
 
     /// Returns once it is this time. May be dropped and asked again, for another time too.
     pub async fn until(&mut self, at: Instant) {
+        poll_fn(|cx| self.poll_until(cx, at)).await;
+    }
+
+    /// Ready once it is this time.
+    pub fn poll_until(&mut self, cx: &mut Context<'_>, at: Instant) -> Poll<()> {
         loop {
             if at < self.0.deadline() || self.0.is_elapsed() {
                 self.0.as_mut().reset(at);
             }
-            self.0.as_mut().await;
+            ready!(self.0.as_mut().poll(cx));
             if at <= self.0.deadline() {
-                return;
+                return Poll::Ready(());
             }
         }
     }

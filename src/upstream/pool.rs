@@ -195,14 +195,6 @@ struct Lease {
     free: Weak<Shared>,
 }
 
-impl Lease {
-    fn give_back(self) {
-        if let Some(free) = self.free.upgrade() {
-            free.put(self.sender);
-        }
-    }
-}
-
 /// The body of an answer. At its end its connection is free again; dropped before, the connection is closed,
 /// unless hyper has the rest of the body already.
 pub struct Received {
@@ -224,10 +216,16 @@ impl Received {
     }
 
     fn look_for_the_end(&mut self) {
-        if self.body.is_end_stream()
-            && let Some(lease) = self.lease.take()
+        if self.body.is_end_stream() {
+            self.give_back();
+        }
+    }
+
+    fn give_back(&mut self) {
+        if let Some(Lease { sender, free }) = self.lease.take()
+            && let Some(free) = free.upgrade()
         {
-            lease.give_back();
+            free.put(sender);
         }
     }
 }
@@ -244,11 +242,7 @@ impl http_body::Body for Received {
         match &frame {
             Some(Ok(_)) => self.look_for_the_end(),
             Some(Err(_)) => self.lease = None,
-            None => {
-                if let Some(lease) = self.lease.take() {
-                    lease.give_back();
-                }
-            }
+            None => self.give_back(),
         }
         Poll::Ready(frame)
     }
@@ -264,9 +258,7 @@ impl http_body::Body for Received {
 
 impl Drop for Received {
     fn drop(&mut self) {
-        if let Some(lease) = self.lease.take() {
-            lease.give_back();
-        }
+        self.give_back();
     }
 }
 
