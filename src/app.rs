@@ -44,7 +44,7 @@ use crate::team::fair::Queue;
 use crate::team::{Defaults, Teams};
 use crate::telemetry::redact::Redact;
 use crate::telemetry::traces::{Tracer, Wrong, resolve};
-use crate::telemetry::{Telemetry, metrics};
+use crate::telemetry::{Telemetry, log, metrics};
 use crate::tools::{Catalog, Standing};
 use crate::units::Secret;
 use crate::upstream::{Routes, Setup, State, Upstream};
@@ -328,6 +328,7 @@ impl App {
                     () = stop.cancelled() => return,
                 }
                 keeper.telemetry.upkeep();
+                keeper.telemetry.counter(metrics::LOG_LINES_LOST, &[]).absolute(log::lost());
                 // Looking at an upstream tells the metric that its rest is over.
                 snapshot.load().routes.upstreams().for_each(|upstream| _ = upstream.standing());
                 keeper.store.sweep();

@@ -345,6 +345,19 @@ async fn a_killed_turn_leaves_nothing_behind_at_the_upstream() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_nobody_reads_stops_no_answer() {
+    let lab = Lab::start().await;
+    quick(&lab, "unread");
+    let process = Process::start(&config(&lab, "")).await;
+    process.leave_unread();
+    // Each leaves a line of more than 300 bytes; a pipe takes 64 KiB.
+    for _ in 0..400 {
+        let got = ask(&process, "unread").await.unwrap();
+        assert!(got.body.contains("fine"), "{}", got.body);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_admin_side_answers_on_its_own_port_only() {
     let lab = Lab::start().await;
     let process = Process::start(&config(&lab, "")).await;

@@ -16,7 +16,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Exit {
-    log::start("warn,fanfold=info", None);
+    let _log = log::start("warn,fanfold=info", None);
     let flags = arguments.overrides.flags();
     let runtime = match multi_thread() {
         Ok(runtime) => runtime,

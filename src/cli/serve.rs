@@ -28,7 +28,7 @@ pub(super) fn run(path: Option<&Path>, arguments: &Arguments) -> Exit {
         Err(exit) => return exit,
     };
     out::report(&loaded.render_warnings(out::coloured()));
-    log::start(&loaded.file.log.level, loaded.file.log.json);
+    let _log = log::start(&loaded.file.log.level, loaded.file.log.json);
     let origin = Origin { path: path.map(Path::to_owned), flags, watched: loaded.watched() };
     let runtime = match multi_thread() {
         Ok(runtime) => runtime,

@@ -97,6 +97,7 @@ table! {
     TOOLS_WAITING "fanfold_tools_waiting" Kind::Gauge, "server", "Tools of a pinned server that are new or have changed and wait to be accepted.";
     SPANS_EXPORTED "fanfold_spans_exported_total" Kind::Counter, "", "Spans that the collector took; only there with `traces`.";
     SPANS_DROPPED "fanfold_spans_dropped_total" Kind::Counter, "reason", "Spans that did not reach the collector: no room for them (full), refused, unreachable, or stopped before they were sent.";
+    LOG_LINES_LOST "fanfold_log_lines_lost_total" Kind::Counter, "", "Log lines that were lost because nobody read standard error.";
     RELOAD_SUCCESS "fanfold_config_reload_success" Kind::Gauge, "", "Whether the last reading of the configuration succeeded (1) or not (0).";
     BUILD_INFO "fanfold_build_info" Kind::Gauge, "version", "Always 1; the label tells the version.";
 }
@@ -183,7 +184,7 @@ impl Telemetry {
         telemetry.gauge(BUILD_INFO, &[("version", env!("CARGO_PKG_VERSION").into())]).set(1.0);
         telemetry.gauge(RELOAD_SUCCESS, &[]).set(1.0);
         telemetry.gauge(STORE_UP, &[]).set(1.0);
-        for name in [MIXED_REPLIES, DISCONNECTS, CLIENT_RETRIES] {
+        for name in [MIXED_REPLIES, DISCONNECTS, CLIENT_RETRIES, LOG_LINES_LOST] {
             telemetry.counter(name, &[]).absolute(0);
         }
         for gauge in [

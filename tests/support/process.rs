@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::gateway::soon;
@@ -24,6 +25,7 @@ pub struct Process {
     child: Child,
     log: Arc<Mutex<String>>,
     grown: watch::Receiver<usize>,
+    unread: CancellationToken,
     _reading: TaskTracker,
 }
 
@@ -80,10 +82,17 @@ impl Process {
         let log = Arc::new(Mutex::new(String::new()));
         let (growing, grown) = watch::channel(0);
         let reading = TaskTracker::new();
-        let into = log.clone();
+        let (into, unread) = (log.clone(), CancellationToken::new());
+        let end = unread.clone();
         reading.spawn(async move {
             let mut lines = BufReader::new(stderr).lines();
-            while let Ok(Some(line)) = lines.next_line().await {
+            loop {
+                let line = tokio::select! {
+                    line = lines.next_line() => line,
+                    // The pipe stays open, as that of a reader that hangs.
+                    () = end.cancelled() => std::future::pending().await,
+                };
+                let Ok(Some(line)) = line else { return };
                 let mut log = into.lock().unwrap_or_else(PoisonError::into_inner);
                 log.push_str(&line);
                 log.push('\n');
@@ -91,7 +100,8 @@ impl Process {
             }
         });
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 1));
-        let mut me = Self { proxy: nowhere, admin: nowhere, folder, child, log, grown, _reading: reading };
+        let mut me =
+            Self { proxy: nowhere, admin: nowhere, folder, child, log, grown, unread, _reading: reading };
         me.logged("fanfold serves").await;
         let log = me.log();
         let line = log.lines().find(|line| line.contains("fanfold serves")).expect("the line");
@@ -107,6 +117,11 @@ impl Process {
     /// Everything it wrote to its log so far.
     pub fn log(&self) -> String {
         self.log.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Reads its log no more.
+    pub fn leave_unread(&self) {
+        self.unread.cancel();
     }
 
     /// Waits until the log contains a text.
