@@ -237,7 +237,8 @@ impl Driver {
                 break finish;
             }
         };
-        self.end(finish).await
+        // Boxed: no turn has to have room for its end while it goes on.
+        Box::pin(self.end(finish)).await
     }
 
     fn now(&self) -> Duration {

@@ -81,6 +81,18 @@ pub fn to_upstream(headers: &HeaderMap, id: &HeaderValue, whole: bool) -> Header
     kept
 }
 
+/// The same headers in memory of their own. Values as they were read share the connection's whole buffer.
+#[must_use]
+pub fn apart(mut headers: HeaderMap) -> HeaderMap {
+    for value in headers.values_mut() {
+        if let Ok(mut apart) = HeaderValue::from_bytes(value.as_bytes()) {
+            apart.set_sensitive(value.is_sensitive());
+            *value = apart;
+        }
+    }
+    headers
+}
+
 /// The end-to-end headers among these that `wanted` takes; with room for a few more.
 fn kept(headers: &HeaderMap, wanted: impl Fn(&HeaderName) -> bool) -> HeaderMap {
     const ROOM: usize = 6;
@@ -102,6 +114,23 @@ fn named_by_connection(headers: &HeaderMap) -> Vec<HeaderName> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn headers_apart_are_the_same_and_share_no_memory() {
+        let buffer = bytes::Bytes::from_static(b"some value of a head that was read");
+        let mut headers = HeaderMap::new();
+        for at in [0..4, 5..10] {
+            let value = HeaderValue::from_maybe_shared(buffer.slice(at)).unwrap();
+            headers.append("x-a", value);
+        }
+        headers.get_mut("x-a").unwrap().set_sensitive(true);
+        let apart = apart(headers.clone());
+        assert_eq!(apart, headers);
+        for (one, other) in apart.values().zip(headers.values()) {
+            assert_ne!(one.as_bytes().as_ptr(), other.as_bytes().as_ptr());
+            assert_eq!(one.is_sensitive(), other.is_sensitive());
+        }
+    }
 
     #[test]
     fn of_an_answers_headers_all_lines_go_on_that_are_not_of_one_hop_or_ours() {

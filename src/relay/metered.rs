@@ -30,7 +30,7 @@ use crate::wire::usage::Tokens;
 const LOOKED_THROUGH: usize = 64 * 1024;
 /// The same of a chat's stream, whose last events are small, unless what was said is kept for the inspector. A
 /// thousand streams hold this a thousand times, and up to twice as much.
-const OF_A_CHAT: usize = 8 * 1024;
+const OF_A_CHAT: usize = 4 * 1024;
 
 /// How far before it a piece that is forgotten may end sooner, at the end of a line.
 const NEAR: usize = 1024;

@@ -24,6 +24,9 @@ const FREE: Duration = Duration::from_secs(5);
 /// The most that is set aside on the word of a `content-length`.
 const AHEAD: usize = 256 * 1024;
 
+/// Bodies of so many bytes are copied out of what the connection read.
+const SMALL: usize = 4 * 1024;
+
 /// What one body may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bounds {
@@ -171,7 +174,8 @@ impl Error for BodyError {}
 
 /// Reads the whole body that belongs to `headers`.
 ///
-/// A body that comes in one piece is handed on without a copy.
+/// A body that comes in one piece is handed on without a copy, unless it is small: it would keep the whole
+/// buffer that the connection reads into as long as its answer takes.
 pub async fn read<B>(
     headers: &HeaderMap,
     mut body: B,
@@ -279,6 +283,7 @@ impl Parts {
     fn whole(self) -> Bytes {
         match self {
             Self::Empty => Bytes::new(),
+            Self::One(bytes) if bytes.len() <= SMALL => Bytes::copy_from_slice(&bytes),
             Self::One(bytes) => bytes,
             Self::Joined(bytes) => bytes.freeze(),
         }
@@ -315,17 +320,21 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_piece_is_not_copied_and_several_are_joined() {
-        let budget = InFlightBudget::new(1000);
-        let piece = Bytes::from(vec![b'a'; 300]);
-        let one = read_slowly(length("300"), vec![(0, piece.clone())], &budget).await.unwrap();
+    async fn one_large_piece_is_not_copied_and_several_are_joined() {
+        let budget = InFlightBudget::new(20_000);
+        let small = Bytes::from_static(b"small");
+        let read = read_slowly(length("5"), vec![(0, small.clone())], &budget).await.unwrap();
+        assert_eq!((&*read, read.as_ptr() == small.as_ptr()), (&small, false));
+        drop(read);
+        let piece = Bytes::from(vec![b'a'; 5000]);
+        let one = read_slowly(length("5000"), vec![(0, piece.clone())], &budget).await.unwrap();
         assert_eq!(one.as_ptr(), piece.as_ptr());
         let two = vec![(0, piece.clone()), (0, Bytes::new()), (0, piece)];
         let two = read_slowly(HeaderMap::new(), two, &budget).await.unwrap();
-        assert_eq!((two.len(), budget.used()), (600, 900));
+        assert_eq!((two.len(), budget.used()), (10_000, 15_000));
         let (bytes, reservation) = two.into_parts();
         drop((one, bytes));
-        assert_eq!(budget.used(), 600, "the share lives as long as its reservation");
+        assert_eq!(budget.used(), 10_000, "the share lives as long as its reservation");
         drop(reservation);
         assert_eq!(budget.used(), 0);
     }

@@ -143,13 +143,15 @@ where
             let handler = Arc::clone(&shared.handler);
             let unreadable = Unreadable::new(activity, move || handler.headers(&HeaderMap::new()));
             let io = TokioIo::new(Observed::new(transport, Observer::Bytes(unreadable)));
-            let connection = http1::Builder::new()
-                .timer(TokioTimer::new())
-                // One timer for idle connections and slow heads would be hyper's; ours are two.
-                .header_read_timeout(None)
-                .max_header_size(HEAD_BYTES)
-                .max_buf_size(bounds.buffer.max(HEAD_BYTES))
-                .serve_connection(io, service);
+            let connection = pin!(
+                http1::Builder::new()
+                    .timer(TokioTimer::new())
+                    // One timer for idle connections and slow heads would be hyper's; ours are two.
+                    .header_read_timeout(None)
+                    .max_header_size(HEAD_BYTES)
+                    .max_buf_size(bounds.buffer.max(HEAD_BYTES))
+                    .serve_connection(io, service)
+            );
             watch.drive(connection).await
         }
         Protocol::Http2 => {
@@ -157,19 +159,22 @@ where
             let cut = CancellationToken::new();
             let _cut_streams = cut.clone().drop_guard();
             let executor = Streams { tasks: shared.tasks.clone(), cut, stall: bounds.stall };
-            let connection = http2::Builder::new(executor)
-                .timer(TokioTimer::new())
-                .max_concurrent_streams(STREAMS)
-                .initial_stream_window_size(STREAM_WINDOW)
-                .initial_connection_window_size(WINDOW)
-                .max_header_list_size(u32::try_from(HEAD_BYTES).unwrap_or(u32::MAX))
-                .max_pending_accept_reset_streams(RESETS)
-                .max_local_error_reset_streams(RESETS)
-                .max_send_buf_size(bounds.buffer)
-                .keep_alive_interval(PING_EVERY)
-                .keep_alive_timeout(PING_EVERY)
-                .serve_connection(io, service);
-            watch.drive(connection).await
+            // Boxed: connections of the other kind need not have room for it.
+            let mut connection = Box::pin(
+                http2::Builder::new(executor)
+                    .timer(TokioTimer::new())
+                    .max_concurrent_streams(STREAMS)
+                    .initial_stream_window_size(STREAM_WINDOW)
+                    .initial_connection_window_size(WINDOW)
+                    .max_header_list_size(u32::try_from(HEAD_BYTES).unwrap_or(u32::MAX))
+                    .max_pending_accept_reset_streams(RESETS)
+                    .max_local_error_reset_streams(RESETS)
+                    .max_send_buf_size(bounds.buffer)
+                    .keep_alive_interval(PING_EVERY)
+                    .keep_alive_timeout(PING_EVERY)
+                    .serve_connection(io, service),
+            );
+            watch.drive(connection.as_mut()).await
         }
     };
     if let Err(error) = result {
@@ -281,8 +286,7 @@ impl Watch {
         Self { activity, leaving, gone: CancellationToken::new(), patience, drain }
     }
 
-    async fn drive(self, connection: impl Connection) -> hyper::Result<()> {
-        let mut connection = pin!(connection);
+    async fn drive(self, mut connection: Pin<&mut impl Connection>) -> hyper::Result<()> {
         let mut timer = pin!(time::sleep(Duration::ZERO));
         let (mut draining, mut end) = (false, None);
         loop {

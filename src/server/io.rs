@@ -171,14 +171,21 @@ fn protocol_of(start: &[u8]) -> Option<Protocol> {
 impl AsyncRead for Socket {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let me = self.get_mut();
-        if !me.replay.is_empty() {
-            let taken = me.replay.len().min(into.remaining());
-            into.put_slice(&me.replay[..taken]);
-            me.replay.advance(taken);
+        let replayed = me.replay.len().min(into.remaining());
+        if replayed > 0 {
+            into.put_slice(&me.replay[..replayed]);
+            me.replay.advance(replayed);
+        }
+        if replayed > 0 && into.remaining() == 0 {
             return Poll::Ready(Ok(()));
         }
         loop {
-            ready!(me.stream.poll_read_ready(cx))?;
+            let readable = me.stream.poll_read_ready(cx);
+            // What was sniffed comes with what follows it: a reader that gets it alone makes more room than it needs.
+            if replayed > 0 && !matches!(readable, Poll::Ready(Ok(()))) {
+                return Poll::Ready(Ok(()));
+            }
+            ready!(readable)?;
             let (room, mut drained) = (into.remaining(), false);
             // Less than there was room for is all there was: the runtime is told so, as after a read that
             // would block, and the next look at the socket costs no system call.
@@ -191,7 +198,7 @@ impl AsyncRead for Socket {
             });
             match read {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock && !drained => {}
-                Err(e) if !drained => return Poll::Ready(Err(e)),
+                Err(e) if !drained && replayed == 0 => return Poll::Ready(Err(e)),
                 Ok(_) | Err(_) => return Poll::Ready(Ok(())),
             }
         }
@@ -390,9 +397,17 @@ mod tests {
         };
         let (protocol, ()) = tokio::join!(socket.sniff(), write);
         assert_eq!(protocol.unwrap(), Protocol::Http1);
-        let mut all = [0; 16];
-        socket.read_exact(&mut all).await.unwrap();
-        assert_eq!(&all, b"PRI * HTTP/1.1\r\n");
+        client.try_write(b"host: x\r\n").unwrap();
+        socket.stream.readable().await.unwrap();
+        let mut first = [0; 4];
+        socket.read_exact(&mut first).await.unwrap();
+        assert_eq!(&first, b"PRI ");
+        // The rest of it and what came after it are one read.
+        let mut rest = [0; 64];
+        let read = socket.read(&mut rest).await.unwrap();
+        assert_eq!(&rest[..read], b"* HTTP/1.1\r\nhost: x\r\n");
+        drop(client);
+        assert_eq!(socket.read(&mut rest).await.unwrap(), 0);
     }
 
     #[tokio::test]

@@ -150,6 +150,7 @@ impl Proxy {
                 // The key names the client's request, not the several a turn makes of it: an upstream
                 // that honours it would answer every round like the first.
                 headers.remove("idempotency-key");
+                let headers = headers::apart(headers);
                 let run = match course(&asked, &parts.headers, &body, &plan).await? {
                     Course::Run(run) => run,
                     Course::Answered(response) => {
