@@ -24,7 +24,7 @@ use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
 use http_body_util::combinators::UnsyncBoxBody;
 use tokio::sync::Notify;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 /// Any error of a body.
 pub type BoxError = Box<dyn Error + Send + Sync>;
@@ -109,7 +109,7 @@ impl http_body::Body for Body {
 pub fn channel(capacity: usize) -> (Sender, Receiver) {
     let shared = Arc::new(Shared {
         capacity,
-        state: Mutex::new(State { pending: Pending::Empty, end: End::Open, reader: None }),
+        state: Mutex::new(State { pending: Pending::Empty, end: End::Open, unread: false, reader: None }),
         room: Notify::new(),
         closed: CancellationToken::new(),
     });
@@ -130,6 +130,8 @@ struct Shared {
 struct State {
     pending: Pending,
     end: End,
+    /// The reader is gone.
+    unread: bool,
     reader: Option<Waker>,
 }
 
@@ -242,13 +244,13 @@ impl Sender {
     /// Writes a piece, whole or not at all. An empty pipe takes a piece of any size.
     pub fn try_send(&self, piece: impl Into<Bytes>) -> Result<(), SendError> {
         let piece = piece.into();
-        if self.is_closed() {
+        let mut state = self.shared.state();
+        if state.unread {
             return Err(SendError::Closed);
         }
         if piece.is_empty() {
             return Ok(());
         }
-        let mut state = self.shared.state();
         if !self.shared.fits(&state, piece.len()) {
             return Err(SendError::Full(piece));
         }
@@ -279,11 +281,14 @@ impl Sender {
         loop {
             // Made before looking, so a reader that takes something in between is not missed.
             let room = self.shared.room.notified();
-            if self.is_closed() {
-                return Err(Closed);
-            }
-            if self.shared.fits(&self.shared.state(), len) {
-                return Ok(());
+            {
+                let state = self.shared.state();
+                if state.unread {
+                    return Err(Closed);
+                }
+                if self.shared.fits(&state, len) {
+                    return Ok(());
+                }
             }
             tokio::select! {
                 () = room => {}
@@ -292,15 +297,15 @@ impl Sender {
         }
     }
 
-    /// Returns once nobody reads any more.
-    pub async fn closed(&self) {
-        self.shared.closed.cancelled().await;
-    }
-
     /// Nobody reads any more.
     #[must_use]
     pub fn is_closed(&self) -> bool {
-        self.shared.closed.is_cancelled()
+        self.shared.state().unread
+    }
+
+    /// Ready once nobody reads any more.
+    pub fn closed(&self) -> WaitForCancellationFutureOwned {
+        self.shared.closed.clone().cancelled_owned()
     }
 
     /// Bytes that hyper has not taken yet.
@@ -371,12 +376,15 @@ impl Receiver {
 
 impl Drop for Receiver {
     fn drop(&mut self) {
+        self.shared.state().unread = true;
         self.shared.closed.cancel();
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+
     use super::*;
     use futures_util::FutureExt;
     use http_body::Body as _;
@@ -432,7 +440,7 @@ mod tests {
     async fn the_writer_learns_that_nobody_reads() {
         let (sender, receiver) = channel(4);
         sender.try_send("full").unwrap();
-        let (mut ready, mut closed) = (Box::pin(sender.ready(1)), Box::pin(sender.closed()));
+        let (mut ready, mut closed) = (Box::pin(sender.ready(1)), pin!(sender.closed()));
         assert_eq!(ready.as_mut().now_or_never(), None);
         assert_eq!(closed.as_mut().now_or_never(), None);
         drop(Body::Stream(receiver));

@@ -57,6 +57,8 @@ use crate::wire::usage::Tokens;
 
 /// News of calls that got their slots or go on; a call waits with its start while the turn is behind.
 const NEWS: usize = 64;
+/// So often a turn listens to its upstream alone, if that always has something to say.
+const HEARD_IN_A_ROW: u8 = 16;
 
 /// What turns need of the process; shared.
 #[derive(Debug, Clone)]
@@ -152,6 +154,7 @@ pub(super) struct Driver {
     ids: HashMap<tokio::task::Id, RunId>,
     /// Inputs that calls give while they run.
     news: (mpsc::Sender<Input>, mpsc::Receiver<Input>),
+    heard_in_a_row: u8,
     first_shown: Option<Duration>,
     audience: Audience,
     /// How the last ask failed.
@@ -203,6 +206,7 @@ impl Driver {
             stops: HashMap::new(),
             ids: HashMap::new(),
             news: mpsc::channel(NEWS),
+            heard_in_a_row: 0,
             first_shown: None,
             audience: Audience::Client,
             failed: None,
@@ -277,19 +281,28 @@ impl Driver {
         let rings = if comments { Event::Comment } else { Event::Input(Input::Tick) };
         let may_read = !self.sink.is_full() || !there;
         let joined = self.run.as_deref().filter(|_| self.audience == Audience::Joined);
+        // Only calls that run give inputs.
+        let calls = !self.calls.is_empty();
+        // While much is heard the rest is looked at now and then: looking costs more than hearing.
+        let others = self.heard_in_a_row >= HEARD_IN_A_ROW;
+        self.heard_in_a_row += 1;
         let event = tokio::select! {
-            (ask, heard) = heard(&mut self.reply, pieces), if may_read => Event::Heard(ask, heard),
-            Some(ended) = self.calls.join_next_with_id() => Event::Ended(ended),
+            biased;
+            (ask, heard) = heard(&mut self.reply, pieces), if may_read && !others => {
+                return self.heard(ask, heard, pieces, actions);
+            }
+            Some(ended) = self.calls.join_next_with_id(), if calls => Event::Ended(ended),
+            Some(news) = self.news.1.recv(), if calls => Event::Input(news),
             (round, charged) = charged(&mut self.charging) => Event::Charged(round, charged),
-            Some(news) = self.news.1.recv() => Event::Input(news),
             () = &mut self.client_leaves, if there => Event::Gone,
             wait = self.sink.wait(), if there => if wait == Wait::Gone { Event::Gone } else { Event::Room },
             () = deserted(joined) => Event::Gone,
             () = self.alarm.until(next), if due.is_some() => rings,
             () = &mut self.process_ends => Event::Input(Input::Shutdown),
+            () = std::future::ready(()), if others => Event::Nothing,
         };
+        self.heard_in_a_row = 0;
         match event {
-            Event::Heard(ask, heard) => return self.heard(ask, heard, pieces, actions),
             Event::Ended(ended) => {
                 self.call_ended(ended, actions);
                 self.news();
@@ -304,7 +317,7 @@ impl Driver {
             }
             Event::Gone => self.client_left(actions),
             Event::Comment => self.sink.comment(),
-            Event::Room => {}
+            Event::Room | Event::Nothing => {}
         }
         None
     }
@@ -487,13 +500,13 @@ impl Driver {
 
 /// What a turn waits for.
 enum Event {
-    Heard(u32, Heard),
     Ended(Ended),
     Input(Input),
     Charged(u32, Charged),
     Gone,
     Comment,
     Room,
+    Nothing,
 }
 
 async fn deserted(run: Option<&Arc<LedgerRun>>) {

@@ -3,6 +3,7 @@
 //! Both take the same parts, so both say the same. The head of the response is decided as late as
 //! the client allows: a stream's when its first content is there, an object's when it is complete.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
+use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::body::{Body, SendError, Sender, channel};
 use super::chat::{Envelope, Fallback, Folding};
@@ -78,6 +80,8 @@ pub(super) struct Sink {
     /// What the pipe had no room for.
     waiting: Option<Bytes>,
     sender: Option<Sender>,
+    /// Nobody reads what is sent any more.
+    unread: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     envelope: Option<Envelope>,
     folding: Folding,
     /// So many parts may come together.
@@ -97,6 +101,7 @@ impl Sink {
             out: Vec::new(),
             waiting: None,
             sender: None,
+            unread: None,
             envelope: None,
             folding: Folding::default(),
             expected: 0,
@@ -115,6 +120,7 @@ impl Sink {
     pub(super) fn go_on_alone(&mut self) {
         self.alone = true;
         self.waiting = None;
+        self.unread = None;
         self.sender = None;
     }
 
@@ -206,7 +212,10 @@ impl Sink {
         if let Some(run) = &self.run {
             run.tape.begin(response.status(), response.headers());
         }
-        self.sender = Some(sender).filter(|_| !self.alone);
+        if !self.alone {
+            self.unread = Some(Box::pin(sender.closed()));
+            self.sender = Some(sender);
+        }
         answer.send(response).map_err(|_| Gone)
     }
 
@@ -231,20 +240,20 @@ impl Sink {
         if self.alone {
             return std::future::pending().await;
         }
-        match (&mut self.answer, &self.sender, &self.waiting) {
-            (Some(answer), _, _) => {
+        match (&mut self.answer, &self.sender, &self.waiting, &mut self.unread) {
+            (Some(answer), _, _, _) => {
                 answer.closed().await;
                 Wait::Gone
             }
-            (None, Some(sender), Some(waiting)) => match sender.ready(waiting.len()).await {
+            (None, Some(sender), Some(waiting), _) => match sender.ready(waiting.len()).await {
                 Ok(()) => Wait::Room,
                 Err(_) => Wait::Gone,
             },
-            (None, Some(sender), None) => {
-                sender.closed().await;
+            (None, Some(_), None, Some(unread)) => {
+                unread.await;
                 Wait::Gone
             }
-            (None, None, _) => std::future::pending().await,
+            (None, _, _, _) => std::future::pending().await,
         }
     }
 
