@@ -29,6 +29,8 @@ const KEEP_ALIVE: &[u8] = b": keep-alive\n\n";
 const DONE: &[u8] = b"data: [DONE]\n\n";
 /// So much room is made at once for parts that come together, in bytes.
 const MOST_EXPECTED: usize = 64 * 1024;
+/// So much unused room may go with what is sent, in bytes.
+const MOST_UNUSED: usize = 16 * 1024;
 /// The bytes of text that a part usually has, or less.
 const USUAL_TEXT: usize = 16;
 
@@ -178,7 +180,12 @@ impl Sink {
             return Ok(true);
         }
         if !self.out.is_empty() {
-            let out = Bytes::from(std::mem::take(&mut self.out));
+            let mut out = std::mem::take(&mut self.out);
+            // It may have to wait for its client: much room that it does not need goes back.
+            if out.capacity() - out.len() > MOST_UNUSED {
+                out.shrink_to_fit();
+            }
+            let out = Bytes::from(out);
             self.silent_since = Instant::now();
             let opened = self.open();
             if let Some(run) = &self.run {

@@ -14,6 +14,8 @@ const REPEATED: [&str; 9] =
     ["type", "id", "name", "role", "format", "object", "status", "encoding", "signature_type"];
 /// The most elements of one array that are folded.
 const MOST_ELEMENTS: usize = 65_536;
+/// A text of so many bytes grows by a quarter: twice as much would be half empty, in every turn.
+const LONG_TEXT: usize = 16 * 1024;
 
 /// The inside of a JSON string, still escaped, that grows at its end.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -24,6 +26,10 @@ impl Text {
     pub fn push(&mut self, string: &Raw) {
         if string.kind() == Kind::String {
             let text = string.bytes();
+            let (present, more) = (self.0.len(), text.len() - 2);
+            if present >= LONG_TEXT && self.0.capacity() - present < more {
+                self.0.reserve_exact(more.max(present / 4));
+            }
             self.0.extend_from_slice(&text[1..text.len() - 1]);
         }
     }
@@ -286,6 +292,18 @@ mod tests {
         let mut text = Text::default();
         text.push(&Raw::trusted(r#""a\\ud83d \ud83d b \ud83d\ude00 \n""#.into()));
         assert_eq!(text.plain(), "a\\ud83d \u{FFFD} b 😀 \n");
+    }
+
+    #[test]
+    fn a_long_text_takes_little_more_room_than_it_needs() {
+        let piece = Raw::parse(format!("\"{}\"", "a".repeat(1000))).unwrap();
+        let mut text = Text::default();
+        for pieces in 1..=500 {
+            text.push(&piece);
+            assert_eq!(text.len(), pieces * 1000);
+            assert!(text.0.capacity() <= (text.len() + text.len() / 4).max(2 * LONG_TEXT) + 1000);
+        }
+        assert_eq!(text.plain(), "a".repeat(500_000));
     }
 
     #[test]
