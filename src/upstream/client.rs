@@ -42,9 +42,9 @@ pub type Sent = UnsyncBoxBody<Bytes, Box<dyn Error + Send + Sync>>;
 const IDLE: Duration = Duration::from_secs(50);
 /// The longest silence of a client that sends a body which is handed through.
 const UPLOAD_STALL: Duration = Duration::from_secs(30);
-/// The largest head of a response, and of what is read at once, in bytes: each piece that waits for a client who
-/// does not read keeps the buffer it was read into.
-const LARGEST_HEAD: usize = 32 * 1024;
+/// The largest head of a response, and the most that is read at once, in bytes: less would take more reads for
+/// what comes together.
+const LARGEST_HEAD: usize = 64 * 1024;
 
 /// Why an upstream cannot be used: a setting is wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
