@@ -19,8 +19,28 @@ pub struct Event {
 }
 
 /// How an event of one line begins and ends.
-const USUAL_START: &[u8] = b"data: ";
-const USUAL_END: &[u8] = b"\n\n";
+pub const USUAL_START: &[u8] = b"data: ";
+/// See [`USUAL_START`].
+pub const USUAL_END: &[u8] = b"\n\n";
+
+/// Takes the events of a stream.
+pub trait Take {
+    /// Takes an event that begins at `at` of a frame, if it is known by sight: it says `data: ` there, has one line
+    /// and ends with a blank one. Gives where it ends.
+    fn skim(&mut self, frame: &Bytes, at: usize) -> Option<usize> {
+        let _ = (frame, at);
+        None
+    }
+
+    /// Takes an event.
+    fn event(&mut self, event: Event);
+}
+
+impl Take for Vec<Event> {
+    fn event(&mut self, event: Event) {
+        self.push(event);
+    }
+}
 
 /// An event is larger than the bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,23 +90,30 @@ impl Decoder {
 
     /// Reads a frame; adds the events it completes to `events`.
     pub fn push(&mut self, frame: Bytes, events: &mut Vec<Event>) -> Result<(), TooLarge> {
-        self.read(frame, |event| events.push(event))
+        self.read(frame, events)
     }
 
-    /// Reads a frame; gives the events it completes, one after the other.
-    pub fn read(&mut self, frame: Bytes, mut take: impl FnMut(Event)) -> Result<(), TooLarge> {
+    /// Reads a frame; gives the events it completes, one after the other. After an error nothing of the frame counts.
+    pub fn read(&mut self, frame: Bytes, take: &mut impl Take) -> Result<(), TooLarge> {
         let mut at = 0;
         if self.after_cr && !frame.is_empty() {
             self.after_cr = false;
             at = usize::from(frame[0] == b'\n');
         }
         loop {
-            if let Some(data) = self.usual(&frame[at..]) {
-                self.check(data.len() + 1)?;
-                let data = at + data.start..at + data.end;
-                at = data.end + USUAL_END.len();
-                take(Event { named_error: false, data: frame.slice(data) });
-                continue;
+            if self.between() {
+                if let Some(end) = take.skim(&frame, at) {
+                    self.check(end - at - (USUAL_START.len() + USUAL_END.len()) + 1)?;
+                    at = end;
+                    continue;
+                }
+                if let Some(data) = usual(&frame[at..]) {
+                    self.check(data.len() + 1)?;
+                    let data = at + data.start..at + data.end;
+                    at = data.end + USUAL_END.len();
+                    take.event(Event { named_error: false, data: frame.slice(data) });
+                    continue;
+                }
             }
             let Some(length) = memchr::memchr2(b'\n', b'\r', &frame[at..]) else { break };
             let end = at + length;
@@ -100,12 +127,12 @@ impl Decoder {
                 }
             }
             if self.partial.is_empty() {
-                self.line(&frame, line, &mut take)?;
+                self.line(&frame, line, take)?;
             } else {
                 self.check(self.partial.len() + length)?;
                 self.partial.extend_from_slice(&frame[line]);
                 let whole = self.partial.split().freeze();
-                self.line(&whole, 0..whole.len(), &mut take)?;
+                self.line(&whole, 0..whole.len(), take)?;
             }
         }
         let rest = &frame[at..];
@@ -114,15 +141,9 @@ impl Decoder {
         Ok(())
     }
 
-    /// Where the data is of an event of one line that begins here and is whole, as nearly all are.
-    fn usual(&self, rest: &[u8]) -> Option<Range<usize>> {
-        let between = self.partial.is_empty() && self.lines.is_empty() && !self.fresh && !self.after_cr;
-        if !between || !rest.starts_with(USUAL_START) {
-            return None;
-        }
-        let start = USUAL_START.len();
-        let end = start + memchr::memchr2(b'\n', b'\r', &rest[start..])?;
-        rest[end..].starts_with(USUAL_END).then_some(start..end)
+    /// Nothing of an event was read yet.
+    fn between(&self) -> bool {
+        self.partial.is_empty() && self.lines.is_empty() && !self.fresh && !self.after_cr
     }
 
     /// The stream ended. What was not ended by a blank line is given all the same: whether it is
@@ -131,7 +152,7 @@ impl Decoder {
     pub fn finish(mut self) -> Option<Event> {
         let last = self.partial.split().freeze();
         // A line that has something in it ends no event.
-        if !last.is_empty() && self.line(&last, 0..last.len(), &mut |_| {}).is_err() {
+        if !last.is_empty() && self.line(&last, 0..last.len(), &mut Vec::new()).is_err() {
             return None;
         }
         self.lines.take()
@@ -143,18 +164,13 @@ impl Decoder {
     }
 
     /// Reads the line at `at` of a frame; only a value that is kept shares the frame's memory.
-    fn line(
-        &mut self,
-        frame: &Bytes,
-        mut at: Range<usize>,
-        take: &mut impl FnMut(Event),
-    ) -> Result<(), TooLarge> {
+    fn line(&mut self, frame: &Bytes, mut at: Range<usize>, take: &mut impl Take) -> Result<(), TooLarge> {
         if std::mem::take(&mut self.fresh) && frame[at.clone()].starts_with(b"\xef\xbb\xbf") {
             at.start += 3;
         }
         let line = &frame[at.clone()];
         if line.is_empty() {
-            self.lines.take().into_iter().for_each(take);
+            self.lines.take().into_iter().for_each(|event| take.event(event));
             return Ok(());
         }
         let (field, value) = match memchr::memchr(b':', line) {
@@ -175,6 +191,16 @@ impl Decoder {
         }
         Ok(())
     }
+}
+
+/// Where the data is of an event of one line that begins here and is whole, as nearly all are.
+fn usual(rest: &[u8]) -> Option<Range<usize>> {
+    if !rest.starts_with(USUAL_START) {
+        return None;
+    }
+    let start = USUAL_START.len();
+    let end = start + memchr::memchr2(b'\n', b'\r', &rest[start..])?;
+    rest[end..].starts_with(USUAL_END).then_some(start..end)
 }
 
 impl Lines {

@@ -32,8 +32,9 @@ const LAYERS: [(&str, u8); 21] = [
 ];
 
 /// Imports within a layer that are meant: who, and whom.
-const SIDEWAYS: [(&str, &str); 21] = [
+const SIDEWAYS: [(&str, &str); 22] = [
     ("wire", "units"),
+    ("wire", "sse"),
     ("telemetry", "trust"),
     ("upstream", "trust"),
     ("engine", "policy"),

@@ -11,12 +11,14 @@ use bytes::Bytes;
 use fanfold::engine::{Action, Input, Part, Show, Turn};
 use fanfold::policy::plan::{Circumstances, Habits, Plan, Rules, TurnPlan, plan};
 use fanfold::policy::settings::{InterimText, Limits, StrictParallel};
-use fanfold::sse::{Decoder, Event};
+use fanfold::sse::{Decoder, Event, USUAL_END, USUAL_START};
 use fanfold::wire::error::Said;
 use fanfold::wire::failure::{Failure, FailureKind};
-use fanfold::wire::repeat::Repeat;
+use fanfold::wire::raw::Raw;
+use fanfold::wire::repeat::{Known, Repeat};
 use fanfold::wire::reply::{Decoded, decode};
 use fanfold::wire::request::ChatRequest;
+use fanfold::wire::texts::Texts;
 use fanfold::wire::tool::{Effect, OnDisconnect, OwnedTool};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
@@ -174,6 +176,7 @@ fn message(script: &Script) -> Value {
         Step::Head(_)
         | Step::Events(_)
         | Step::Send(_)
+        | Step::Flood(_)
         | Step::Hex(_)
         | Step::Raw(_)
         | Step::WaitMs(_)
@@ -255,7 +258,7 @@ fn bytes(script: &Script) -> Vec<u8> {
                     bytes.extend_from_slice(format!("data: {data}\n\n").as_bytes());
                 }
             }
-            Step::Send(text) => bytes.extend_from_slice(text.as_bytes()),
+            Step::Send(text) | Step::Flood(text) => bytes.extend_from_slice(text.as_bytes()),
             Step::Hex(digits) => {
                 let digits: Vec<u8> = digits.bytes().filter(|b| !b.is_ascii_whitespace()).collect();
                 let byte =
@@ -343,8 +346,11 @@ fn actions(plan: &Arc<TurnPlan>, events: &[Event], reader: Reader) -> Vec<Action
             break;
         }
         if reader == Reader::Quick && !event.named_error {
-            if let Some(text) = repeat.text(&mut event.data.clone()) {
-                step(Input::Text(1, text));
+            let whole = [USUAL_START, &event.data, USUAL_END].concat();
+            if let Some(Known { text, .. }) = repeat.skim(&whole, 0) {
+                let text =
+                    Raw::parse(Bytes::from(whole).slice(text.start - 1..text.end + 1)).expect("a string");
+                step(Input::Texts(1, Texts::of(&text).expect("a string")));
                 continue;
             }
             if let Some(piece) = repeat.read(&event.data) {
@@ -367,15 +373,14 @@ fn actions(plan: &Arc<TurnPlan>, events: &[Event], reader: Reader) -> Vec<Action
         return actions;
     }
     step(Input::Ended { ask: 1, done });
-    actions.into_iter().map(as_part).collect()
+    actions.into_iter().flat_map(as_parts).collect()
 }
 
 /// A text that is shown is a part that says nothing else.
-fn as_part(action: Action) -> Action {
-    if let Action::Show(Show::Text(text)) = action {
-        return Action::Show(Show::Part(Box::new(Part { round: 1, text: Some(text), ..Part::default() })));
-    }
-    action
+fn as_parts(action: Action) -> Vec<Action> {
+    let Action::Show(Show::Texts(texts)) = action else { return vec![action] };
+    let part = |text| Part { round: 1, text: Some(text), ..Part::default() };
+    texts.strings().map(|text| Action::Show(Show::Part(Box::new(part(text))))).collect()
 }
 
 #[test]

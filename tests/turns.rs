@@ -443,6 +443,30 @@ async fn a_turn_over_its_time_is_a_504_and_after_effects_a_424_that_invites_no_r
 }
 
 #[tokio::test]
+async fn a_model_that_never_pauses_outlasts_neither_the_time_of_a_turn_nor_its_client() {
+    let lab = Lab::start().await;
+    let chunk = json!({ "id": "c", "choices": [{ "index": 0, "delta": { "content": "a" } }] });
+    let flood = format!("data: {chunk}\n\n");
+    lab.script("floods", json!({ "rounds": [{ "steps": [{ "flood": flood }] }], "repeat": true }));
+    let tools = json!({ "t": tool(&lab, "echo", "t") });
+    let limits = json!({ "turn_timeout": "500ms", "reply": "64GiB" });
+    let short = Proxy::before(&lab, json!({ "tools": tools, "limits": limits })).await;
+    let got = short.chat(&chat("floods")).await;
+    assert_eq!((got.status.as_u16(), proxy::code(&got).as_str()), (504, "turn_timeout"), "{}", got.body);
+    let long = Proxy::before(&lab, json!({ "tools": tools, "limits": { "reply": "64GiB" } })).await;
+    for request in [chat("floods"), streamed("floods")] {
+        lab.clear();
+        let asking = long.open(&[], request.to_string());
+        tokio::select! {
+            got = asking => assert_eq!(request["stream"], true, "{:?}", got.status()),
+            _ = lab.wait_until(|seen| seen.of_script("floods").count() == 1) => {}
+        }
+        within(lab.wait_until(|seen| seen.requests().all(|(entry, _)| seen.how(entry.n).is_some()))).await;
+    }
+    assert_eq!(long.metric("fanfold_turns_in_flight"), Some(0.0));
+}
+
+#[tokio::test]
 async fn a_result_over_its_limit_is_cut_with_a_marker_that_tells_its_size() {
     let lab = Lab::start().await;
     let small = with(tool(&lab, "bytes?n=5000", "small"), json!({ "result": "512B" }));

@@ -41,6 +41,7 @@ use crate::wire::failure::{Fact, Failure};
 use crate::wire::raw::{Member, Raw};
 use crate::wire::reply::{FinishReason, Head, Piece};
 use crate::wire::request::Choice;
+use crate::wire::texts::Texts;
 use crate::wire::tool::{Outcome, OwnedTool};
 
 pub use parked::{Parked, Slot, fingerprint, parked_names, restore};
@@ -61,8 +62,8 @@ pub enum Input {
     Accepted(AskId),
     /// Part of the reply.
     Piece(AskId, Box<Piece>),
-    /// Part of the reply that is a text and nothing else: a JSON string. The same as a piece of it, and cheaper.
-    Text(AskId, Raw),
+    /// Parts of the reply that are texts and nothing else. The same as a piece for each of them, and cheaper.
+    Texts(AskId, Texts),
     /// The reply ended cleanly. `done`: the upstream itself said that it was complete.
     Ended {
         /// The ask.
@@ -158,8 +159,8 @@ pub enum Show {
     Begin(Head),
     /// Part of the answer.
     Part(Box<Part>),
-    /// Part of the answer that says nothing but more of a text: a JSON string.
-    Text(Raw),
+    /// Parts of the answer that say nothing but more of a text.
+    Texts(Texts),
 }
 
 /// Part of the answer, in no dialect.

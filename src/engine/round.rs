@@ -12,6 +12,7 @@ use crate::wire::fold::{FoldedMembers, Text};
 use crate::wire::message;
 use crate::wire::raw::Raw;
 use crate::wire::reply::{CallPiece, FinishReason, Piece};
+use crate::wire::texts::Texts;
 use crate::wire::tool::{Effect, Outcome, OutcomeKind, OwnedTool};
 
 /// Whose a call is.
@@ -79,7 +80,7 @@ impl Standing {
 #[derive(Debug)]
 pub(super) enum Held {
     Part(Box<Part>),
-    Text(Raw),
+    Texts(Texts),
 }
 
 /// A round whose question is out, or whose calls run.
@@ -180,9 +181,9 @@ impl Round {
         Ok((part, closed, changed))
     }
 
-    /// Takes more of the text of a reply.
-    pub(super) fn say(&mut self, text: &Raw) {
-        self.text.push(text);
+    /// Takes more of the text of the reply.
+    pub(super) fn say(&mut self, texts: &Texts) {
+        self.text.push_all(texts);
     }
 
     /// What the reply says is held back for now. A client that waits for the whole answer sees nothing of a reply

@@ -158,7 +158,9 @@ fn told(action: &Action) -> Option<String> {
         Action::Run(run) => format!("run {} {} {}", run.id, run.tool.name, run.arguments),
         Action::Stop(run) => format!("stop {run}"),
         Action::Show(Show::Begin(_)) => return None,
-        Action::Show(Show::Text(text)) => format!("show {}", text.text()),
+        Action::Show(Show::Texts(texts)) => {
+            texts.strings().fold(String::from("show"), |told, text| told + " " + text.text())
+        }
         Action::Show(Show::Part(part)) => {
             let mut told = String::from("show");
             if part.blank_line {

@@ -6,14 +6,15 @@ use crate::engine::{CallPart, Part};
 use crate::wire::fold::{FoldedMembers, Text};
 use crate::wire::raw::{Kind, Member, Members, Raw, write_string};
 use crate::wire::reply::{FinishReason, Head};
+use crate::wire::texts::Texts;
 
 /// What goes between the texts of two rounds.
 const BLANK_LINE: &str = "\\n\\n";
 /// What goes before and after the text of a chunk that says nothing else.
-const TEXT: &[u8] = b",\"choices\":[{\"index\":0,\"delta\":{\"content\":";
+const TEXT: &[u8] = b",\"choices\":[{\"index\":0,\"delta\":{\"content\":\"";
 /// The bytes before the choices of a chunk, or more.
 const USUAL_ENVELOPE: usize = 256;
-const END: &[u8] = b"},\"finish_reason\":null}]}\n\n";
+const END: &[u8] = b"\"},\"finish_reason\":null}]}\n\n";
 
 /// `id`, `created` and `model`, the same for a whole turn.
 #[derive(Debug, Clone)]
@@ -21,8 +22,9 @@ pub(super) struct Envelope {
     id: Raw,
     created: Raw,
     model: Raw,
-    /// How each chunk's event begins, up to the members of the upstream's own.
-    chunk: Vec<u8>,
+    /// What goes between two texts: how the event of the one ends and that of the next one begins. It begins as each
+    /// chunk's event does, up to the members of the upstream's own.
+    between: Vec<u8>,
 }
 
 /// What stands in for a head the upstream did not give.
@@ -50,23 +52,35 @@ impl Envelope {
             id: filled(&head.id).unwrap_or_else(|| Raw::string(&fallback.id())),
             created: number.unwrap_or_else(|| Raw::trusted(fallback.created.to_string().into())),
             model: filled(&head.model).unwrap_or_else(|| Raw::string(&fallback.model)),
-            chunk: Vec::new(),
+            between: Vec::new(),
         }
     }
 
     /// Of chunks.
     pub(super) fn of_chunks(head: &Head, fallback: &Fallback) -> Self {
         let mut envelope = Self::new(head, fallback);
-        let mut chunk = Vec::with_capacity(USUAL_ENVELOPE);
-        chunk.extend_from_slice(b"data: ");
-        envelope.write(&mut chunk, "chat.completion.chunk");
-        envelope.chunk = chunk;
+        let mut between = Vec::with_capacity(USUAL_ENVELOPE);
+        between.extend_from_slice(END);
+        between.extend_from_slice(b"data: ");
+        envelope.write(&mut between, "chat.completion.chunk");
+        between.extend_from_slice(TEXT);
+        envelope.between = between;
         envelope
     }
 
     /// The bytes of a part, but for what it says.
     pub(super) fn part_len(&self) -> usize {
-        self.chunk.len() + TEXT.len() + END.len()
+        self.between.len()
+    }
+
+    /// How the event of a text begins.
+    fn before_text(&self) -> &[u8] {
+        self.between.get(END.len()..).unwrap_or_default()
+    }
+
+    /// How each chunk's event begins.
+    fn before_chunk(&self) -> &[u8] {
+        self.before_text().strip_suffix(TEXT).unwrap_or_default()
     }
 
     fn write(&self, out: &mut Vec<u8>, object: &str) {
@@ -90,7 +104,7 @@ impl Envelope {
         finish: Option<FinishReason>,
     ) {
         let start = out.len();
-        out.extend_from_slice(&self.chunk);
+        out.extend_from_slice(self.before_chunk());
         write_members(out, top);
         out.extend_from_slice(b",\"choices\":[{\"index\":0,\"delta\":{");
         delta(out);
@@ -118,18 +132,21 @@ impl Envelope {
 
     /// One part of the answer.
     pub(super) fn write_part(&self, out: &mut Vec<u8>, part: &Part) {
-        if let Some(text) = only_text(part) {
-            return self.write_text(out, text);
+        if let Some(texts) = only_text(part).and_then(Texts::of) {
+            return self.write_texts(out, &texts);
         }
         self.chunk(out, &part.top, |out| write_delta(out, part), &part.around, None);
     }
 
-    /// A part that is only more of a text. Strings of JSON have no line ends in them, nor has anything else here.
-    pub(super) fn write_text(&self, out: &mut Vec<u8>, text: &Raw) {
-        out.reserve(self.part_len() + text.bytes().len());
-        out.extend_from_slice(&self.chunk);
-        out.extend_from_slice(TEXT);
-        out.extend_from_slice(text.bytes());
+    /// Parts that are only more of a text. Strings of JSON have no line ends in them, nor has anything else here.
+    pub(super) fn write_texts(&self, out: &mut Vec<u8>, texts: &Texts) {
+        out.reserve(texts.count() * self.between.len() + texts.bytes());
+        let mut before = self.before_text();
+        for text in texts.iter() {
+            out.extend_from_slice(before);
+            out.extend_from_slice(text);
+            before = &self.between;
+        }
         out.extend_from_slice(END);
     }
 
@@ -141,7 +158,7 @@ impl Envelope {
     /// A chunk without choices: usage, if asked for, and fanfold's own member.
     pub(super) fn write_last(&self, out: &mut Vec<u8>, usage: Option<&Raw>, own: &Raw) {
         let start = out.len();
-        out.extend_from_slice(&self.chunk);
+        out.extend_from_slice(self.before_chunk());
         out.extend_from_slice(b",\"choices\":[]");
         if let Some(usage) = usage {
             out.extend_from_slice(b",\"usage\":");
@@ -297,8 +314,8 @@ impl Folding {
         }
     }
 
-    pub(super) fn add_text(&mut self, text: &Raw) {
-        self.text.push(text);
+    pub(super) fn add_texts(&mut self, texts: &Texts) {
+        self.text.push_all(texts);
     }
 
     /// The whole object.

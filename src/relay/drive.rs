@@ -340,7 +340,7 @@ impl Driver {
         self.sink.expect(pieces.len());
         for said in pieces.drain(..) {
             let input = match said {
-                Utterance::Text(text) => Input::Text(ask, text),
+                Utterance::Texts(texts) => Input::Texts(ask, texts),
                 Utterance::Piece(piece) => Input::Piece(ask, piece),
             };
             self.turn.step(input, now, actions);

@@ -23,6 +23,7 @@ use crate::policy::parallel::Decision;
 use crate::wire::error::ErrorReply;
 use crate::wire::raw::Raw;
 use crate::wire::reply::Head;
+use crate::wire::texts::Texts;
 
 /// A comment that keeps a silent stream alive.
 const KEEP_ALIVE: &[u8] = b": keep-alive\n\n";
@@ -131,7 +132,7 @@ impl Sink {
         match show {
             Show::Begin(head) => self.begin(head),
             Show::Part(part) => self.part(part),
-            Show::Text(text) => self.text(text),
+            Show::Texts(texts) => self.texts(texts),
         }
     }
 
@@ -167,10 +168,10 @@ impl Sink {
         }
     }
 
-    fn text(&mut self, text: &Raw) {
+    fn texts(&mut self, texts: &Texts) {
         match (&self.envelope, self.options.stream) {
-            (Some(envelope), true) => envelope.write_text(&mut self.out, text),
-            (_, _) => self.folding.add_text(text),
+            (Some(envelope), true) => envelope.write_texts(&mut self.out, texts),
+            (_, _) => self.folding.add_texts(texts),
         }
     }
 

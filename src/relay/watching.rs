@@ -439,7 +439,11 @@ pub(super) fn write_shown(answer: &mut Text, show: &Show, most: usize) {
     match show {
         Show::Begin(_) => {}
         Show::Part(part) => write_part(answer, part, most),
-        Show::Text(text) => answer.push(&text.as_string().unwrap_or_default(), most),
+        Show::Texts(texts) => {
+            for text in texts.strings() {
+                answer.push(&text.as_string().unwrap_or_default(), most);
+            }
+        }
     }
 }
 

@@ -14,13 +14,14 @@ use super::fault;
 use super::health::Ticket;
 use super::opening::is_event_stream;
 use super::pool::Received;
-use crate::sse::{Decoder, Event};
+use crate::sse::{Decoder, Event, Take};
 use crate::wire::chunk;
 use crate::wire::error;
 use crate::wire::failure::{Failure, FailureKind};
-use crate::wire::raw::{Raw, depth};
-use crate::wire::repeat::Repeat;
+use crate::wire::raw::depth;
+use crate::wire::repeat::{Known, Repeat};
 use crate::wire::reply::{Decoded, Piece, decode};
+use crate::wire::texts::Texts;
 
 /// How long the end of a reply that is complete is waited for, so that its connection can serve again.
 const REST: Duration = Duration::from_secs(1);
@@ -64,8 +65,8 @@ pub type Pieces = Vec<Utterance>;
 /// What a reply says at a time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Utterance {
-    /// A text, and nothing else: a JSON string. Nearly all of a long reply is this.
-    Text(Raw),
+    /// Texts, and nothing else. Nearly all of a long reply is this.
+    Texts(Texts),
     /// Anything. It is handed on by itself, so it is in its place in memory from the start.
     Piece(Box<Piece>),
 }
@@ -271,27 +272,18 @@ impl Coming {
             }
             Stage::Stream { decoder, repeat, done, .. } => {
                 let (before, legacy) = (pieces.len(), self.expect.legacy);
-                let mut failed = None;
-                let read = decoder.read(data, |mut event| {
-                    // What came before a failure was said and counts, and nothing after it.
-                    if failed.is_none() {
-                        match utterance(&mut event, repeat, legacy) {
-                            Said::Utterance(said) => pieces.push(said),
-                            Said::Done => *done = true,
-                            Said::Nothing => {}
-                            Said::Failed(failure) => failed = Some(failure),
-                        }
-                    }
-                });
+                let mut listener = Listener { repeat, legacy, pieces, done, failed: None };
+                let read = decoder.read(data, &mut listener);
+                let failed = listener.failed;
                 if read.is_err() {
                     pieces.truncate(before);
                     return Some(self.end(Failure::new(FailureKind::TooLarge, "an event is over its limit")));
                 }
                 if let Some(failure) = failed {
                     if pieces.len() == before {
-                        return Some(self.end(*failure));
+                        return Some(self.end(failure));
                     }
-                    self.stage = Stage::Last(Some(Heard::Failed(failure)));
+                    self.stage = Stage::Last(Some(Heard::Failed(Box::new(failure))));
                     return Some(Heard::Pieces);
                 }
                 if *done {
@@ -380,32 +372,49 @@ impl Coming {
     }
 }
 
-/// What one event of a stream says.
-enum Said {
-    Utterance(Utterance),
-    Done,
-    Nothing,
-    Failed(Box<Failure>),
+/// Listens to the events of a stream: what is like that before it, or as usual, is read fast, the rest with care.
+struct Listener<'a> {
+    repeat: &'a mut Repeat,
+    legacy: bool,
+    pieces: &'a mut Pieces,
+    /// The reply said that it is complete.
+    done: &'a mut bool,
+    /// What came before a failure was said and counts, and nothing after it.
+    failed: Option<Failure>,
 }
 
-/// Reads an event: fast if it is like those before it or as usual, with care otherwise.
-fn utterance(event: &mut Event, repeat: &mut Repeat, legacy: bool) -> Said {
-    if !event.named_error {
-        if let Some(text) = repeat.text(&mut event.data) {
-            return Said::Utterance(Utterance::Text(text));
+impl Take for Listener<'_> {
+    fn skim(&mut self, frame: &Bytes, at: usize) -> Option<usize> {
+        let Known { text, end } = self.repeat.skim(frame, at)?;
+        if self.failed.is_none() {
+            let more = match self.pieces.last_mut() {
+                Some(Utterance::Texts(texts)) => texts.add(frame, text.clone()),
+                Some(Utterance::Piece(_)) | None => false,
+            };
+            if !more {
+                self.pieces.push(Utterance::Texts(Texts::at(frame.clone(), text)));
+            }
         }
-        if let Some(piece) = repeat.read(&event.data) {
-            return Said::Utterance(Utterance::Piece(piece));
-        }
+        Some(end)
     }
-    match read_event(event, legacy) {
-        Read::Piece(piece) => {
-            repeat.learn(&event.data, &piece);
-            Said::Utterance(Utterance::Piece(piece))
+
+    fn event(&mut self, event: Event) {
+        if self.failed.is_some() {
+            return;
         }
-        Read::Done => Said::Done,
-        Read::Nothing => Said::Nothing,
-        Read::Failed(failure) => Said::Failed(Box::new(failure)),
+        let usual = if event.named_error { None } else { self.repeat.read(&event.data) };
+        if let Some(piece) = usual {
+            return self.pieces.push(Utterance::Piece(piece));
+        }
+        match read_event(&event, self.legacy) {
+            Read::Piece(piece) => {
+                self.repeat.learn(&event.data, &piece);
+                self.pieces.push(Utterance::Piece(piece));
+            }
+            Read::Done => *self.done = true,
+            Read::Nothing => {}
+            Read::Failed(failure) => self.failed = Some(failure),
+        }
     }
 }
 
@@ -463,4 +472,82 @@ pub(super) fn read_data(data: &Bytes, legacy: bool) -> Read {
 
 fn short(data: &Bytes) -> String {
     String::from_utf8_lossy(data).chars().filter(|c| !c.is_control()).take(300).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sse::TooLarge;
+
+    fn chunk(content: &str) -> String {
+        let before = r#"data: {"id":"c","object":"chat.completion.chunk","choices":[{"index":0,"delta":"#;
+        format!("{before}{content},\"finish_reason\":null}}]}}\n\n")
+    }
+
+    fn text(text: &str) -> String {
+        chunk(&format!("{{\"content\":\"{text}\"}}"))
+    }
+
+    /// What is heard of a stream that comes in these frames, and whether it said that it was complete.
+    fn heard(frames: &[&[u8]], bound: usize) -> (Result<Pieces, TooLarge>, bool) {
+        let (mut decoder, mut repeat) = (Decoder::new(bound), Repeat::default());
+        let (mut pieces, mut done) = (Pieces::new(), false);
+        for frame in frames {
+            let mut listener = Listener {
+                repeat: &mut repeat,
+                legacy: false,
+                pieces: &mut pieces,
+                done: &mut done,
+                failed: None,
+            };
+            if let Err(error) = decoder.read(Bytes::copy_from_slice(frame), &mut listener) {
+                return (Err(error), done);
+            }
+            assert_eq!(listener.failed, None);
+        }
+        (Ok(pieces), done)
+    }
+
+    fn texts(pieces: &Pieces) -> Vec<String> {
+        let of = |said: &Utterance| match said {
+            Utterance::Texts(texts) => texts.strings().collect(),
+            Utterance::Piece(piece) => piece.text.iter().cloned().collect::<Vec<_>>(),
+        };
+        pieces.iter().flat_map(of).map(|text| text.text().to_owned()).collect()
+    }
+
+    #[test]
+    fn texts_that_come_together_are_heard_together_and_cut_anywhere_none_is_lost() {
+        let stream = [
+            chunk(r#"{"role":"assistant","content":""}"#),
+            ["a", "b", "é", "d", "\\n", "f", "g"].map(text).concat(),
+            chunk(r#"{"reasoning":"h"}"#),
+            text("i"),
+            "data: [DONE]\n\n".into(),
+        ]
+        .concat();
+        let stream = stream.as_bytes();
+        let (pieces, done) = heard(&[stream], 1024);
+        let kinds = pieces.unwrap().into_iter().map(|said| match said {
+            Utterance::Texts(texts) => texts.count(),
+            Utterance::Piece(_) => 0,
+        });
+        assert_eq!((kinds.collect::<Vec<_>>(), done), (vec![0, 0, 3, 0, 2, 0, 1], true));
+        for cut in 0..=stream.len() {
+            let (one, two) = stream.split_at(cut);
+            let (pieces, done) = heard(&[one, two], 1024);
+            let said = ["a", "b", "é", "d", "\\n", "f", "g", "i"].map(|text| format!("\"{text}\""));
+            assert_eq!((texts(&pieces.unwrap()), done), (said.to_vec(), true), "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn an_event_known_by_sight_keeps_to_the_bound() {
+        let first = text("a");
+        let line = |text: &String| text.len() - "data: \n\n".len() + 1;
+        let long = text(&"b".repeat(50));
+        let stream = [first.clone(), text("c"), first, long.clone()].concat();
+        assert!(heard(&[stream.as_bytes()], line(&long)).0.is_ok());
+        assert_eq!(heard(&[stream.as_bytes()], line(&long) - 1).0, Err(TooLarge));
+    }
 }

@@ -8,6 +8,7 @@
 //! again afterwards.
 
 use super::raw::{Kind, Member, Members, Raw, write_string};
+use super::texts::Texts;
 
 /// Members whose text is repeated in every piece rather than continued.
 const REPEATED: [&str; 9] =
@@ -26,11 +27,28 @@ impl Text {
     pub fn push(&mut self, string: &Raw) {
         if string.kind() == Kind::String {
             let text = string.bytes();
-            let (present, more) = (self.0.len(), text.len() - 2);
-            if present >= LONG_TEXT && self.0.capacity() - present < more {
-                self.0.reserve_exact(more.max(present / 4));
-            }
+            self.make_room(text.len() - 2);
             self.0.extend_from_slice(&text[1..text.len() - 1]);
+        }
+    }
+
+    /// Adds texts.
+    pub fn push_all(&mut self, texts: &Texts) {
+        self.make_room(texts.bytes());
+        for text in texts.iter() {
+            self.0.extend_from_slice(text);
+        }
+    }
+
+    fn make_room(&mut self, more: usize) {
+        let present = self.0.len();
+        if self.0.capacity() - present >= more {
+            return;
+        }
+        if present >= LONG_TEXT {
+            self.0.reserve_exact(more.max(present / 4));
+        } else {
+            self.0.reserve(more);
         }
     }
 

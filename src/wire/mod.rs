@@ -16,6 +16,7 @@ pub mod repeat;
 pub mod reply;
 pub mod request;
 mod scan;
+pub mod texts;
 pub mod tool;
 pub mod usage;
 pub mod usual;

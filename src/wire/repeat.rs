@@ -4,46 +4,55 @@
 //! care, the next one that has the same bytes before and after its text needs no reading but for the text. And what
 //! stands before `choices` is the same in all chunks of a stream, so it is read once.
 
-use bytes::{Buf, Bytes};
+use std::ops::Range;
+
+use bytes::Bytes;
 
 use super::chunk;
-use super::raw::Raw;
 use super::reply::Piece;
 use super::scan::plain;
+use crate::sse::{USUAL_END, USUAL_START};
 
 /// What the last chunks looked like.
 #[derive(Debug, Default)]
 pub struct Repeat {
-    /// Of a chunk of plain text, up to the text's opening quote, and from its closing quote on; empty if nothing is
-    /// known.
-    before: Bytes,
-    after: Bytes,
+    /// Of the event of a chunk of plain text, up to the text's opening quote, and from its closing quote on; empty if
+    /// nothing is known.
+    before: Vec<u8>,
+    after: Vec<u8>,
     /// Of any chunk, up to the value of `choices`.
     envelope: Bytes,
 }
 
+/// An event that was known by sight.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Known {
+    /// Where its text is: the inside of a JSON string.
+    pub text: Range<usize>,
+    /// Where the event ends.
+    pub end: usize,
+}
+
 impl Repeat {
-    /// The text of a chunk that repeats the one learned from. It says nothing else: everything else has been said.
-    /// The chunk is gone then.
+    /// Looks whether an event begins at `at` of a stream whose chunk repeats the one learned from. It says nothing
+    /// but its text: everything else has been said.
     #[must_use]
-    pub fn text(&self, chunk: &mut Bytes) -> Option<Raw> {
-        let end = chunk.len().checked_sub(self.after.len())?;
-        if end < self.before.len() || self.before.is_empty() {
+    pub fn skim(&self, stream: &[u8], at: usize) -> Option<Known> {
+        let rest = stream.get(at..)?;
+        let start = self.before.len();
+        if start == 0 || rest.get(..start)? != self.before {
             return None;
         }
-        if chunk[..self.before.len()] != self.before || chunk[end..] != self.after {
-            return None;
-        }
-        let text = &chunk[self.before.len()..end];
+        let rest = &rest[start..];
+        let text = &rest[..plain(rest)];
         // An escape, or the end of the text before its end, is for the careful reader; so is an empty text.
-        let is_text = |text: &[u8]| text.is_ascii() || std::str::from_utf8(text).is_ok();
-        if text.is_empty() || plain(text) < text.len() || !is_text(text) {
+        if text.is_empty() || rest.get(text.len()..text.len() + self.after.len())? != self.after {
             return None;
         }
-        let mut quoted = std::mem::take(chunk);
-        quoted.truncate(end + 1);
-        quoted.advance(self.before.len() - 1);
-        Some(Raw::trusted(quoted))
+        let start = at + start;
+        let (text, end) = (start..start + text.len(), start + text.len() + self.after.len());
+        (stream[text.clone()].is_ascii() || std::str::from_utf8(&stream[text.clone()]).is_ok())
+            .then_some(Known { text, end })
     }
 
     /// Reads a chunk if it is a usual one. What is the same as in the last one before `choices` is not said again.
@@ -84,14 +93,20 @@ impl Repeat {
         // The text shares the chunk's memory, so its place there can be told.
         let start = (quoted.as_ptr() as usize).wrapping_sub(chunk.as_ptr() as usize);
         let Some(end) = start.checked_add(quoted.len()).filter(|end| *end <= chunk.len()) else { return };
-        self.before = chunk.slice(..start + 1);
-        self.after = chunk.slice(end - 1..);
+        copy(&mut self.before, [USUAL_START, &chunk[..start + 1]]);
+        copy(&mut self.after, [&chunk[end - 1..], USUAL_END]);
     }
+}
+
+fn copy(to: &mut Vec<u8>, parts: [&[u8]; 2]) {
+    to.clear();
+    parts.into_iter().for_each(|part| to.extend_from_slice(part));
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::raw::Raw;
     use crate::wire::reply::{Decoded, decode};
 
     const BEFORE: &str = r#"{"id":"c","created":1,"model":"m","system_fingerprint":"f","choices":[{"index":0,"delta":{"content":"#;
@@ -99,6 +114,14 @@ mod tests {
 
     fn chunk(text: &str) -> Bytes {
         format!("{BEFORE}{text}{AFTER}").into()
+    }
+
+    /// The text of a chunk as it stands in a stream, if it was known by sight.
+    fn text(repeat: &Repeat, chunk: &[u8]) -> Option<Raw> {
+        let stream = [b": hm\n\n", USUAL_START, chunk, USUAL_END, b"data: "].concat();
+        let Known { text, end } = repeat.skim(&stream, 6)?;
+        assert_eq!(end, stream.len() - 6);
+        Some(Raw::trusted(Bytes::from(stream).slice(text.start - 1..text.end + 1)))
     }
 
     fn piece(chunk: &Bytes) -> Piece {
@@ -111,7 +134,7 @@ mod tests {
     fn learned() -> Repeat {
         let mut repeat = Repeat::default();
         let first = chunk("\"It\"");
-        assert_eq!(repeat.text(&mut first.clone()), None, "nothing is known at first");
+        assert_eq!(text(&repeat, &first), None, "nothing is known at first");
         repeat.learn(&first, &piece(&first));
         repeat
     }
@@ -119,9 +142,9 @@ mod tests {
     #[test]
     fn a_chunk_that_repeats_gives_the_text_a_careful_reader_gives() {
         let repeat = learned();
-        for text in ["\" is\"", "\"é 🦀\"", "\"}\"", "\"],[\"", "\" \""] {
-            let chunk = chunk(text);
-            assert_eq!(repeat.text(&mut chunk.clone()), piece(&chunk).text, "{text}");
+        for said in ["\" is\"", "\"é 🦀\"", "\"}\"", "\"],[\"", "\" \""] {
+            let chunk = chunk(said);
+            assert_eq!(text(&repeat, &chunk), piece(&chunk).text, "{said}");
         }
     }
 
@@ -143,9 +166,28 @@ mod tests {
             Bytes::from(format!("{BEFORE}\"a\"{}", AFTER.replace("null}]", "\"stop\"}]"))),
             Bytes::from(format!("{}\"a\"{AFTER}", BEFORE.replace("\"c\"", "\"d\""))),
         ] {
-            let mut same = other.clone();
-            assert_eq!(repeat.text(&mut same), None, "{other:?}");
-            assert_eq!(same, other);
+            assert_eq!(text(&repeat, &other), None, "{other:?}");
+        }
+    }
+
+    #[test]
+    fn only_a_whole_event_of_one_line_is_known() {
+        let repeat = learned();
+        let event = [USUAL_START, &chunk("\"a\""), USUAL_END].concat();
+        assert!(repeat.skim(&event, 0).is_some());
+        for at in 0..event.len() {
+            assert_eq!(repeat.skim(&event[..at], 0), None, "cut at {at}");
+            assert_eq!(repeat.skim(&event, at + 1), None, "from {at} on");
+        }
+        for other in ["data:", "data:  ", "event: error\ndata: ", ""] {
+            assert_eq!(repeat.skim(&[other.as_bytes(), &event[6..]].concat(), 0), None, "{other}");
+        }
+        for other in ["\n", "\r\n\r\n", "\r\r", "\ndata: \n\n"] {
+            assert_eq!(
+                repeat.skim(&[&event[..event.len() - 2], other.as_bytes()].concat(), 0),
+                None,
+                "{other:?}"
+            );
         }
     }
 
@@ -163,7 +205,7 @@ mod tests {
             let chunk = Bytes::from_static(more.as_bytes());
             let mut repeat = Repeat::default();
             repeat.learn(&chunk, &piece(&chunk));
-            assert_eq!(repeat.text(&mut chunk.clone()), None, "{more}");
+            assert_eq!(text(&repeat, &chunk), None, "{more}");
         }
     }
 

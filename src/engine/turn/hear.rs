@@ -5,8 +5,9 @@ use crate::engine::round::Held;
 use crate::engine::{Action, Limit, Part, Show};
 use crate::policy::settings::InterimText;
 use crate::wire::failure::{Failure, FailureKind};
-use crate::wire::raw::{Kind, Member, Raw};
+use crate::wire::raw::{Kind, Member};
 use crate::wire::reply::{FinishReason, Head, Piece};
+use crate::wire::texts::Texts;
 
 impl Turn {
     pub(super) fn hear(&mut self, piece: Piece, actions: &mut Vec<Action>) {
@@ -38,30 +39,38 @@ impl Turn {
         }
     }
 
-    /// Hears a text and nothing else.
-    pub(super) fn hear_text(&mut self, text: Raw, actions: &mut Vec<Action>) {
+    /// Hears texts and nothing else.
+    pub(super) fn hear_texts(&mut self, texts: Texts, actions: &mut Vec<Action>) {
         let Stage::Round(round) = &mut self.stage else { return };
         let holds = round.holds(&self.plan);
         // What comes first is more than a text: with it the reply begins.
         let begins = if holds { round.held.is_empty() } else { !round.text_shown };
         if begins {
-            return self.hear(Piece { text: Some(text), ..Piece::default() }, actions);
+            let (first, others) = texts.split_first();
+            self.hear(Piece { text: first, ..Piece::default() }, actions);
+            if let Some(others) = others {
+                self.hear_texts(others, actions);
+            }
+            return;
         }
-        round.say(&text);
+        round.say(&texts);
         if holds {
-            round.held.push(Held::Text(text));
+            round.held.push(Held::Texts(texts));
         } else {
-            self.show_text(text, actions);
+            self.show_texts(texts, actions);
         }
     }
 
-    /// Shows a text. Once text of this reply was shown, more of it is shown as it is.
-    fn show_text(&mut self, text: Raw, actions: &mut Vec<Action>) {
+    /// Shows texts. Once text of this reply was shown, more of it is shown as it is.
+    fn show_texts(&mut self, texts: Texts, actions: &mut Vec<Action>) {
         let Stage::Round(round) = &self.stage else { return };
         if round.text_shown && self.top_news.is_empty() {
-            actions.push(Action::Show(Show::Text(text)));
-        } else {
-            self.show(Part { text: Some(text), ..Part::default() }, actions);
+            return actions.push(Action::Show(Show::Texts(texts)));
+        }
+        let (first, others) = texts.split_first();
+        self.show(Part { text: first, ..Part::default() }, actions);
+        if let Some(others) = others {
+            self.show_texts(others, actions);
         }
     }
 
@@ -117,7 +126,7 @@ impl Turn {
         for held in std::mem::take(&mut round.held) {
             match held {
                 Held::Part(part) => self.show(*part, actions),
-                Held::Text(text) => self.show_text(text, actions),
+                Held::Texts(texts) => self.show_texts(texts, actions),
             }
         }
     }

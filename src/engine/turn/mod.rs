@@ -219,9 +219,9 @@ impl Turn {
                     self.hear(*piece, actions);
                 }
             }
-            Input::Text(ask, text) => {
+            Input::Texts(ask, texts) => {
                 if self.asking(ask).is_some() {
-                    self.hear_text(text, actions);
+                    self.hear_texts(texts, actions);
                 }
             }
             Input::Ended { ask, done } => {

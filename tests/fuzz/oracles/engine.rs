@@ -11,6 +11,7 @@ use fanfold::policy::settings::{InterimText, Limits, StrictParallel};
 use fanfold::wire::failure::{Failure, FailureKind};
 use fanfold::wire::raw::Raw;
 use fanfold::wire::reply::{CallPiece, FinishReason, Piece};
+use fanfold::wire::texts::Texts;
 use fanfold::wire::tool::{Effect, OnDisconnect, Outcome, OutcomeKind, OwnedTool};
 
 use super::Choices;
@@ -230,7 +231,7 @@ impl<'a> Play<'a> {
                 let piece = self.piece();
                 match &piece.text {
                     Some(text) if *piece == (Piece { text: piece.text.clone(), ..Piece::default() }) => {
-                        Input::Text(ask, text.clone())
+                        Input::Texts(ask, Texts::of(text).expect("a text is a string"))
                     }
                     Some(_) | None => Input::Piece(ask, piece),
                 }
@@ -333,7 +334,9 @@ impl<'a> Play<'a> {
             Action::Show(Show::Begin(_)) => {
                 assert!(!std::mem::replace(&mut self.begun, true), "the answer begins once");
             }
-            Action::Show(Show::Part(_) | Show::Text(_)) => assert!(self.begun, "a part before the beginning"),
+            Action::Show(Show::Part(_) | Show::Texts(_)) => {
+                assert!(self.begun, "a part before the beginning")
+            }
             Action::Finish(_) => self.finished = true,
             Action::Charge(round, _) => {
                 assert!(self.charging.replace(*round).is_none(), "two rounds charged at once");

@@ -2,6 +2,7 @@
 //! of their arguments and nobody else's, and what is told of them is JSON.
 
 use bytes::Bytes;
+use fanfold::sse::{USUAL_END, USUAL_START};
 use fanfold::wire::call::{Assembler, MOST_CALLS};
 use fanfold::wire::fold::{FoldedMembers, Text};
 use fanfold::wire::message::{self, Said};
@@ -20,7 +21,7 @@ pub fn hold(data: &[u8]) {
     let (mut texts, mut arguments) = (Vec::new(), Vec::<Vec<Raw>>::new());
     for line in choices.rest().split(|byte| *byte == b'\n') {
         let chunk = Bytes::copy_from_slice(line);
-        let (quick, usual) = (repeat.text(&mut chunk.clone()), repeat.read(&chunk));
+        let (quick, usual) = (known(&repeat, line), repeat.read(&chunk));
         let piece = match decode(&chunk, legacy) {
             Ok(Decoded::Piece(piece)) => *piece,
             Ok(Decoded::Error(_) | Decoded::Nothing) | Err(_) => {
@@ -30,7 +31,7 @@ pub fn hold(data: &[u8]) {
         };
         assert!(serde_json::from_slice::<IgnoredAny>(&chunk).is_ok(), "a piece of what is no JSON");
         if let Some(quick) = quick {
-            only_text(&quick, &piece);
+            only_text(&quick, line, &piece);
         }
         if let Some(usual) = usual {
             same(*usual, &piece);
@@ -81,9 +82,18 @@ pub fn hold(data: &[u8]) {
     ids_are_different(&list);
 }
 
+/// The text of a chunk whose event is known by sight: a JSON string.
+fn known(repeat: &Repeat, chunk: &[u8]) -> Option<Vec<u8>> {
+    let event = [USUAL_START, chunk, USUAL_END].concat();
+    let known = repeat.skim(&event, 0)?;
+    assert_eq!(known.end, event.len(), "an event ends with a blank line");
+    Some(event[known.text.start - 1..known.text.end + 1].to_vec())
+}
+
 /// Who takes a text for all there is leaves out what was said before, and nothing else.
-fn only_text(quick: &Raw, careful: &Piece) {
-    assert_eq!(Some(quick), careful.text.as_ref());
+fn only_text(quick: &[u8], chunk: &[u8], careful: &Piece) {
+    let text = careful.text.as_ref().map(|text| &text.bytes()[..]);
+    assert_eq!(Some(quick), text, "of {}", String::from_utf8_lossy(chunk));
     let quiet = careful.members.is_empty()
         && careful.calls.is_empty()
         && careful.finish.is_none()

@@ -12,6 +12,9 @@ use tokio::sync::Semaphore;
 use super::journal::How;
 use super::script::{Answer, Framing, Head, Step};
 
+/// The bytes that a flood writes at once, or a few more.
+const FLOOD: usize = 64 * 1024;
+
 /// How the bytes of a body are cut.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Pace {
@@ -61,6 +64,12 @@ pub(super) async fn play(
                 }
             }
             Step::Send(text) => out.send(text.as_bytes()).await?,
+            Step::Flood(text) => {
+                let many = text.repeat(1 + FLOOD / text.len().max(1));
+                loop {
+                    out.send(many.as_bytes()).await?;
+                }
+            }
             Step::Hex(digits) => out.send(&bytes_of(digits)?).await?,
             Step::Raw(text) => {
                 raw = true;

@@ -116,6 +116,8 @@ pub enum Step {
     Events(Vec<Value>),
     /// A piece of the body.
     Send(String),
+    /// A piece of the body, again and again for as long as it is taken.
+    Flood(String),
     /// A piece of the body, as hexadecimal digits.
     Hex(String),
     /// Bytes past all framing: instead of a head, or in the middle of it all.
