@@ -93,7 +93,7 @@ impl Decoder {
         self.read(frame, events)
     }
 
-    /// Reads a frame; gives the events it completes, one after the other. After an error nothing of the frame counts.
+    /// Reads a frame; gives the events it completes, one after the other. After an error it is over, and what the frame gave is not to be used.
     pub fn read(&mut self, frame: Bytes, take: &mut impl Take) -> Result<(), TooLarge> {
         let mut at = 0;
         if self.after_cr && !frame.is_empty() {

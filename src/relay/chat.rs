@@ -12,8 +12,8 @@ use crate::wire::texts::Texts;
 const BLANK_LINE: &str = "\\n\\n";
 /// What goes before and after the text of a chunk that says nothing else.
 const TEXT: &[u8] = b",\"choices\":[{\"index\":0,\"delta\":{\"content\":\"";
-/// The bytes before the choices of a chunk, or more.
-const USUAL_ENVELOPE: usize = 256;
+/// The bytes of a chunk without its text, or more.
+const USUAL_ENVELOPE: usize = 320;
 const END: &[u8] = b"\"},\"finish_reason\":null}]}\n\n";
 
 /// `id`, `created` and `model`, the same for a whole turn.

@@ -87,7 +87,7 @@ pub(super) struct Sink {
     unread: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     envelope: Option<Envelope>,
     folding: Folding,
-    /// So many parts may come together.
+    /// So many things may be shown together. Texts make their own room.
     expected: usize,
     silent_since: Instant,
     /// Where everything is recorded for those who join.
@@ -136,7 +136,7 @@ impl Sink {
         }
     }
 
-    /// So many parts may come at once: the room for them is made once.
+    /// So many things may be shown at once: the room for them is made once.
     pub(super) fn expect(&mut self, parts: usize) {
         self.expected = parts;
         self.make_room();

@@ -402,9 +402,13 @@ impl Take for Listener<'_> {
         if self.failed.is_some() {
             return;
         }
-        let usual = if event.named_error { None } else { self.repeat.read(&event.data) };
-        if let Some(piece) = usual {
-            return self.pieces.push(Utterance::Piece(piece));
+        if !event.named_error {
+            if let Some(text) = self.repeat.text(&event.data) {
+                return self.pieces.push(Utterance::Texts(Texts::at(event.data, text)));
+            }
+            if let Some(piece) = self.repeat.read(&event.data) {
+                return self.pieces.push(Utterance::Piece(piece));
+            }
         }
         match read_event(&event, self.legacy) {
             Read::Piece(piece) => {
@@ -539,6 +543,41 @@ mod tests {
             let said = ["a", "b", "é", "d", "\\n", "f", "g", "i"].map(|text| format!("\"{text}\""));
             assert_eq!((texts(&pieces.unwrap()), done), (said.to_vec(), true), "cut at {cut}");
         }
+    }
+
+    #[test]
+    fn texts_in_events_of_another_form_are_heard_as_texts() {
+        for (usual, other) in [("\n\n", "\r\n\r\n"), ("data: ", "data:"), ("\n\n", "\r\r")] {
+            let stream = ["a", "b", "c"].map(text).concat().replace(usual, other) + "data: [DONE]\n\n";
+            let pieces = heard(&[stream.as_bytes()], 1024).0.unwrap();
+            let [Utterance::Piece(_), Utterance::Texts(b), Utterance::Texts(c)] = pieces.as_slice() else {
+                panic!("{pieces:?}");
+            };
+            assert_eq!([b, c].map(Texts::count), [1, 1], "{other:?}");
+        }
+    }
+
+    #[test]
+    fn half_an_event_is_none_though_one_of_two_lines_looked_like_it() {
+        let one = text("a");
+        let two = one.replace("\"choices\":", "\"choices\":\ndata: ");
+        let half = one.replace("\"choices\":", "\"choices\":\n");
+        let stream = [two, half].concat();
+        let (mut decoder, mut repeat) = (Decoder::new(1024), Repeat::default());
+        let (mut pieces, mut done) = (Pieces::new(), false);
+        let mut listener = Listener {
+            repeat: &mut repeat,
+            legacy: false,
+            pieces: &mut pieces,
+            done: &mut done,
+            failed: None,
+        };
+        // A frame of its own, for the decoder has to be between two events.
+        for frame in ["\n", &stream] {
+            decoder.read(Bytes::copy_from_slice(frame.as_bytes()), &mut listener).unwrap();
+        }
+        let failed = listener.failed.map(|failure| failure.kind);
+        assert_eq!((pieces.len(), failed), (1, Some(FailureKind::InvalidReply)));
     }
 
     #[test]

@@ -13,13 +13,16 @@ use super::reply::Piece;
 use super::scan::plain;
 use crate::sse::{USUAL_END, USUAL_START};
 
+/// The largest chunk that is remembered, in bytes. What stands around a text is small.
+const LARGEST: usize = 4096;
+
 /// What the last chunks looked like.
 #[derive(Debug, Default)]
 pub struct Repeat {
-    /// Of the event of a chunk of plain text, up to the text's opening quote, and from its closing quote on; empty if
-    /// nothing is known.
-    before: Vec<u8>,
-    after: Vec<u8>,
+    /// A chunk of plain text without its text; empty if nothing is known.
+    around: Vec<u8>,
+    /// Where the text was in it, between its quotes.
+    gap: usize,
     /// Of any chunk, up to the value of `choices`.
     envelope: Bytes,
 }
@@ -38,21 +41,35 @@ impl Repeat {
     /// but its text: everything else has been said.
     #[must_use]
     pub fn skim(&self, stream: &[u8], at: usize) -> Option<Known> {
-        let rest = stream.get(at..)?;
-        let start = self.before.len();
-        if start == 0 || rest.get(..start)? != self.before {
+        if !stream.get(at..)?.starts_with(USUAL_START) {
             return None;
         }
-        let rest = &rest[start..];
-        let text = &rest[..plain(rest)];
+        let Known { text, end } = self.find(stream, at + USUAL_START.len())?;
+        stream[end..].starts_with(USUAL_END).then_some(Known { text, end: end + USUAL_END.len() })
+    }
+
+    /// Where the text is of a chunk that repeats the one learned from.
+    #[must_use]
+    pub fn text(&self, chunk: &[u8]) -> Option<Range<usize>> {
+        let Known { text, end } = self.find(chunk, 0)?;
+        (end == chunk.len()).then_some(text)
+    }
+
+    /// Looks for such a chunk at `at`.
+    fn find(&self, stream: &[u8], at: usize) -> Option<Known> {
+        let (before, after) = self.around.split_at(self.gap);
+        let start = at + before.len();
+        if before.is_empty() || stream.get(at..start)? != before {
+            return None;
+        }
+        let text = start..start + plain(&stream[start..]);
+        let end = text.end + after.len();
         // An escape, or the end of the text before its end, is for the careful reader; so is an empty text.
-        if text.is_empty() || rest.get(text.len()..text.len() + self.after.len())? != self.after {
+        if text.is_empty() || stream.get(text.end..end)? != after {
             return None;
         }
-        let start = at + start;
-        let (text, end) = (start..start + text.len(), start + text.len() + self.after.len());
-        (stream[text.clone()].is_ascii() || std::str::from_utf8(&stream[text.clone()]).is_ok())
-            .then_some(Known { text, end })
+        let said = &stream[text.clone()];
+        (said.is_ascii() || std::str::from_utf8(said).is_ok()).then_some(Known { text, end })
     }
 
     /// Reads a chunk if it is a usual one. What is the same as in the last one before `choices` is not said again.
@@ -89,18 +106,20 @@ impl Repeat {
         if !members.is_empty() || !calls.is_empty() || !around.is_empty() {
             return;
         }
+        // An event of several lines has line feeds in its chunk where its stream has more than that.
+        if chunk.len() > LARGEST || chunk.contains(&b'\n') {
+            return;
+        }
         let quoted = text.bytes();
         // The text shares the chunk's memory, so its place there can be told.
         let start = (quoted.as_ptr() as usize).wrapping_sub(chunk.as_ptr() as usize);
         let Some(end) = start.checked_add(quoted.len()).filter(|end| *end <= chunk.len()) else { return };
-        copy(&mut self.before, [USUAL_START, &chunk[..start + 1]]);
-        copy(&mut self.after, [&chunk[end - 1..], USUAL_END]);
+        self.gap = start + 1;
+        self.around.clear();
+        self.around.reserve_exact(chunk.len());
+        self.around.extend_from_slice(&chunk[..self.gap]);
+        self.around.extend_from_slice(&chunk[end - 1..]);
     }
-}
-
-fn copy(to: &mut Vec<u8>, parts: [&[u8]; 2]) {
-    to.clear();
-    parts.into_iter().for_each(|part| to.extend_from_slice(part));
 }
 
 #[cfg(test)]
@@ -119,7 +138,12 @@ mod tests {
     /// The text of a chunk as it stands in a stream, if it was known by sight.
     fn text(repeat: &Repeat, chunk: &[u8]) -> Option<Raw> {
         let stream = [b": hm\n\n", USUAL_START, chunk, USUAL_END, b"data: "].concat();
-        let Known { text, end } = repeat.skim(&stream, 6)?;
+        let known = repeat.skim(&stream, 6);
+        assert_eq!(
+            known.as_ref().map(|known| known.text.clone()),
+            repeat.text(chunk).map(|text| text.start + 12..text.end + 12)
+        );
+        let Known { text, end } = known?;
         assert_eq!(end, stream.len() - 6);
         Some(Raw::trusted(Bytes::from(stream).slice(text.start - 1..text.end + 1)))
     }
@@ -206,6 +230,16 @@ mod tests {
             let mut repeat = Repeat::default();
             repeat.learn(&chunk, &piece(&chunk));
             assert_eq!(text(&repeat, &chunk), None, "{more}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_learned_from_a_chunk_of_several_lines_or_a_large_one() {
+        for around in ["\n".to_owned(), " ".repeat(LARGEST)] {
+            let chunk = Bytes::from(format!("{{\"choices\":{around}[{{\"delta\":{{\"content\":\"a\"}}}}]}}"));
+            let mut repeat = Repeat::default();
+            repeat.learn(&chunk, &piece(&chunk));
+            assert_eq!(text(&repeat, &chunk), None, "{around:?}");
         }
     }
 
