@@ -492,10 +492,10 @@ mod tests {
         chunk(&format!("{{\"content\":\"{text}\"}}"))
     }
 
-    /// What is heard of a stream that comes in these frames, and whether it said that it was complete.
-    fn heard(frames: &[&[u8]], bound: usize) -> (Result<Pieces, TooLarge>, bool) {
+    /// What is heard of a stream that comes in these frames, whether it said that it was complete, and how it failed.
+    fn heard(frames: &[&[u8]], bound: usize) -> (Result<Pieces, TooLarge>, bool, Option<FailureKind>) {
         let (mut decoder, mut repeat) = (Decoder::new(bound), Repeat::default());
-        let (mut pieces, mut done) = (Pieces::new(), false);
+        let (mut pieces, mut done, mut failed) = (Pieces::new(), false, None);
         for frame in frames {
             let mut listener = Listener {
                 repeat: &mut repeat,
@@ -505,11 +505,11 @@ mod tests {
                 failed: None,
             };
             if let Err(error) = decoder.read(Bytes::copy_from_slice(frame), &mut listener) {
-                return (Err(error), done);
+                return (Err(error), done, failed);
             }
-            assert_eq!(listener.failed, None);
+            failed = failed.or(listener.failed.map(|failure| failure.kind));
         }
-        (Ok(pieces), done)
+        (Ok(pieces), done, failed)
     }
 
     fn texts(pieces: &Pieces) -> Vec<String> {
@@ -531,7 +531,8 @@ mod tests {
         ]
         .concat();
         let stream = stream.as_bytes();
-        let (pieces, done) = heard(&[stream], 1024);
+        let (pieces, done, failed) = heard(&[stream], 1024);
+        assert_eq!(failed, None);
         let kinds = pieces.unwrap().into_iter().map(|said| match said {
             Utterance::Texts(texts) => texts.count(),
             Utterance::Piece(_) => 0,
@@ -539,9 +540,9 @@ mod tests {
         assert_eq!((kinds.collect::<Vec<_>>(), done), (vec![0, 0, 3, 0, 2, 0, 1], true));
         for cut in 0..=stream.len() {
             let (one, two) = stream.split_at(cut);
-            let (pieces, done) = heard(&[one, two], 1024);
+            let (pieces, done, failed) = heard(&[one, two], 1024);
             let said = ["a", "b", "é", "d", "\\n", "f", "g", "i"].map(|text| format!("\"{text}\""));
-            assert_eq!((texts(&pieces.unwrap()), done), (said.to_vec(), true), "cut at {cut}");
+            assert_eq!((texts(&pieces.unwrap()), done, failed), (said.to_vec(), true, None), "cut at {cut}");
         }
     }
 
@@ -563,21 +564,9 @@ mod tests {
         let two = one.replace("\"choices\":", "\"choices\":\ndata: ");
         let half = one.replace("\"choices\":", "\"choices\":\n");
         let stream = [two, half].concat();
-        let (mut decoder, mut repeat) = (Decoder::new(1024), Repeat::default());
-        let (mut pieces, mut done) = (Pieces::new(), false);
-        let mut listener = Listener {
-            repeat: &mut repeat,
-            legacy: false,
-            pieces: &mut pieces,
-            done: &mut done,
-            failed: None,
-        };
         // A frame of its own, for the decoder has to be between two events.
-        for frame in ["\n", &stream] {
-            decoder.read(Bytes::copy_from_slice(frame.as_bytes()), &mut listener).unwrap();
-        }
-        let failed = listener.failed.map(|failure| failure.kind);
-        assert_eq!((pieces.len(), failed), (1, Some(FailureKind::InvalidReply)));
+        let (pieces, _, failed) = heard(&[b"\n", stream.as_bytes()], 1024);
+        assert_eq!((pieces.unwrap().len(), failed), (1, Some(FailureKind::InvalidReply)));
     }
 
     #[test]
