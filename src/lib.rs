@@ -27,6 +27,7 @@
 //! | 1 pure | [`policy`] | Relay, turn or refuse; the strict-versus-parallel rule. |
 //! | 1 pure | [`engine`] | Given everything heard so far, what happens next. |
 //! | 2 service | [`trust`] | Whose certificates are believed. |
+//! | 2 service | [`pool`] | Connections to one server, kept for the next request. |
 //! | 2 service | [`telemetry`] | Names and writes metrics, logs and traces. |
 //! | 2 service | [`upstream`] | Sends one ask and delivers its reply as engine inputs. |
 //! | 2 service | [`tools`] | Knows which tools exist and runs one call within its limits. |
@@ -61,6 +62,7 @@ pub mod demo;
 pub mod engine;
 pub mod ledger;
 pub mod policy;
+pub mod pool;
 pub mod relay;
 pub mod runs;
 pub mod server;

@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 
 /// Every module with its layer. Those of one layer do not import each other, but where `SIDEWAYS`
 /// says so.
-const LAYERS: [(&str, u8); 21] = [
+const LAYERS: [(&str, u8); 22] = [
     ("units", 0),
     ("wire", 0),
     ("sse", 0),
     ("policy", 1),
     ("engine", 1),
     ("trust", 2),
+    ("pool", 2),
     ("telemetry", 2),
     ("upstream", 2),
     ("tools", 2),
@@ -32,11 +33,13 @@ const LAYERS: [(&str, u8); 21] = [
 ];
 
 /// Imports within a layer that are meant: who, and whom.
-const SIDEWAYS: [(&str, &str); 22] = [
+const SIDEWAYS: [(&str, &str); 24] = [
     ("wire", "units"),
     ("wire", "sse"),
     ("telemetry", "trust"),
     ("upstream", "trust"),
+    ("upstream", "pool"),
+    ("tools", "pool"),
     ("engine", "policy"),
     ("upstream", "telemetry"),
     ("tools", "telemetry"),

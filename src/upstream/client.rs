@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::error::Error;
 use std::fmt;
 use std::future::Future;
 use std::pin::{Pin, pin};
@@ -12,31 +11,25 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HOST};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
-use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Either, Full};
 
-use super::connect::Connector;
+use super::connect::{BoxError, Connector};
 use super::fault;
 use super::health::{Health, Key, Standing, Ticket};
 use super::opening::{Opened, Patience, open};
 use super::place::Place;
-use super::pool::{Pool, Received, SendError};
 use super::reply::{Expect, Reply};
 use super::settings::{Kind, Mode, Settings};
 use super::upload::Upload;
 use crate::policy::parallel::model_refuses_parameter;
 use crate::policy::plan::Habits;
+use crate::pool::{Body, Keep, Pool, Received, SendError, Sent};
 use crate::telemetry::Telemetry;
 use crate::trust;
 use crate::units::Secret;
 use crate::wire::error::Said;
 use crate::wire::failure::{Fact, Failure, FailureKind, kind_of_status};
 use crate::wire::history::Shape;
-
-/// What goes to an upstream: a body held whole, or one handed through.
-pub(super) type Body = Either<Full<Bytes>, UnsyncBoxBody<Bytes, Box<dyn Error + Send + Sync>>>;
-/// A body to be handed through.
-pub type Sent = UnsyncBoxBody<Bytes, Box<dyn Error + Send + Sync>>;
 
 /// Idle connections are closed after this; most servers close theirs later.
 const IDLE: Duration = Duration::from_secs(50);
@@ -123,7 +116,7 @@ pub struct Upstream {
     key_header: HeaderName,
     keys: Vec<HeaderValue>,
     team_keys: BTreeMap<String, HeaderValue>,
-    pool: Pool,
+    pool: Pool<Connector>,
     health: Arc<Health>,
 }
 
@@ -167,7 +160,7 @@ impl Upstream {
         }
         let tls = trust::tls(settings.ca.as_deref()).map_err(|e| wrong("ca", e))?;
         let connector = Connector::new(settings.connect_timeout.0, tls);
-        let pool = Pool::new(connector, place.origin().clone(), IDLE, LARGEST_HEAD);
+        let pool = Pool::new(connector, place.origin().clone(), Keep::For(IDLE), LARGEST_HEAD);
         let azure = settings.kind == Kind::Azure;
         Ok(Self {
             name: name.into(),
@@ -244,7 +237,7 @@ impl Upstream {
         match self.request(Method::POST, &head.path, headers, body, asking, ticket.key) {
             Ok(request) => {
                 let pool = self.pool.clone();
-                let asked = Box::pin(async move { pool.send(request).await });
+                let asked = Box::pin(async move { pool.send(request, || ()).await });
                 let (head, stall) = (self.settings.head_timeout.0, self.settings.stall_timeout.0);
                 Reply::new(asked, expect, head, stall, ticket)
             }
@@ -317,7 +310,7 @@ impl Upstream {
     ) -> Result<Response<Received>, Failure> {
         let body = Either::Left(Full::new(body));
         let request = self.request(method, path, headers, body, asking, key)?;
-        let sent = pin!(self.pool.send(request));
+        let sent = pin!(self.pool.send(request, || ()));
         match tokio::time::timeout(self.settings.head_timeout.0, sent).await {
             Ok(answered) => answered.map_err(|error| fault::of_sending(&error)),
             Err(_) => Err(late()),
@@ -338,7 +331,7 @@ impl Upstream {
         let (upload, progress) = Upload::new(body);
         let body = Either::Right(upload.boxed_unsync());
         let request = self.request(method, path, headers, body, asking, ticket.key)?;
-        let mut sent = pin!(self.pool.send(request));
+        let mut sent = pin!(self.pool.send(request, || ()));
         let answered = loop {
             let state = progress.state();
             let allowed = if state.ended { self.settings.head_timeout.0 } else { UPLOAD_STALL };
@@ -452,4 +445,5 @@ fn judged(
 }
 
 /// An answer that is waited for.
-pub(super) type Pending = Pin<Box<dyn Future<Output = Result<Response<Received>, SendError>> + Send>>;
+pub(super) type Pending =
+    Pin<Box<dyn Future<Output = Result<Response<Received>, SendError<BoxError>>> + Send>>;

@@ -6,12 +6,12 @@ use std::time::{Duration, SystemTime};
 
 use http::HeaderMap;
 
-use super::connect::ConnectError;
-use super::pool::SendError;
+use super::connect::{BoxError, ConnectError};
+use crate::pool::SendError;
 use crate::wire::failure::{Failure, FailureKind};
 
 /// The failure behind an error of asking.
-pub(super) fn of_sending(error: &SendError) -> Failure {
+pub(super) fn of_sending(error: &SendError<BoxError>) -> Failure {
     let (kind, error): (_, &(dyn Error + 'static)) = match error {
         SendError::Connect(error) => (connecting(&**error), &**error),
         SendError::Exchange(error) => (exchanging(error), error),

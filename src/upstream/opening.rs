@@ -19,8 +19,8 @@ use http_body_util::BodyExt;
 use tokio::time::Instant;
 
 use super::fault;
-use super::pool::Received;
 use super::reply::{Expect, Read, events_of, read_data, read_event};
+use crate::pool::Received;
 use crate::sse::Decoder;
 use crate::wire::failure::{Failure, FailureKind};
 use crate::wire::raw::Raw;

@@ -13,7 +13,7 @@ use super::client::Pending;
 use super::fault;
 use super::health::Ticket;
 use super::opening::is_event_stream;
-use super::pool::Received;
+use crate::pool::Received;
 use crate::sse::{Decoder, Event, Take};
 use crate::wire::chunk;
 use crate::wire::error;

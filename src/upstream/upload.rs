@@ -8,7 +8,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::Instant;
 
-use super::client::Sent;
+use crate::pool::Sent;
 
 /// How far a body has come, seen from outside.
 #[derive(Debug, Clone)]

@@ -1,9 +1,10 @@
 //! An HTTP response, read in bounded memory and turned into what the model reads.
 
+use bytes::Bytes;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, LOCATION};
 use http::{HeaderMap, HeaderName, Response, StatusCode};
+use http_body::Body;
 use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
 
 use super::fault::Fault;
 use crate::tools::text::{Full, cut, describe, is_text, tame, utf8};
@@ -24,7 +25,10 @@ pub(super) struct Answer {
 
 impl Answer {
     /// Reads a response; of its body at most `limit` bytes (and one more, to know whether it goes on).
-    pub(super) async fn read(response: Response<Incoming>, limit: usize) -> Result<Self, Fault> {
+    pub(super) async fn read(
+        response: Response<impl Body<Data = Bytes> + Unpin>,
+        limit: usize,
+    ) -> Result<Self, Fault> {
         let (head, body) = response.into_parts();
         let status = head.status;
         let limit = if status.is_success() { limit } else { limit.saturating_sub(WORDS) };
@@ -49,7 +53,7 @@ impl Answer {
 
 /// The beginning of a body, and how long the whole is.
 async fn keep(
-    mut body: Incoming,
+    mut body: impl Body<Data = Bytes> + Unpin,
     declared: Option<u64>,
     limit: usize,
     must_be_whole: bool,

@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 
 use bytes::Bytes;
+use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
 use percent_encoding::percent_decode_str;
 use secrecy::{ExposeSecret as _, SecretString};
@@ -54,6 +55,8 @@ pub(in crate::tools) const RESERVED: [&str; 15] = [
 pub(super) struct Form {
     pub(super) method: Method,
     pub(super) origin: Origin,
+    /// What `host` says.
+    pub(super) host: HeaderValue,
     segments: Vec<Template>,
     query: Vec<Pair>,
     headers: Vec<(HeaderName, Head)>,
@@ -129,6 +132,7 @@ impl Form {
     fn empty(method: settings::Method, origin: Origin) -> Self {
         Self {
             method: self::method(method),
+            host: origin.host(),
             origin,
             segments: Vec::new(),
             query: Vec::new(),
@@ -230,13 +234,8 @@ impl Form {
             target.push('?');
             target.push_str(&query.into_text());
         }
-        let scheme = if self.origin.secure { "https" } else { "http" };
-        let uri = Uri::builder()
-            .scheme(scheme)
-            .authority(self.origin.authority.clone())
-            .path_and_query(target)
-            .build()
-            .map_err(|_| "arguments are too long for a URL".to_owned())?;
+        let target = PathAndQuery::from_maybe_shared(Bytes::from(target));
+        let uri = self.origin.with(target.map_err(|_| "arguments are too long for a URL".to_owned())?);
         let mut headers = self.fill_headers(arguments)?;
         let body = self.fill_body(arguments, &mut headers)?;
         Ok(Filled { uri, headers, body })

@@ -17,14 +17,11 @@ pub(super) mod form;
 pub(super) mod origin;
 mod written;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header};
-use http_body_util::Full;
-use hyper_util::client::legacy::connect::capture_connection;
-use hyper_util::client::legacy::{self, Client};
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use http_body_util::{Either, Full};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -40,6 +37,7 @@ use super::arguments::{Arguments, Schema};
 use super::door::Made;
 use super::load::Mistakes;
 use super::{Call, settings, took};
+use crate::pool::{Keep, Pool, SendError};
 use crate::telemetry::traces::{TRACEPARENT, TRACESTATE};
 use crate::wire::tool::{Effect, Outcome, OutcomeKind};
 
@@ -47,17 +45,18 @@ use crate::wire::tool::{Effect, Outcome, OutcomeKind};
 const MAX_REDIRECTS: usize = 3;
 /// The most bytes of a response's head.
 const MAX_HEAD: usize = 64 * 1024;
-/// Idle connections kept to a tool's server, and for how long.
-const MAX_IDLE: usize = 8;
+/// How long a connection to a tool's server is kept.
 const IDLE: Duration = Duration::from_secs(15);
 /// The shortest and longest pause before a second attempt, in milliseconds.
 const PAUSE: std::ops::RangeInclusive<u64> = 50..=150;
+
+type Connections = Pool<Connector>;
 
 /// What a call of an HTTP tool needs.
 #[derive(Debug)]
 pub(super) struct Http {
     form: Form,
-    client: Client<Connector, Full<Bytes>>,
+    connections: Connections,
     effect: Effect,
     follow_own_origin: bool,
 }
@@ -65,8 +64,8 @@ pub(super) struct Http {
 /// The connections of several tools to one origin.
 #[derive(Debug)]
 pub(super) struct Clients {
-    kept: Client<Connector, Full<Bytes>>,
-    fresh: Client<Connector, Full<Bytes>>,
+    kept: Connections,
+    fresh: Connections,
 }
 
 impl Clients {
@@ -77,8 +76,11 @@ impl Clients {
         roots: &SystemRoots,
         mistakes: &mut Mistakes,
     ) -> Option<Self> {
-        let (_, connector) = Http::read(settings, schema, roots, mistakes)?;
-        Some(Self { kept: client(connector.clone(), Effect::Read), fresh: client(connector, Effect::Write) })
+        let (form, connector) = Http::read(settings, schema, roots, mistakes)?;
+        Some(Self {
+            kept: connections(&form, connector.clone(), Effect::Read),
+            fresh: connections(&form, connector, Effect::Write),
+        })
     }
 }
 
@@ -92,8 +94,8 @@ impl Http {
         mistakes: &mut Mistakes,
     ) -> Option<Self> {
         let (form, connector) = Self::read(settings, schema, roots, mistakes)?;
-        let client = client(connector, effect);
-        Some(Self { form, client, effect, follow_own_origin: settings.follow_own_origin })
+        let connections = connections(&form, connector, effect);
+        Some(Self { form, connections, effect, follow_own_origin: settings.follow_own_origin })
     }
 
     /// The same for a tool that shares its connections with others of the same origin, networks and authorities.
@@ -105,13 +107,13 @@ impl Http {
         mistakes: &mut Mistakes,
     ) -> Option<Self> {
         let form = Form::load(settings, schema, mistakes)?;
-        let client = match effect {
+        let connections = match effect {
             Effect::Read | Effect::Idempotent => clients.kept.clone(),
             Effect::Write => clients.fresh.clone(),
         };
         mistakes.is_empty().then_some(Self {
             form,
-            client,
+            connections,
             effect,
             follow_own_origin: settings.follow_own_origin,
         })
@@ -167,6 +169,7 @@ impl Http {
             Ok(filled) => filled,
             Err(what) => return Outcome::failed(OutcomeKind::InvalidArguments, &what),
         };
+        filled.headers.insert(header::HOST, self.form.host.clone());
         add_ours(&mut filled, call);
         for _ in 0..=MAX_REDIRECTS {
             let answer = match self.ask(&filled, call, stop).await {
@@ -206,15 +209,16 @@ impl Http {
     }
 
     async fn attempt(&self, filled: &Filled, call: &Call, stop: &CancellationToken) -> Result<Answer, Fault> {
-        let mut request = Request::new(Full::new(filled.body.clone().unwrap_or_default()));
+        let mut request = Request::new(Either::Left(Full::new(filled.body.clone().unwrap_or_default())));
         *request.method_mut() = self.form.method.clone();
-        *request.uri_mut() = filled.uri.clone();
+        // The connection is that of the URI's origin: a redirect stays there too.
+        *request.uri_mut() = filled.uri.path_and_query().cloned().map_or_else(Uri::default, Uri::from);
         *request.headers_mut() = filled.headers.clone();
-        let connection = capture_connection(&mut request);
-        let sent = || connection.connection_metadata().is_some();
+        let begun = AtomicBool::new(false);
+        let sent = || begun.load(Ordering::Relaxed);
         let whole = async {
-            let response = self.client.request(request).await.map_err(|error| fault_of(&error))?;
-            Answer::read(response, call.result_limit).await
+            let asked = self.connections.send(request, || begun.store(true, Ordering::Relaxed));
+            Answer::read(asked.await.map_err(fault_of)?, call.result_limit).await
         };
         tokio::select! {
             biased;
@@ -242,36 +246,20 @@ impl Http {
     }
 }
 
-fn fault_of(error: &legacy::Error) -> Fault {
-    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(error) = source {
-        if let Some(ours) = error.downcast_ref::<ConnectError>() {
-            return Fault::NotSent(*ours);
-        }
-        if let Some(hyper) = error.downcast_ref::<hyper::Error>()
-            && hyper.is_parse()
-        {
-            return Fault::NoAnswer("the answer was not HTTP");
-        }
-        source = error.source();
+fn fault_of(error: SendError<ConnectError>) -> Fault {
+    match error {
+        SendError::Connect(error) => Fault::NotSent(error),
+        SendError::Exchange(error) if error.is_parse() => Fault::NoAnswer("the answer was not HTTP"),
+        SendError::Exchange(_) => Fault::NoAnswer("the connection was closed before an answer"),
     }
-    Fault::NoAnswer("the connection was closed before an answer")
 }
 
-fn client(connector: Connector, effect: Effect) -> Client<Connector, Full<Bytes>> {
-    let idle = match effect {
-        Effect::Read | Effect::Idempotent => MAX_IDLE,
-        Effect::Write => 0,
+fn connections(form: &Form, connector: Connector, effect: Effect) -> Connections {
+    let keep = match effect {
+        Effect::Read | Effect::Idempotent => Keep::For(IDLE),
+        Effect::Write => Keep::Never,
     };
-    Client::builder(TokioExecutor::new())
-        .pool_timer(TokioTimer::new())
-        .timer(TokioTimer::new())
-        .pool_idle_timeout(IDLE)
-        .pool_max_idle_per_host(idle)
-        .http1_max_buf_size(MAX_HEAD)
-        // A request the pool could not even begin is handed back to `fault::again`, the only one to decide.
-        .retry_canceled_requests(effect != Effect::Write)
-        .build(connector)
+    Pool::new(connector, form.origin.uri(), keep, MAX_HEAD)
 }
 
 /// So many headers are added, and the connection adds one or two.

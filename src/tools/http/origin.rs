@@ -2,8 +2,8 @@
 //!
 //! Pure.
 
-use http::Uri;
-use http::uri::Authority;
+use http::uri::{self, Authority, PathAndQuery, Scheme};
+use http::{HeaderValue, Uri};
 
 use crate::tools::address::Reach;
 use crate::tools::load::Mistakes;
@@ -21,6 +21,30 @@ impl Origin {
     /// Stands for an origin that could not be read.
     pub(super) fn nowhere() -> Self {
         Self { secure: true, authority: Authority::from_static("nowhere.invalid") }
+    }
+
+    /// Its URI, without a path.
+    pub(super) fn uri(&self) -> Uri {
+        self.with(PathAndQuery::from_static("/"))
+    }
+
+    /// The URI of something there.
+    pub(super) fn with(&self, target: PathAndQuery) -> Uri {
+        let mut parts = uri::Parts::default();
+        parts.scheme = Some(if self.secure { Scheme::HTTPS } else { Scheme::HTTP });
+        parts.authority = Some(self.authority.clone());
+        parts.path_and_query = Some(target);
+        Uri::from_parts(parts).expect("all three parts are there")
+    }
+
+    /// What `host` says to it: without the port, where that is the scheme's own.
+    pub(super) fn host(&self) -> HeaderValue {
+        let usual = if self.secure { 443 } else { 80 };
+        let text = match self.authority.port_u16() {
+            Some(port) if port != usual => self.authority.as_str(),
+            Some(_) | None => self.authority.host(),
+        };
+        HeaderValue::from_str(text).expect("an authority is visible ASCII")
     }
 }
 
@@ -145,6 +169,22 @@ pub(super) fn own_origin(from: &Uri, target: &str) -> Option<Uri> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_host_that_is_told_has_a_port_only_where_it_is_not_the_usual_one() {
+        for (url, expected) in [
+            ("http://h.example/a", "h.example"),
+            ("http://h.example:80/a", "h.example"),
+            ("http://h.example:443/a", "h.example:443"),
+            ("https://h.example:443", "h.example"),
+            ("https://H.example:8443?q", "H.example:8443"),
+            ("http://[fc00::1]:8080/", "[fc00::1]:8080"),
+            ("http://[fc00::1]/", "[fc00::1]"),
+        ] {
+            let (origin, _) = split("http", url, &mut Mistakes::of("t")).unwrap();
+            assert_eq!(origin.host(), expected, "{url}");
+        }
+    }
 
     #[test]
     fn only_the_same_scheme_host_and_port_is_the_own_origin() {

@@ -181,6 +181,23 @@ async fn a_second_attempt_needs_time() {
 }
 
 #[tokio::test]
+async fn calls_at_once_run_again_over_the_connections_they_had_unless_they_write() {
+    const AT_ONCE: usize = 40;
+    for (effect, kept) in EFFECTS {
+        let server = Server::start(|_, _| response(200, "ok")).await;
+        let (_catalog, tool) = http(effect, json!({ "url": server.url("/") }));
+        for _ in 0..3 {
+            let calls = std::iter::repeat_with(|| run(&tool, json!({}))).take(AT_ONCE);
+            let outcomes = futures_util::future::join_all(calls).await;
+            assert!(outcomes.iter().all(|outcome| *outcome == Outcome::ok("ok")), "{outcomes:?}");
+        }
+        let connections = server.connections.load(Ordering::SeqCst);
+        let expected = if kept { AT_ONCE } else { AT_ONCE * 3 };
+        assert!(connections <= expected && (kept || connections == expected), "{effect}: {connections}");
+    }
+}
+
+#[tokio::test]
 async fn a_target_refused_by_policy_is_denied_without_a_detail_and_never_reached() {
     let server = Server::start(|_, _| response(200, "secret")).await;
     let schema = Schema::compile(&open()).unwrap();
@@ -190,7 +207,7 @@ async fn a_target_refused_by_policy_is_denied_without_a_detail_and_never_reached
             .unwrap();
     let tls = connect::tls(None, &SystemRoots::default(), false).unwrap();
     // As if the name had resolved to loopback without being named.
-    tool.client = client(Connector::new(Reach::default(), tls), Effect::Read);
+    tool.connections = connections(&tool.form, Connector::new(Reach::default(), tls), Effect::Read);
     let arguments = Arguments::parse("{}").unwrap().0;
     let outcome = tool.run(&arguments, &schema, &call(&json!({})), &CancellationToken::new()).await;
     assert_eq!(outcome, Outcome::failed(OutcomeKind::Denied, "blocked by policy"));

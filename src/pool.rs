@@ -1,4 +1,4 @@
-//! Connections to one upstream, kept for the next question.
+//! Connections to one server, kept for the next request: an upstream's, or those of a tool.
 //!
 //! ```text
 //!             ┌──────── nothing came of it: its request goes to another ────────┐
@@ -8,12 +8,14 @@
 //! ```
 //!
 //! HTTP/1.1 only: a connection serves one request at a time, and is free again when the body of its answer has
-//! been read to the end. A request that waits keeps nobody else waiting: it has a connection of its own. What is
-//! free for too long, or was closed by the upstream, is let go.
+//! been read to the end. A request that waits keeps nobody else waiting: it has a connection of its own, so there
+//! are never more than there were requests at once. What is free for too long, or was closed by the server, is
+//! let go.
 //!
 //! hyper-util's general client does this for any number of places. Here there is one, so nothing is looked up,
 //! and no task is spawned to put a connection back: that was a tenth of the cost of a request.
 
+use std::error::Error;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -24,42 +26,66 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use http::{Request, Response, Uri};
 use http_body::{Body as _, Frame, SizeHint};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{Builder, SendRequest};
-use hyper::rt::Executor;
+use hyper::rt::{Executor, Read, Write};
 use hyper_util::rt::TokioExecutor;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tower_service::Service;
 
-use super::client::Body;
-use super::connect::{BoxError, Connector};
+/// Makes connections; the error says why there is none.
+pub trait Connect:
+    Service<Uri, Response: Read + Write + Unpin + Send + 'static, Future: Send> + Clone + Send + Sync
+{
+}
+
+impl<C> Connect for C where
+    C: Service<Uri, Response: Read + Write + Unpin + Send + 'static, Future: Send> + Clone + Send + Sync
+{
+}
+
+/// The body of a request: held whole, or handed through.
+pub type Body = Either<Full<Bytes>, Sent>;
+/// A body to be handed through.
+pub type Sent = UnsyncBoxBody<Bytes, Box<dyn Error + Send + Sync>>;
 
 /// Why there is no answer.
 #[derive(Debug)]
-pub(super) enum SendError {
+pub enum SendError<E> {
     /// There is no connection.
-    Connect(BoxError),
+    Connect(E),
     /// The connection failed.
     Exchange(hyper::Error),
 }
 
 /// The connections to one place.
 #[derive(Clone)]
-pub(super) struct Pool {
+pub struct Pool<C> {
     shared: Arc<Shared>,
-    connector: Connector,
+    connector: C,
     place: Uri,
     head: usize,
 }
 
 /// The free connections.
 struct Shared {
-    idle: Duration,
+    keep: Keep,
     free: Mutex<Free>,
 }
 
-#[derive(Default)]
+/// What becomes of a connection that has served a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    /// It serves the next one, unless it is free for so long.
+    For(Duration),
+    /// It is closed: each request has a connection of its own, so that a server that closes one which is free
+    /// cannot leave it in doubt whether a request arrived.
+    Never,
+}
+
 struct Free {
     /// The one that became free last is the last.
     list: Vec<Connection>,
@@ -78,25 +104,29 @@ impl Connection {
     }
 }
 
-impl fmt::Debug for Pool {
+impl<C> fmt::Debug for Pool<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Pool").field("place", &self.place).finish_non_exhaustive()
     }
 }
 
-impl Pool {
-    /// Connections to the scheme, host and port of `place`. Those that are free for `idle` are closed; the head
-    /// of an answer has at most `head` bytes.
-    pub(super) fn new(connector: Connector, place: Uri, idle: Duration, head: usize) -> Self {
-        let shared = Arc::new(Shared { idle, free: Mutex::default() });
-        Self { shared, connector, place, head }
+impl<C: Connect> Pool<C> {
+    /// Connections to the scheme, host and port of `place`. The head of an answer has at most `head` bytes.
+    pub fn new(connector: C, place: Uri, keep: Keep, head: usize) -> Self {
+        let free = Free { list: Vec::new(), sweeper: None };
+        Self { shared: Arc::new(Shared { keep, free: Mutex::new(free) }), connector, place, head }
     }
 
-    /// Sends a request, whose URI is only a path, and gives the head of its answer.
+    /// Sends a request, whose URI is only a path, and gives the head of its answer. `begins` hears when there is
+    /// a connection: from then on the server may have got something of the request.
     ///
     /// A connection may have been closed while it was free. What had not been written to it yet is sent on
     /// another one.
-    pub(super) async fn send(&self, request: Request<Body>) -> Result<Response<Received>, SendError> {
+    pub async fn send(
+        &self,
+        request: Request<Body>,
+        mut begins: impl FnMut() + Send,
+    ) -> Result<Response<Received>, SendError<C::Error>> {
         let mut request = request;
         loop {
             let kept = self.shared.take();
@@ -105,6 +135,7 @@ impl Pool {
                 Some(sender) => sender,
                 None => self.connect().await?,
             };
+            begins();
             match sender.try_send_request(request).await {
                 Ok(response) => {
                     let free = Arc::downgrade(&self.shared);
@@ -118,12 +149,12 @@ impl Pool {
         }
     }
 
-    async fn connect(&self) -> Result<SendRequest<Body>, SendError> {
+    async fn connect(&self) -> Result<SendRequest<Body>, SendError<C::Error>> {
         let mut connector = self.connector.clone();
         let stream = connector.call(self.place.clone()).await.map_err(SendError::Connect)?;
         let made = Builder::new().max_buf_size(self.head).handshake(stream).await;
         let (sender, connection) = made.map_err(SendError::Exchange)?;
-        // It ends when its sender is dropped or its upstream closes it. How it ended, the request hears.
+        // It ends when its sender is dropped or its server closes it. How it ended, the request hears.
         TokioExecutor::new().execute(connection.map(|_ended| ()));
         Ok(sender)
     }
@@ -136,11 +167,12 @@ impl Shared {
 
     /// The connection that became free last. One whose answer's end is still being read stays.
     fn take(&self) -> Option<SendRequest<Body>> {
+        let Keep::For(idle) = self.keep else { return None };
         let mut free = self.free();
         let mut at = free.list.len();
         while let Some(next) = at.checked_sub(1) {
             at = next;
-            if free.list[at].is_over(self.idle) {
+            if free.list[at].is_over(idle) {
                 free.list.remove(at);
             } else if free.list[at].sender.is_ready() {
                 return Some(free.list.remove(at).sender);
@@ -150,6 +182,7 @@ impl Shared {
     }
 
     fn put(self: &Arc<Self>, sender: SendRequest<Body>) {
+        let Keep::For(idle) = self.keep else { return };
         if sender.is_closed() {
             return;
         }
@@ -158,14 +191,14 @@ impl Shared {
         if free.sweeper.is_none() {
             let (here, gone) = oneshot::channel();
             free.sweeper = Some(here);
-            TokioExecutor::new().execute(sweep(Arc::downgrade(self), self.idle, gone));
+            TokioExecutor::new().execute(sweep(Arc::downgrade(self), idle, gone));
         }
     }
 
     /// Lets go of what is free for too long; whether anything is left.
-    fn sweep(&self) -> bool {
+    fn sweep(&self, idle: Duration) -> bool {
         let mut free = self.free();
-        free.list.retain(|connection| !connection.is_over(self.idle));
+        free.list.retain(|connection| !connection.is_over(idle));
         if free.list.is_empty() {
             free.sweeper = None;
         }
@@ -178,7 +211,7 @@ async fn sweep(pool: Weak<Shared>, idle: Duration, gone: oneshot::Receiver<()>) 
     let sweeping = async {
         loop {
             tokio::time::sleep(idle).await;
-            if !pool.upgrade().is_some_and(|pool| pool.sweep()) {
+            if !pool.upgrade().is_some_and(|pool| pool.sweep(idle)) {
                 return;
             }
         }
@@ -266,7 +299,8 @@ impl Drop for Received {
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    use http_body_util::{BodyExt, Either, Full};
+    use http_body_util::BodyExt;
+    use hyper_util::rt::TokioIo;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{TcpListener, TcpStream};
 
@@ -274,14 +308,34 @@ mod tests {
 
     const IDLE: Duration = Duration::from_secs(50);
 
+    /// Connects to an address.
+    #[derive(Clone)]
+    struct Plain(std::net::SocketAddr);
+
+    impl Service<Uri> for Plain {
+        type Response = TokioIo<TcpStream>;
+        type Error = std::io::Error;
+        type Future = Pin<Box<dyn Future<Output = std::io::Result<Self::Response>> + Send>>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, _: Uri) -> Self::Future {
+            Box::pin(TcpStream::connect(self.0).map(|stream| stream.map(TokioIo::new)))
+        }
+    }
+
+    type Pool = super::Pool<Plain>;
+
     /// Serves connections by `serve`, and counts them.
-    async fn server<S, F>(serve: S) -> (Pool, Arc<AtomicUsize>)
+    async fn server<S, F>(keep: Keep, serve: S) -> (Pool, Arc<AtomicUsize>)
     where
         S: Fn(TcpStream) -> F + Send + 'static,
         F: Future<Output = std::io::Result<()>> + Send + 'static,
     {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let place = format!("http://{}/", listener.local_addr().unwrap()).parse().unwrap();
+        let address = listener.local_addr().unwrap();
         let connections = Arc::new(AtomicUsize::new(0));
         let counted = connections.clone();
         TokioExecutor::new().execute(async move {
@@ -290,8 +344,7 @@ mod tests {
                 TokioExecutor::new().execute(serve(stream).map(|_ended| ()));
             }
         });
-        let connector = Connector::new(Duration::from_secs(5), crate::trust::tls(None).unwrap());
-        (Pool::new(connector, place, IDLE, 64 * 1024), connections)
+        (Pool::new(Plain(address), Uri::from_static("http://here/"), keep, 64 * 1024), connections)
     }
 
     async fn request_read(stream: &mut TcpStream) -> std::io::Result<()> {
@@ -317,7 +370,7 @@ mod tests {
     async fn asked(pool: &Pool) -> Response<Received> {
         let mut request = Request::new(Either::Left(Full::default()));
         request.headers_mut().insert("host", "here".parse().unwrap());
-        pool.send(request).await.unwrap()
+        pool.send(request, || ()).await.unwrap()
     }
 
     async fn read(answer: Response<Received>) -> Bytes {
@@ -326,7 +379,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_connection_serves_again_once_its_answer_has_been_read_and_not_before() {
-        let (pool, connections) = server(answers).await;
+        let (pool, connections) = server(Keep::For(IDLE), answers).await;
         for _ in 0..5 {
             assert_eq!(read(asked(&pool).await).await, "ok");
         }
@@ -340,8 +393,42 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_ran_at_once_runs_at_once_again_over_the_same_connections() {
+        let (pool, connections) = server(Keep::For(IDLE), answers).await;
+        for _ in 0..3 {
+            let asked = std::iter::repeat_with(|| asked(&pool).then(read)).take(100);
+            futures_util::future::join_all(asked).await;
+            assert_eq!(connections.load(Ordering::Relaxed), 100);
+        }
+    }
+
+    #[tokio::test]
+    async fn where_none_is_kept_each_request_has_its_own() {
+        let (pool, connections) = server(Keep::Never, answers).await;
+        for n in 1..5 {
+            assert_eq!(read(asked(&pool).await).await, "ok");
+            assert_eq!(connections.load(Ordering::Relaxed), n);
+        }
+        assert!(pool.shared.free().list.is_empty());
+    }
+
+    #[tokio::test]
+    async fn it_is_told_that_a_request_begins_once_there_is_a_connection() {
+        let (pool, _) = server(Keep::For(IDLE), answers).await;
+        let mut begun = 0;
+        pool.send(Request::new(Either::Left(Full::default())), || begun += 1).await.unwrap();
+        assert_eq!(begun, 1);
+        // Nobody listens at the address of a listener that is gone.
+        let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let pool = Pool::new(Plain(gone), Uri::from_static("http://here/"), Keep::Never, 64 * 1024);
+        let failed = pool.send(Request::new(Either::Left(Full::default())), || begun += 1).await;
+        assert!(matches!(failed, Err(SendError::Connect(_))), "{failed:?}");
+        assert_eq!(begun, 1);
+    }
+
+    #[tokio::test]
     async fn an_answer_that_is_not_read_to_its_end_takes_its_connection_with_it() {
-        let (pool, connections) = server(answers).await;
+        let (pool, connections) = server(Keep::For(IDLE), answers).await;
         drop(asked(&pool).await);
         assert_eq!(read(asked(&pool).await).await, "ok");
         assert_eq!(connections.load(Ordering::Relaxed), 2);
@@ -353,7 +440,7 @@ mod tests {
             request_read(&mut stream).await?;
             stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await
         };
-        let (pool, connections) = server(once).await;
+        let (pool, connections) = server(Keep::For(IDLE), once).await;
         for n in 1..5 {
             assert_eq!(read(asked(&pool).await).await, "ok");
             assert_eq!(connections.load(Ordering::Relaxed), n);
@@ -364,7 +451,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_is_free_for_too_long_is_let_go() {
-        let (pool, _) = server(answers).await;
+        let (pool, _) = server(Keep::For(IDLE), answers).await;
         assert_eq!(read(asked(&pool).await).await, "ok");
         let free = |pool: &Pool| pool.shared.free().list.len();
         assert_eq!(free(&pool), 1);
