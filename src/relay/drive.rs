@@ -303,12 +303,17 @@ impl Driver {
         };
         self.heard_in_a_row = 0;
         match event {
+            // What came together is told together.
             Event::Ended(ended) => {
                 self.call_ended(ended, actions);
+                while let Some(ended) = self.calls.try_join_next_with_id() {
+                    self.call_ended(ended, actions);
+                }
                 self.news();
             }
             Event::Input(input) => {
                 self.step(input, actions);
+                self.hear_calls(actions);
                 self.news();
             }
             Event::Charged(round, charged) => {

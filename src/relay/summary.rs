@@ -48,7 +48,8 @@ impl Summary<'_> {
         let streams = plan.stream && matches!(self.finish, Finish::Answer(_));
         let wanted = plan.transcript || (streams && plan.include_usage);
         Totals {
-            usage: self.turn.usage().total().cloned(),
+            // A stream tells it only where it was asked to.
+            usage: if streams && !plan.include_usage { None } else { self.turn.usage().total() },
             own: wanted.then(|| self.own()),
             transcript: plan.transcript,
             // The head of a stream leaves before they are known.

@@ -382,7 +382,10 @@ impl<'a> News<'a> {
         let new = self.record.calls.get(known.calls.len()..).unwrap_or_default();
         known.calls.extend(new.iter().map(|record| self.call(record)));
         for (call, record) in known.calls.iter_mut().zip(&self.record.calls) {
-            self.write_call(call, record);
+            // Nothing of a call changes once it ended.
+            if call.ended.is_none() {
+                self.write_call(call, record);
+            }
         }
         let limits = self.record.limits.iter().map(|limit| limit.word());
         known.limits.clear();

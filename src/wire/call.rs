@@ -12,7 +12,7 @@ use serde::de::IgnoredAny;
 use super::fold::{FoldedMembers, Text};
 use super::raw::{Kind, Raw, write_string};
 use super::reply::CallPiece;
-use super::scan::Scan;
+use super::scan::{Broken, Scan};
 
 /// The most calls one reply may have.
 pub const MOST_CALLS: usize = 256;
@@ -260,47 +260,78 @@ pub fn parses(arguments: &str) -> bool {
 /// Numbers keep their text. Text that is not JSON stays as it is.
 #[must_use]
 pub fn canonical(arguments: &str) -> Cow<'_, str> {
-    fn write(out: &mut Vec<u8>, raw: &Raw, depth: usize) -> Option<()> {
-        if depth > super::raw::MAX_DEPTH {
-            return None;
-        }
-        match raw.kind() {
-            Kind::Object => {
-                let members = raw.members().ok()?;
-                let mut sorted: Vec<_> = members.iter().map(|m| (m.name(), &m.value)).collect();
-                sorted.sort_by(|a, b| a.0.cmp(&b.0));
-                out.push(b'{');
-                for (i, (name, value)) in sorted.into_iter().enumerate() {
-                    if i > 0 {
-                        out.push(b',');
-                    }
-                    write_string(out, &name);
-                    out.push(b':');
-                    write(out, value, depth + 1)?;
-                }
-                out.push(b'}');
-            }
-            Kind::Array => {
-                out.push(b'[');
-                for (i, element) in raw.elements(usize::MAX).ok()?.iter().enumerate() {
-                    if i > 0 {
-                        out.push(b',');
-                    }
-                    write(out, element, depth + 1)?;
-                }
-                out.push(b']');
-            }
-            Kind::String => write_string(out, &raw.as_string()?),
-            Kind::Number | Kind::True | Kind::False | Kind::Null => out.extend_from_slice(raw.bytes()),
-        }
-        Some(())
+    if is_plainly_canonical(arguments) {
+        return Cow::Borrowed(arguments);
     }
-    let Ok(raw) = Raw::parse(arguments.to_owned()) else { return Cow::Borrowed(arguments) };
+    rewritten(arguments).map_or(Cow::Borrowed(arguments), Cow::Owned)
+}
+
+fn rewritten(arguments: &str) -> Option<String> {
+    let raw = Raw::parse(arguments.to_owned()).ok()?;
     let mut out = Vec::with_capacity(arguments.len());
-    match write(&mut out, &raw, 0).and_then(|()| String::from_utf8(out).ok()) {
-        Some(text) => Cow::Owned(text),
-        None => Cow::Borrowed(arguments),
+    rewrite(&mut out, &raw, 0)?;
+    String::from_utf8(out).ok()
+}
+
+fn rewrite(out: &mut Vec<u8>, raw: &Raw, depth: usize) -> Option<()> {
+    if depth > super::raw::MAX_DEPTH {
+        return None;
     }
+    match raw.kind() {
+        Kind::Object => {
+            let members = raw.members().ok()?;
+            let mut sorted: Vec<_> = members.iter().map(|m| (m.name(), &m.value)).collect();
+            sorted.sort_by(|a, b| a.0.cmp(&b.0));
+            out.push(b'{');
+            for (i, (name, value)) in sorted.into_iter().enumerate() {
+                if i > 0 {
+                    out.push(b',');
+                }
+                write_string(out, &name);
+                out.push(b':');
+                rewrite(out, value, depth + 1)?;
+            }
+            out.push(b'}');
+        }
+        Kind::Array => {
+            out.push(b'[');
+            for (i, element) in raw.elements(usize::MAX).ok()?.iter().enumerate() {
+                if i > 0 {
+                    out.push(b',');
+                }
+                rewrite(out, element, depth + 1)?;
+            }
+            out.push(b']');
+        }
+        Kind::String => write_string(out, &raw.as_string()?),
+        Kind::Number | Kind::True | Kind::False | Kind::Null => out.extend_from_slice(raw.bytes()),
+    }
+    Some(())
+}
+
+/// Whether arguments are in their canonical form already, as most are: an object without white space, escapes and
+/// nested values, its names in order. Others may be, and are not told to be.
+fn is_plainly_canonical(arguments: &str) -> bool {
+    if memchr::memchr(b'\\', arguments.as_bytes()).is_some() {
+        return false;
+    }
+    let (mut scan, mut written, mut last) = (Scan::new(arguments), 1, None);
+    let read = scan.members(|name, scan| {
+        if scan.peek().is_some_and(|first| matches!(first, b'{' | b'[')) {
+            return Err(Broken);
+        }
+        let value = scan.value()?;
+        // The quotes would sort otherwise than the names do.
+        let bare = name.get(1..name.len() - 1);
+        if last.is_some() && last >= Some(bare) {
+            return Err(Broken);
+        }
+        last = Some(bare);
+        // A colon, and a comma or the end.
+        written += name.len() + 1 + value.len() + 1;
+        Ok(())
+    });
+    read.and_then(|()| scan.end()).is_ok() && written.max(2) == arguments.len()
 }
 
 #[cfg(test)]
@@ -457,6 +488,39 @@ mod tests {
         );
         assert_eq!(canonical("{\"a\""), "{\"a\"");
         assert_ne!(canonical("{\"a\":1}"), canonical("{\"a\":2}"));
+    }
+
+    #[test]
+    fn what_is_taken_for_canonical_would_be_rewritten_as_it_is() {
+        let plain =
+            ["{}", r#"{"a":1}"#, r#"{"":null,"a":"x, y: {z}","b":1.10,"č":true}"#, r#"{"a":-0.0,"a b":1E5}"#];
+        for text in plain {
+            assert!(is_plainly_canonical(text), "{text}");
+            assert_eq!(rewritten(text).as_deref(), Some(text));
+        }
+        let others = [
+            "",
+            "{",
+            "[]",
+            "1",
+            " {}",
+            "{} ",
+            r#"{"a" :1}"#,
+            r#"{"a": 1}"#,
+            r#"{"a":1 }"#,
+            r#"{"a":1, "b":2}"#,
+            r#"{"b":1,"a":2}"#,
+            r#"{"a":1,"a":2}"#,
+            r#"{"a b":1,"a":2}"#,
+            r#"{"a":"\u0078"}"#,
+            r#"{"a":{}}"#,
+            r#"{"a":[]}"#,
+            r#"{"a":1}}"#,
+            r#"{"a":1"#,
+        ];
+        for text in others {
+            assert!(!is_plainly_canonical(text), "{text}");
+        }
     }
 
     #[test]

@@ -4,6 +4,10 @@ use super::call::Call;
 use super::fold::{FoldedMembers, Text};
 use super::raw::{Kind, Raw, write_string};
 
+/// Room for what is written of a message around its content, and for a usual call, in bytes.
+const ROOM: usize = 64;
+const ROOM_OF_CALL: usize = 192;
+
 /// What the upstream said in one reply, as the assistant message it sends back to it.
 #[derive(Debug, Clone, Copy)]
 pub struct Said<'a> {
@@ -22,30 +26,22 @@ pub struct Said<'a> {
 /// The assistant message: as the upstream sent it wherever that is possible.
 #[must_use]
 pub fn assistant(said: &Said<'_>) -> Raw {
-    let calls = || {
-        let mut out = vec![b'['];
-        for (i, call) in said.calls.iter().enumerate() {
-            if i > 0 {
-                out.push(b',');
-            }
-            call.write(&mut out);
-        }
-        out.push(b']');
-        Raw::trusted(out.into())
-    };
     if let Some(whole) = said.whole {
         if !said.changed {
             return whole.clone();
         }
         let mut members = whole.members().unwrap_or_default();
         members.remove("function_call");
-        members.set("tool_calls", calls());
+        let mut calls = Vec::new();
+        write_calls(&mut calls, said.calls);
+        members.set("tool_calls", Raw::trusted(calls.into()));
         return members.to_raw();
     }
     let mut members = said.members.to_members();
     let content = content(said.text, members.find("content"));
     members.remove("content");
-    let mut out = b"{\"role\":\"assistant\",\"content\":".to_vec();
+    let mut out = Vec::with_capacity(content.bytes().len() + ROOM + said.calls.len() * ROOM_OF_CALL);
+    out.extend_from_slice(b"{\"role\":\"assistant\",\"content\":");
     out.extend_from_slice(content.bytes());
     for member in &members {
         out.push(b',');
@@ -53,10 +49,21 @@ pub fn assistant(said: &Said<'_>) -> Raw {
     }
     if !said.calls.is_empty() {
         out.extend_from_slice(b",\"tool_calls\":");
-        out.extend_from_slice(calls().bytes());
+        write_calls(&mut out, said.calls);
     }
     out.push(b'}');
     Raw::trusted(out.into())
+}
+
+fn write_calls(out: &mut Vec<u8>, calls: &[Call]) {
+    out.push(b'[');
+    for (i, call) in calls.iter().enumerate() {
+        if i > 0 {
+            out.push(b',');
+        }
+        call.write(out);
+    }
+    out.push(b']');
 }
 
 /// The content of a streamed reply: text, or the parts some servers stream instead, or both.

@@ -35,12 +35,20 @@ impl Tokens {
     pub const fn total(self) -> u64 {
         self.input.saturating_add(self.output)
     }
+
+    const fn plus(self, other: Self) -> Self {
+        Self {
+            input: self.input.saturating_add(other.input),
+            cached: self.cached.saturating_add(other.cached),
+            output: self.output.saturating_add(other.output),
+        }
+    }
 }
 
-/// The sum of what the rounds reported.
+/// What the rounds reported, to be added up for whoever wants to see it.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Sum {
-    sum: Option<Raw>,
+    rounds: Vec<Raw>,
     tokens: Tokens,
     missing: bool,
 }
@@ -53,21 +61,16 @@ impl Sum {
             return None;
         };
         let tokens = Tokens::of(usage);
-        match &self.sum {
-            None => (self.sum, self.tokens) = (Some(usage.clone()), tokens),
-            Some(sum) => {
-                let sum = added(sum, usage, 0);
-                self.tokens = Tokens::of(&sum);
-                self.sum = Some(sum);
-            }
-        }
+        self.tokens = self.tokens.plus(tokens);
+        self.rounds.push(usage.clone());
         Some(tokens)
     }
 
-    /// The sum; a single round's usage keeps its text. `None` if no round reported any.
+    /// The sum, added up here; a single round's usage keeps its text. `None` if no round reported any.
     #[must_use]
-    pub const fn total(&self) -> Option<&Raw> {
-        self.sum.as_ref()
+    pub fn total(&self) -> Option<Raw> {
+        let (first, others) = self.rounds.split_first()?;
+        Some(others.iter().fold(first.clone(), |sum, usage| added(&sum, usage, 0)))
     }
 
     /// Whether some round did not report its usage.
@@ -135,6 +138,7 @@ mod tests {
             r#"{"prompt_tokens":7,"details":{"a":3,"x":null,"b":7},"cost":0.75,"tier":"b","new":1}"#
         );
         assert_eq!((sum.tokens().input, sum.is_partial()), (7, false));
+        assert_eq!(sum.tokens(), Tokens::of(&sum.total().unwrap()));
     }
 
     #[test]

@@ -170,10 +170,15 @@ impl Driver {
         };
         self.stops.remove(&run);
         // A call says that it starts before it ends; the engine hears it in this order too.
+        self.hear_calls(actions);
+        self.step(Input::Outcome(run, outcome), actions);
+    }
+
+    /// Hears what calls that run have said by now.
+    pub(super) fn hear_calls(&mut self, actions: &mut Vec<Action>) {
         while let Ok(news) = self.news.1.try_recv() {
             self.step(news, actions);
         }
-        self.step(Input::Outcome(run, outcome), actions);
     }
 }
 

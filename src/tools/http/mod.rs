@@ -169,8 +169,7 @@ impl Http {
             Ok(filled) => filled,
             Err(what) => return Outcome::failed(OutcomeKind::InvalidArguments, &what),
         };
-        filled.headers.insert(header::HOST, self.form.host.clone());
-        add_ours(&mut filled, call);
+        add_ours(&mut filled, &self.form.host, call);
         for _ in 0..=MAX_REDIRECTS {
             let answer = match self.ask(&filled, call, stop).await {
                 Ok(answer) => answer,
@@ -268,9 +267,10 @@ const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// The headers fanfold adds to those of the settings.
-fn add_ours(filled: &mut Filled, call: &Call) {
+fn add_ours(filled: &mut Filled, host: &HeaderValue, call: &Call) {
     let headers = &mut filled.headers;
     headers.reserve(ADDED);
+    headers.insert(header::HOST, host.clone());
     headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     for (name, text) in [(IDEMPOTENCY_KEY, &call.idempotency_key), (REQUEST_ID, &call.request_id)] {
         if let Ok(value) = HeaderValue::from_str(text) {
