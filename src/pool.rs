@@ -24,7 +24,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use http::{Request, Response, Uri};
+use http::header::CONNECTION;
+use http::{HeaderValue, Request, Response, Uri};
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{Either, Full};
@@ -82,7 +83,8 @@ pub enum Keep {
     /// It serves the next one, unless it is free for so long.
     For(Duration),
     /// It is closed: each request has a connection of its own, so that a server that closes one which is free
-    /// cannot leave it in doubt whether a request arrived.
+    /// cannot leave it in doubt whether a request arrived. The server is told, and closes it first: whoever does
+    /// holds the port for a minute.
     Never,
 }
 
@@ -128,6 +130,9 @@ impl<C: Connect> Pool<C> {
         mut begins: impl FnMut() + Send,
     ) -> Result<Response<Received>, SendError<C::Error>> {
         let mut request = request;
+        if self.shared.keep == Keep::Never {
+            request.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         loop {
             let kept = self.shared.take();
             let reused = kept.is_some();

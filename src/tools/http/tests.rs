@@ -194,6 +194,9 @@ async fn calls_at_once_run_again_over_the_connections_they_had_unless_they_write
         let connections = server.connections.load(Ordering::SeqCst);
         let expected = if kept { AT_ONCE } else { AT_ONCE * 3 };
         assert!(connections <= expected && (kept || connections == expected), "{effect}: {connections}");
+        // A server that is to have no other request hears of it, and closes first.
+        let told = |seen: &crate::tools::testing::Seen| seen.headers.get("connection").is_some();
+        assert!(server.seen().iter().all(|seen| told(seen) != kept), "{effect}");
     }
 }
 

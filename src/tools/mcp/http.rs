@@ -121,6 +121,8 @@ impl Requests {
             HeaderValue::from_static(concat!("fanfold/", env!("CARGO_PKG_VERSION"))),
         );
         headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        // The server closes first: whoever does holds the port for a minute.
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         headers.extend(self.headers.clone());
         let response = timeout(BEGIN, self.client.request(request)).await;
         let response =
