@@ -59,7 +59,12 @@ pub enum SendError<E> {
     /// There is no connection.
     Connect(E),
     /// The connection failed.
-    Exchange(hyper::Error),
+    Exchange {
+        /// How.
+        error: hyper::Error,
+        /// It had served before: its server may have closed it at that moment, and never seen the request.
+        reused: bool,
+    },
 }
 
 /// The connections to one place.
@@ -148,7 +153,7 @@ impl<C: Connect> Pool<C> {
                 }
                 Err(mut failed) => match failed.take_message().filter(|_| reused) {
                     Some(unsent) => request = unsent,
-                    None => return Err(SendError::Exchange(failed.into_error())),
+                    None => return Err(SendError::Exchange { error: failed.into_error(), reused }),
                 },
             }
         }
@@ -158,7 +163,7 @@ impl<C: Connect> Pool<C> {
         let mut connector = self.connector.clone();
         let stream = connector.call(self.place.clone()).await.map_err(SendError::Connect)?;
         let made = Builder::new().max_buf_size(self.head).handshake(stream).await;
-        let (sender, connection) = made.map_err(SendError::Exchange)?;
+        let (sender, connection) = made.map_err(|error| SendError::Exchange { error, reused: false })?;
         // It ends when its sender is dropped or its server closes it. How it ended, the request hears.
         TokioExecutor::new().execute(connection.map(|_ended| ()));
         Ok(sender)

@@ -1,7 +1,6 @@
 //! Small real servers and shorthands for the tests of this module.
 
 use std::collections::BTreeMap;
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -73,6 +72,17 @@ pub(super) struct Seen {
     pub(super) body: String,
 }
 
+/// Instead of this answer the connection is closed.
+#[derive(Debug, Clone)]
+struct HangsUp;
+
+/// No answer: the connection is closed after the request was read.
+pub(super) fn hang_up() -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::default());
+    response.extensions_mut().insert(HangsUp);
+    response
+}
+
 /// An HTTP server that answers as told and remembers what it was asked.
 #[derive(Debug)]
 pub(super) struct Server {
@@ -115,7 +125,9 @@ impl Server {
                             log.push(seen.clone());
                             log.len() - 1
                         };
-                        Ok::<_, Infallible>(answer(number, &seen))
+                        let answer = answer(number, &seen);
+                        let hangs_up = answer.extensions().get::<HangsUp>().is_some();
+                        if hangs_up { Err("hangs up") } else { Ok(answer) }
                     }
                 });
                 open.spawn(async move {

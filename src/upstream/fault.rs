@@ -14,7 +14,7 @@ use crate::wire::failure::{Failure, FailureKind};
 pub(super) fn of_sending(error: &SendError<BoxError>) -> Failure {
     let (kind, error): (_, &(dyn Error + 'static)) = match error {
         SendError::Connect(error) => (connecting(&**error), &**error),
-        SendError::Exchange(error) => (exchanging(error), error),
+        SendError::Exchange { error, .. } => (exchanging(error), error),
     };
     Failure::new(kind, chain(error))
 }

@@ -46,7 +46,7 @@ const MAX_REDIRECTS: usize = 3;
 /// The most bytes of a response's head.
 const MAX_HEAD: usize = 64 * 1024;
 /// How long a connection to a tool's server is kept.
-const IDLE: Duration = Duration::from_secs(15);
+pub(super) const IDLE: Duration = Duration::from_secs(15);
 /// The shortest and longest pause before a second attempt, in milliseconds.
 const PAUSE: std::ops::RangeInclusive<u64> = 50..=150;
 
@@ -248,8 +248,8 @@ impl Http {
 fn fault_of(error: SendError<ConnectError>) -> Fault {
     match error {
         SendError::Connect(error) => Fault::NotSent(error),
-        SendError::Exchange(error) if error.is_parse() => Fault::NoAnswer("the answer was not HTTP"),
-        SendError::Exchange(_) => Fault::NoAnswer("the connection was closed before an answer"),
+        SendError::Exchange { error, .. } if error.is_parse() => Fault::NoAnswer("the answer was not HTTP"),
+        SendError::Exchange { .. } => Fault::NoAnswer("the connection was closed before an answer"),
     }
 }
 

@@ -24,7 +24,7 @@ impl Origin {
     }
 
     /// Its URI, without a path.
-    pub(super) fn uri(&self) -> Uri {
+    pub(in crate::tools) fn uri(&self) -> Uri {
         self.with(PathAndQuery::from_static("/"))
     }
 
@@ -38,7 +38,7 @@ impl Origin {
     }
 
     /// What `host` says to it: without the port, where that is the scheme's own.
-    pub(super) fn host(&self) -> HeaderValue {
+    pub(in crate::tools) fn host(&self) -> HeaderValue {
         let usual = if self.secure { 443 } else { 80 };
         let text = match self.authority.port_u16() {
             Some(port) if port != usual => self.authority.as_str(),

@@ -13,6 +13,8 @@ use rmcp::service::{PeerRequestOptions, RequestHandle, ServiceError};
 use rmcp::{Peer, RoleClient};
 use tokio::sync::Notify;
 
+use crate::wire::tool::Effect;
+
 /// The calls that are out and want to know of their progress. Clones are the same; it has at most as many as calls run.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Watched(Arc<Mutex<HashMap<ProgressToken, Arc<Notify>>>>);
@@ -51,15 +53,24 @@ impl Drop for Asked {
     }
 }
 
-/// Sends a call and waits for its answer. `progress` is woken whenever the server tells that it goes on.
+/// Marks a message that may reach the server twice. It is for the transport and is never sent.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Harmless;
+
+/// Sends a call and waits for its answer; `effect` is what it does there. `progress` is woken whenever the server tells that it goes on.
 #[expect(clippy::wildcard_enum_match_arm, reason = "the answers to all other questions are none to this one")]
 pub(super) async fn call(
     peer: &Peer<RoleClient>,
     watched: &Watched,
     params: CallToolRequestParams,
+    effect: Effect,
     progress: Arc<Notify>,
 ) -> Result<CallToolResponse, ServiceError> {
-    let request = ClientRequest::CallToolRequest(CallToolRequest::new(params));
+    let mut request = CallToolRequest::new(params);
+    if effect != Effect::Write {
+        request.extensions.insert(Harmless);
+    }
+    let request = ClientRequest::CallToolRequest(request);
     let handle = peer.send_cancellable_request(request, PeerRequestOptions::no_options()).await?;
     let token = handle.progress_token.clone();
     watched.add(token.clone(), progress);

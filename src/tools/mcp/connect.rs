@@ -170,7 +170,7 @@ async fn converse(
             }
         }
         Way::Url(address) => {
-            let requests = Requests::new(address.connector.clone(), address.headers.clone(), schemas.clone());
+            let requests = Requests::new(address, schemas.clone());
             let config = StreamableHttpClientTransportConfig::with_uri(Arc::clone(&address.url))
                 .max_concurrent_requests(AT_ONCE)
                 .max_sse_event_size(MAX_MESSAGE)

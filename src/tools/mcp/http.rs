@@ -1,7 +1,8 @@
 //! Requests to a server that is spoken to over HTTP, for the SDK's transport.
 //!
-//! The same names, addresses and certificates are judged as for an HTTP tool. Every request has a connection of its
-//! own, so that a server closing an idle one cannot leave an outcome in doubt. Promises: no answer and no event of
+//! The same names, addresses and certificates are judged as for an HTTP tool. Calls that do no harm if they reach the
+//! server twice share kept connections. Every other request has one of its own, so that a server closing an idle one
+//! cannot leave an outcome in doubt. Promises: no answer and no event of
 //! more than [`MAX_MESSAGE`] bytes is held, no redirect is followed, no compression is asked for.
 
 use std::borrow::Cow;
@@ -12,11 +13,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::stream::{BoxStream, StreamExt as _};
 use http::header::{ACCEPT, CONTENT_TYPE};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::body::Incoming;
-use hyper_util::client::legacy::{self, Client};
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
+use http_body_util::{BodyExt as _, Either, Full, Limited};
 use rmcp::model::{ClientJsonRpcMessage, ClientRequest, ErrorData, ServerJsonRpcMessage};
 use rmcp::transport::streamable_http_client::{
     StreamableHttpClient, StreamableHttpError, StreamableHttpPostResponse,
@@ -24,8 +22,12 @@ use rmcp::transport::streamable_http_client::{
 use sse_stream::{Error as SseError, Sse, SseStream};
 use tokio::time::timeout;
 
+use super::asked::Harmless;
 use super::listing::Schemas;
+use super::plan::Address;
 use super::stdio::MAX_MESSAGE;
+use crate::pool::{Keep, Pool, Received, SendError};
+use crate::tools::http::IDLE;
 use crate::tools::http::connect::{ConnectError, Connector};
 use crate::tools::text::tame;
 
@@ -80,21 +82,19 @@ pub(super) fn ours<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&
 /// Sends requests to one server.
 #[derive(Clone)]
 pub(super) struct Requests {
-    client: Client<Connector, Full<Bytes>>,
+    kept: Pool<Connector>,
+    fresh: Pool<Connector>,
+    host: HeaderValue,
     headers: HeaderMap,
     schemas: Schemas,
 }
 
 impl Requests {
-    /// `headers` go with every request.
-    pub(super) fn new(connector: Connector, headers: HeaderMap, schemas: Schemas) -> Self {
-        let client = Client::builder(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .pool_max_idle_per_host(0)
-            .http1_max_buf_size(MAX_HEAD)
-            .retry_canceled_requests(false)
-            .build(connector);
-        Self { client, headers, schemas }
+    pub(super) fn new(address: &Address, schemas: Schemas) -> Self {
+        let Address { origin, headers, connector, .. } = address;
+        let pool = |keep| Pool::new(connector.clone(), origin.uri(), keep, MAX_HEAD);
+        let (kept, fresh) = (pool(Keep::For(IDLE)), pool(Keep::Never));
+        Self { kept, fresh, host: origin.host(), headers: headers.clone(), schemas }
     }
 
     async fn ask(
@@ -104,34 +104,49 @@ impl Requests {
         body: Bytes,
         session: Option<&str>,
         more: HashMap<HeaderName, HeaderValue>,
-    ) -> Result<Response<Incoming>, Failed> {
+        harmless: bool,
+    ) -> Result<Response<Received>, Failed> {
         let unfit = |what| StreamableHttpError::Client(HttpError::Unfit(what));
-        let mut request = Request::new(Full::new(body));
-        *request.method_mut() = method;
-        *request.uri_mut() = uri.parse().map_err(|_| unfit("the URL is not valid"))?;
-        let headers = request.headers_mut();
+        let uri: Uri = uri.parse().map_err(|_| unfit("the URL is not valid"))?;
+        let target = uri.path_and_query().cloned().map_or_else(Uri::default, Uri::from);
+        let mut headers = HeaderMap::new();
         headers.extend(more);
         if let Some(session) = session {
             let value =
                 HeaderValue::from_str(session).map_err(|_| unfit("the server's session id is not valid"))?;
             headers.insert(SESSION, value);
         }
+        headers.insert(header::HOST, self.host.clone());
         headers.insert(
             header::USER_AGENT,
             HeaderValue::from_static(concat!("fanfold/", env!("CARGO_PKG_VERSION"))),
         );
         headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        // The server closes first: whoever does holds the port for a minute.
-        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         headers.extend(self.headers.clone());
-        let response = timeout(BEGIN, self.client.request(request)).await;
+        let send = async |pool: &Pool<Connector>| {
+            let mut request = Request::new(Either::Left(Full::new(body.clone())));
+            *request.method_mut() = method.clone();
+            *request.uri_mut() = target.clone();
+            *request.headers_mut() = headers.clone();
+            pool.send(request, || ()).await
+        };
+        let sending = async {
+            if !harmless {
+                return send(&self.fresh).await;
+            }
+            match send(&self.kept).await {
+                Err(SendError::Exchange { reused: true, .. }) => send(&self.fresh).await,
+                sent => sent,
+            }
+        };
+        let response = timeout(BEGIN, sending).await;
         let response =
             response.map_err(|_| StreamableHttpError::Client(HttpError::NoAnswer("no answer in time")))?;
         response.map_err(|error| StreamableHttpError::Client(failed(&error)))
     }
 
     /// The events of a response, each within the bound.
-    fn events(&self, body: Incoming) -> BoxStream<'static, Result<Sse, SseError>> {
+    fn events(&self, body: Received) -> BoxStream<'static, Result<Sse, SseError>> {
         let mut size = EventSize::default();
         let mut over = false;
         let frames = body.into_data_stream().map(move |frame| match frame {
@@ -158,7 +173,7 @@ impl Requests {
     async fn answered(
         &self,
         message: &ClientJsonRpcMessage,
-        response: Response<Incoming>,
+        response: Response<Received>,
     ) -> Result<StreamableHttpPostResponse, Failed> {
         let wants_answer = matches!(message, ClientJsonRpcMessage::Request(_));
         let (head, body) = response.into_parts();
@@ -206,7 +221,8 @@ impl StreamableHttpClient for Requests {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(JSON));
         headers.insert(ACCEPT, HeaderValue::from_static("application/json, text/event-stream"));
         let body = Bytes::from(serde_json::to_vec(&message)?);
-        let response = self.ask(Method::POST, &uri, body, session.as_deref(), headers).await?;
+        let harmless = is_harmless(&message);
+        let response = self.ask(Method::POST, &uri, body, session.as_deref(), headers, harmless).await?;
         match response.status() {
             StatusCode::ACCEPTED | StatusCode::NO_CONTENT => Ok(StreamableHttpPostResponse::Accepted),
             StatusCode::NOT_FOUND if session.is_some() => Err(StreamableHttpError::SessionExpired),
@@ -223,7 +239,7 @@ impl StreamableHttpClient for Requests {
         headers: HashMap<HeaderName, HeaderValue>,
     ) -> Result<(), Failed> {
         // Whether it knows how to end a session is its own business.
-        self.ask(Method::DELETE, &uri, Bytes::new(), Some(&*session), headers).await.map(drop)
+        self.ask(Method::DELETE, &uri, Bytes::new(), Some(&*session), headers, false).await.map(drop)
     }
 
     async fn get_stream(
@@ -238,7 +254,7 @@ impl StreamableHttpClient for Requests {
         if let Some(id) = last_event.and_then(|id| HeaderValue::from_str(&id).ok()) {
             headers.insert(HeaderName::from_static(LAST_EVENT), id);
         }
-        let response = self.ask(Method::GET, &uri, Bytes::new(), session.as_deref(), headers).await?;
+        let response = self.ask(Method::GET, &uri, Bytes::new(), session.as_deref(), headers, false).await?;
         match response.status() {
             StatusCode::OK => Ok(self.events(response.into_body())),
             StatusCode::METHOD_NOT_ALLOWED => Err(StreamableHttpError::ServerDoesNotSupportSse),
@@ -256,7 +272,7 @@ async fn refused(
     message: &ClientJsonRpcMessage,
     in_session: bool,
     status: StatusCode,
-    response: Response<Incoming>,
+    response: Response<Received>,
 ) -> Result<StreamableHttpPostResponse, Failed> {
     let limit = MAX_REFUSAL;
     let body =
@@ -287,15 +303,18 @@ async fn refused(
     }
 }
 
-fn failed(error: &legacy::Error) -> HttpError {
-    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(error) = source {
-        if let Some(ours) = error.downcast_ref::<ConnectError>() {
-            return HttpError::NotSent(*ours);
-        }
-        source = error.source();
+/// Whether a message may reach the server twice.
+fn is_harmless(message: &ClientJsonRpcMessage) -> bool {
+    let ClientJsonRpcMessage::Request(request) = message else { return false };
+    let ClientRequest::CallToolRequest(call) = &request.request else { return false };
+    call.extensions.get::<Harmless>().is_some()
+}
+
+fn failed(error: &SendError<ConnectError>) -> HttpError {
+    match error {
+        SendError::Connect(error) => HttpError::NotSent(*error),
+        SendError::Exchange { .. } => HttpError::NoAnswer("the connection was closed before an answer"),
     }
-    HttpError::NoAnswer("the connection was closed before an answer")
 }
 
 /// Counts the bytes of the event that is being read.

@@ -6,7 +6,8 @@
 //!              child · stdio  or  http  (transports of the SDK)  ◀──────────── Mcp::run, one call ──┘
 //! ```
 //!
-//! Promises: a call is sent at most once. One that is stopped or out of time is cancelled at the server, and what the
+//! Promises: a call that writes is sent at most once, and so is any other but over a kept connection that turns out to
+//! be closed. One that is stopped or out of time is cancelled at the server, and what the
 //! server says of it later is dropped. A server that crashes, floods, hangs or lies disturbs its own calls only. The
 //! identity of a call and the trace it belongs to travel in `_meta`, as `fanfold/idempotency-key`, `traceparent` and `tracestate`.
 
@@ -86,7 +87,7 @@ impl Mcp {
         let started = Instant::now();
         let (news, mut deadline) = (Arc::new(Notify::new()), call.deadline);
         // Dropping the question tells the server that nobody waits for its answer.
-        let mut asked = pin!(asked::call(&up.peer, &up.watched, params, Arc::clone(&news)));
+        let mut asked = pin!(asked::call(&up.peer, &up.watched, params, self.effect, Arc::clone(&news)));
         let answer = loop {
             tokio::select! {
                 biased;

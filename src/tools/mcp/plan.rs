@@ -11,7 +11,8 @@ use secrecy::ExposeSecret as _;
 use super::child::Program;
 use crate::tools::address::Reach;
 use crate::tools::http::connect::{Connector, tls};
-use crate::tools::http::{SystemRoots, networks, origin};
+use crate::tools::http::origin::{self, Origin};
+use crate::tools::http::{SystemRoots, networks};
 use crate::tools::keeper::Keeper;
 use crate::tools::load::Mistakes;
 use crate::tools::sandbox::{Host, Line, Sandbox};
@@ -67,6 +68,7 @@ pub(super) enum Way {
 /// Where requests go.
 pub(super) struct Address {
     pub(super) url: Arc<str>,
+    pub(super) origin: Origin,
     pub(super) headers: HeaderMap,
     pub(super) connector: Connector,
 }
@@ -270,6 +272,7 @@ fn address(
             Err(message) => mistakes.add(&at, message),
         }
     }
-    let (_, tls) = (origin?, tls?);
-    mistakes.is_empty().then(|| Address { url: url.into(), headers, connector: Connector::new(reach, tls) })
+    let (origin, tls) = (origin?, tls?);
+    let connector = Connector::new(reach, tls);
+    mistakes.is_empty().then(|| Address { url: url.into(), origin, headers, connector })
 }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -580,6 +581,79 @@ async fn over_http_an_answer_may_be_json_or_events_and_the_headers_go_along() {
         seen.iter().any(|seen| seen.headers.get("mcp-protocol-version").is_some_and(|v| v == "2025-11-25"))
     );
     rig.servers.stop().await;
+}
+
+/// A server whose n-th call, from 0, is not answered: it is read and the connection closed. The others are, with
+/// JSON or an event.
+async fn hanging_up(at: usize, kind: &'static str) -> Server {
+    let calls = AtomicUsize::new(0);
+    over_http(move |message| {
+        if calls.fetch_add(1, Ordering::SeqCst) == at {
+            return testing::hang_up();
+        }
+        let result = json!({ "content": [{ "type": "text", "text": "hi" }] });
+        let answer = json!({ "jsonrpc": "2.0", "id": message["id"], "result": result });
+        let text =
+            if kind == "application/json" { answer.to_string() } else { format!("data: {answer}\n\n") };
+        let mut response = response(200, &text);
+        response.headers_mut().insert("content-type", kind.parse().unwrap());
+        response
+    })
+    .await
+}
+
+/// Calls as a server saw them: whether their connection was to be closed.
+fn closing(server: &Server) -> Vec<bool> {
+    let calls = server.seen().into_iter().filter(|seen| seen.body.contains("tools/call"));
+    calls.map(|seen| seen.headers.contains_key("connection")).collect()
+}
+
+#[tokio::test]
+async fn over_http_calls_that_read_share_a_connection_and_those_that_write_have_one_each() {
+    const JSON: &str = "application/json";
+    for (effect, kind, kept) in [
+        ("read", JSON, true),
+        ("read", "text/event-stream", true),
+        ("idempotent", JSON, true),
+        ("write", JSON, false),
+    ] {
+        let server = hanging_up(usize::MAX, kind).await;
+        let settings = json!({ "effect": effect, "mcp": { "url": server.url("/mcp") } });
+        let rig = Rig::of(|_| json!({ "s": settings })).await;
+        let before = server.connections.load(Ordering::SeqCst);
+        for _ in 0..5 {
+            assert_eq!(rig.call("s__t").await, Outcome::ok("hi"));
+        }
+        let made = server.connections.load(Ordering::SeqCst) - before;
+        assert_eq!(made, if kept { 1 } else { 5 }, "{effect}");
+        assert_eq!(closing(&server), [!kept; 5], "{effect}");
+        rig.servers.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn over_http_a_kept_connection_that_turns_out_to_be_closed_is_no_news_and_any_other_is() {
+    for (effect, at, expected, seen) in [
+        ("read", 1, Outcome::ok("hi"), vec![false, false, true]),
+        ("read", 0, Outcome::failed(OutcomeKind::Error, "the connection to the server failed"), vec![false]),
+        (
+            "write",
+            1,
+            Outcome::failed(OutcomeKind::Error, &format!("the connection to the server failed; {UNKNOWN}")),
+            vec![true, true],
+        ),
+    ] {
+        let server = hanging_up(at, "application/json").await;
+        let settings = json!({ "effect": effect, "mcp": { "url": server.url("/mcp") } });
+        let rig = Rig::of(|_| json!({ "s": settings })).await;
+        for n in 0..=at {
+            let outcome = rig.call("s__t").await;
+            let expected = if n == at { expected.clone() } else { Outcome::ok("hi") };
+            assert_eq!(outcome, expected, "{effect}, call {n}");
+        }
+        assert_eq!(closing(&server), seen, "{effect}");
+        rig.servers.stop().await;
+    }
 }
 
 #[tokio::test]
