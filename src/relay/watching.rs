@@ -382,10 +382,7 @@ impl<'a> News<'a> {
         let new = self.record.calls.get(known.calls.len()..).unwrap_or_default();
         known.calls.extend(new.iter().map(|record| self.call(record)));
         for (call, record) in known.calls.iter_mut().zip(&self.record.calls) {
-            // Nothing of a call changes once it ended.
-            if call.ended.is_none() {
-                self.write_call(call, record);
-            }
+            self.write_call(call, record);
         }
         let limits = self.record.limits.iter().map(|limit| limit.word());
         known.limits.clear();
@@ -409,8 +406,13 @@ impl<'a> News<'a> {
     }
 
     fn write_call(&self, call: &mut Call, record: &CallRecord) {
+        // A call that ended may be told to have been stopped after all, but is not tried any more.
+        let was_over = call.ended.is_some();
         (call.started, call.ended) = (record.started.map(millis), record.ended.map(millis));
         (call.outcome, call.shared) = (record.outcome, record.shared);
+        if was_over {
+            return;
+        }
         let tries = self.tries.iter().find(|(run, _)| Some(*run) == record.run);
         if let Some((_, tries)) = tries {
             let times = tries.again().into_iter().map(|at| millis(at.duration_since(self.since)));

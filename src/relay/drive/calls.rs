@@ -159,7 +159,10 @@ impl Driver {
                 (run, outcome)
             }
             Ok((_, (_, Ran::Superseded))) => {
-                summary::repetition(&self.started.parts.telemetry, "superseded");
+                // Several calls may have asked; it is one request.
+                if !self.turn.is_done() {
+                    summary::repetition(&self.started.parts.telemetry, "superseded");
+                }
                 return self.step(Input::Superseded, actions);
             }
             Err(error) => {
