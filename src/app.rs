@@ -37,7 +37,7 @@ use crate::runs::Runs;
 use crate::server::body::InFlightBudget;
 use crate::server::drain::{Drain, Stage};
 use crate::server::listener::{BindError, Listener, Options};
-use crate::server::proxy::{Proxy, Snapshot};
+use crate::server::proxy::{Proxy, Shutdown, Snapshot};
 use crate::server::visitors::Visitors;
 use crate::store::{Bounds, Capacity, Health, Store};
 use crate::team::fair::Queue;
@@ -48,6 +48,7 @@ use crate::telemetry::{Telemetry, log, metrics};
 use crate::tools::{Catalog, Standing};
 use crate::units::Secret;
 use crate::upstream::{Routes, Setup, State, Upstream};
+use crate::workers::Workers;
 
 /// How often histograms and parked results are swept.
 const UPKEEP: Duration = Duration::from_secs(5);
@@ -199,6 +200,8 @@ struct Keeper {
     runs: Option<Arc<Runs>>,
     /// The settings in use, for the inspector.
     config: Arc<ArcSwap<Box<RawValue>>>,
+    /// Who serves connections.
+    workers: Workers,
     /// Who waits for what is sent to a collector.
     exporters: TaskTracker,
     /// Cancelled when nothing more is to be done beside serving.
@@ -206,8 +209,9 @@ struct Keeper {
 }
 
 impl App {
-    /// Starts the tool servers, binds the listeners and begins to serve.
-    pub async fn start(loaded: &Loaded, catalog: Catalog) -> Result<Self, StartError> {
+    /// Starts the tool servers, binds the listeners and begins to serve. `workers` serve the proxy's connections;
+    /// the admin side's stay here, where they are in nobody's way.
+    pub async fn start(loaded: &Loaded, catalog: Catalog, workers: &Workers) -> Result<Self, StartError> {
         let telemetry = if loaded.file.admin.metrics { Telemetry::new() } else { Telemetry::off() };
         let telemetry = telemetry.map_err(|e| StartError::System(e.to_string()))?;
         raise_open_files();
@@ -229,6 +233,7 @@ impl App {
             ledger,
             runs: Runs::new(&file.runs),
             config: Arc::new(ArcSwap::from_pointee(shown(loaded))),
+            workers: workers.clone(),
             exporters: admin_listeners.clone(),
             upkeep: upkeep.clone(),
         };
@@ -236,20 +241,24 @@ impl App {
         log_remarks(&catalog);
         let first = snapshot(loaded, &catalog, &keeper, None)?;
         let snapshot = Arc::new(ArcSwap::from_pointee(first));
-        let options = |setting, tls, connections, open| Options {
+        let options = |setting, tls, connections, open, workers: &Workers| Options {
             setting,
             settings: file.server.clone(),
             tls,
             connections,
             open,
+            workers: workers.clone(),
         };
         let connections = limits.connections as usize;
         let open = telemetry.connections.clone();
         let listener =
-            Listener::bind(&file.listen, options("listen", file.tls.clone(), connections, open)).await;
+            Listener::bind(&file.listen, options("listen", file.tls.clone(), connections, open, workers))
+                .await;
         let listener = listener.map_err(StartError::Bind)?;
         let noop = ::metrics::Gauge::noop();
-        let admin = Listener::bind(&file.admin.listen, options("admin.listen", None, 256, noop)).await;
+        let admin =
+            Listener::bind(&file.admin.listen, options("admin.listen", None, 256, noop, &Workers::default()))
+                .await;
         let admin = admin.map_err(StartError::Bind)?;
         // Last: what is started must be ended again if something refuses.
         let tool_servers = ToolServers::start(catalog, snapshot.clone(), telemetry.clone()).await?;
@@ -277,7 +286,7 @@ impl App {
             servers: app.tool_servers.servers.clone(),
             drain: drain.clone(),
             tasks: turns,
-            shutdown,
+            shutdown: Shutdown::new(shutdown),
             bodies: InFlightBudget::new(limits.bodies_in_flight.0),
             turns: app.keeper.turns.clone(),
         };
@@ -335,7 +344,8 @@ impl App {
                 keeper.ledger.sweep();
                 #[expect(clippy::cast_precision_loss, reason = "a gauge")]
                 keeper.telemetry.parked.set(keeper.store.parked() as f64);
-                let alive = tokio::runtime::Handle::current().metrics().num_alive_tasks();
+                let here = tokio::runtime::Handle::current().metrics().num_alive_tasks();
+                let alive = here + keeper.workers.tasks();
                 #[expect(clippy::cast_precision_loss, reason = "a gauge")]
                 keeper.telemetry.tasks.set(alive as f64);
             }
@@ -462,7 +472,7 @@ impl App {
         self.listeners.close();
         self.listeners.wait().await;
         let parts = self.snapshot.load().parts.clone();
-        let (tools, audit) = (parts.tools, parts.audit);
+        let (tools, audit) = (&parts.tools, &parts.audit);
         self.upkeep.cancel();
         let ended = async { tokio::join!(tools.settled(), self.tool_servers.stop()) };
         if tokio::time::timeout(GOODBYE, ended).await.is_err() {
@@ -583,7 +593,7 @@ fn snapshot(
     Ok(Snapshot {
         teams: Teams::new(&file.teams, &specs, defaults, before.map(|before| &before.teams)),
         routes: Routes::new(&file.routes, upstreams),
-        parts: Parts {
+        parts: Arc::new(Parts {
             tools: catalog.clone(),
             slots: Arc::new(slots),
             ledger: keeper.ledger.clone(),
@@ -595,7 +605,7 @@ fn snapshot(
             runs: keeper.runs.clone(),
             runs_content: file.runs.content,
             traces: tracer(file, keeper).map_err(StartError::Traces)?,
-        },
+        }),
         policy: file.policy.clone(),
         limits,
         server: file.server.clone(),

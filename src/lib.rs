@@ -27,6 +27,7 @@
 //! | 1 pure | [`policy`] | Relay, turn or refuse; the strict-versus-parallel rule. |
 //! | 1 pure | [`engine`] | Given everything heard so far, what happens next. |
 //! | 2 service | [`trust`] | Whose certificates are believed. |
+//! | 2 service | [`workers`] | Threads that serve connections, each with a runtime of its own. |
 //! | 2 service | [`pool`] | Connections to one server, kept for the next request. |
 //! | 2 service | [`telemetry`] | Names and writes metrics, logs and traces. |
 //! | 2 service | [`upstream`] | Sends one ask and delivers its reply as engine inputs. |
@@ -75,3 +76,4 @@ pub mod trust;
 pub mod units;
 pub mod upstream;
 pub mod wire;
+pub mod workers;

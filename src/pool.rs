@@ -12,6 +12,10 @@
 //! are never more than there were requests at once. What is free for too long, or was closed by the server, is
 //! let go.
 //!
+//! A connection lives on the runtime that made it. On another one it costs two threads, each of which wakes the
+//! other; but less than a new one if nobody has much to do. So a request takes one of its own runtime, and one of
+//! another only if that has rested for a while.
+//!
 //! hyper-util's general client does this for any number of places. Here there is one, so nothing is looked up,
 //! and no task is spawned to put a connection back: that was a tenth of the cost of a request.
 
@@ -22,6 +26,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use http::header::CONNECTION;
@@ -33,9 +38,13 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1::{Builder, SendRequest};
 use hyper::rt::{Executor, Read, Write};
 use hyper_util::rt::TokioExecutor;
+use tokio::runtime::{self, Handle};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tower_service::Service;
+
+/// How long a connection has not been used before other runtimes may have it.
+const RESTED: Duration = Duration::from_millis(100);
 
 /// Makes connections; the error says why there is none.
 pub trait Connect:
@@ -70,14 +79,17 @@ pub enum SendError<E> {
 /// The connections to one place.
 #[derive(Clone)]
 pub struct Pool<C> {
-    shared: Arc<Shared>,
+    /// One for each runtime that has sent requests.
+    homes: Arc<ArcSwap<Vec<Arc<Home>>>>,
+    keep: Keep,
     connector: C,
     place: Uri,
     head: usize,
 }
 
-/// The free connections.
-struct Shared {
+/// The connections that live on one runtime. No other one touches them, but to take what has rested.
+struct Home {
+    runtime: runtime::Id,
     keep: Keep,
     free: Mutex<Free>,
 }
@@ -93,6 +105,7 @@ pub enum Keep {
     Never,
 }
 
+#[derive(Default)]
 struct Free {
     /// The one that became free last is the last.
     list: Vec<Connection>,
@@ -120,8 +133,7 @@ impl<C> fmt::Debug for Pool<C> {
 impl<C: Connect> Pool<C> {
     /// Connections to the scheme, host and port of `place`. The head of an answer has at most `head` bytes.
     pub fn new(connector: C, place: Uri, keep: Keep, head: usize) -> Self {
-        let free = Free { list: Vec::new(), sweeper: None };
-        Self { shared: Arc::new(Shared { keep, free: Mutex::new(free) }), connector, place, head }
+        Self { homes: Arc::default(), keep, connector, place, head }
     }
 
     /// Sends a request, whose URI is only a path, and gives the head of its answer. `begins` hears when there is
@@ -135,21 +147,21 @@ impl<C: Connect> Pool<C> {
         mut begins: impl FnMut() + Send,
     ) -> Result<Response<Received>, SendError<C::Error>> {
         let mut request = request;
-        if self.shared.keep == Keep::Never {
+        if self.keep == Keep::Never {
             request.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         loop {
-            let kept = self.shared.take();
+            let kept = self.take();
             let reused = kept.is_some();
-            let mut sender = match kept {
-                Some(sender) => sender,
-                None => self.connect().await?,
+            let (home, mut sender) = match kept {
+                Some(kept) => kept,
+                None => (self.home(), self.connect().await?),
             };
             begins();
             match sender.try_send_request(request).await {
                 Ok(response) => {
-                    let free = Arc::downgrade(&self.shared);
-                    return Ok(response.map(|body| Received::new(body, Lease { sender, free })));
+                    let lease = Lease { sender, home };
+                    return Ok(response.map(|body| Received::new(body, lease)));
                 }
                 Err(mut failed) => match failed.take_message().filter(|_| reused) {
                     Some(unsent) => request = unsent,
@@ -157,6 +169,34 @@ impl<C: Connect> Pool<C> {
                 },
             }
         }
+    }
+
+    /// A free connection of this runtime, or one of another that has rested.
+    fn take(&self) -> Option<(Arc<Home>, SendRequest<Body>)> {
+        let here = Handle::current().id();
+        let homes = self.homes.load();
+        if let Some(own) = homes.iter().find(|home| home.runtime == here)
+            && let Some(sender) = own.take()
+        {
+            return Some((own.clone(), sender));
+        }
+        let mut others = homes.iter().filter(|home| home.runtime != here);
+        others.find_map(|other| Some((other.clone(), other.take_rested()?)))
+    }
+
+    /// Where connections of this runtime live.
+    fn home(&self) -> Arc<Home> {
+        let here = Handle::current().id();
+        let of_here = |homes: &[Arc<Home>]| homes.iter().find(|home| home.runtime == here).cloned();
+        let known = of_here(&self.homes.load());
+        known.unwrap_or_else(|| {
+            let new = Arc::new(Home { runtime: here, keep: self.keep, free: Mutex::default() });
+            let before = self.homes.rcu(|homes| match of_here(homes) {
+                Some(_) => homes.to_vec(),
+                None => homes.iter().chain([&new]).cloned().collect(),
+            });
+            of_here(&before).unwrap_or(new)
+        })
     }
 
     async fn connect(&self) -> Result<SendRequest<Body>, SendError<C::Error>> {
@@ -170,7 +210,7 @@ impl<C: Connect> Pool<C> {
     }
 }
 
-impl Shared {
+impl Home {
     fn free(&self) -> MutexGuard<'_, Free> {
         self.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -178,17 +218,28 @@ impl Shared {
     /// The connection that became free last. One whose answer's end is still being read stays.
     fn take(&self) -> Option<SendRequest<Body>> {
         let Keep::For(idle) = self.keep else { return None };
-        let mut free = self.free();
-        let mut at = free.list.len();
+        let list = &mut self.free().list;
+        let mut at = list.len();
         while let Some(next) = at.checked_sub(1) {
             at = next;
-            if free.list[at].is_over(idle) {
-                free.list.remove(at);
-            } else if free.list[at].sender.is_ready() {
-                return Some(free.list.remove(at).sender);
+            if list[at].is_over(idle) {
+                list.remove(at);
+            } else if list[at].sender.is_ready() {
+                return Some(list.remove(at).sender);
             }
         }
         None
+    }
+
+    /// The connection that became free first, if that was a while ago.
+    fn take_rested(&self) -> Option<SendRequest<Body>> {
+        let Keep::For(idle) = self.keep else { return None };
+        let list = &mut self.free().list;
+        let over = list.iter().take_while(|connection| connection.is_over(idle)).count();
+        list.drain(..over);
+        let first = list.first()?;
+        let rested = first.since.elapsed() >= RESTED && first.sender.is_ready();
+        rested.then(|| list.remove(0).sender)
     }
 
     fn put(self: &Arc<Self>, sender: SendRequest<Body>) {
@@ -217,11 +268,11 @@ impl Shared {
 }
 
 /// Lets go of connections until none is free, or the pool is gone.
-async fn sweep(pool: Weak<Shared>, idle: Duration, gone: oneshot::Receiver<()>) {
+async fn sweep(home: Weak<Home>, idle: Duration, gone: oneshot::Receiver<()>) {
     let sweeping = async {
         loop {
             tokio::time::sleep(idle).await;
-            if !pool.upgrade().is_some_and(|pool| pool.sweep(idle)) {
+            if !home.upgrade().is_some_and(|home| home.sweep(idle)) {
                 return;
             }
         }
@@ -235,7 +286,7 @@ async fn sweep(pool: Weak<Shared>, idle: Duration, gone: oneshot::Receiver<()>) 
 /// A connection in use.
 struct Lease {
     sender: SendRequest<Body>,
-    free: Weak<Shared>,
+    home: Arc<Home>,
 }
 
 /// The body of an answer. At its end its connection is free again; dropped before, the connection is closed,
@@ -265,10 +316,8 @@ impl Received {
     }
 
     fn give_back(&mut self) {
-        if let Some(Lease { sender, free }) = self.lease.take()
-            && let Some(free) = free.upgrade()
-        {
-            free.put(sender);
+        if let Some(Lease { sender, home }) = self.lease.take() {
+            home.put(sender);
         }
     }
 }
@@ -413,13 +462,37 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn another_runtime_gets_a_connection_only_once_that_has_rested() {
+        let (pool, connections) = server(Keep::For(IDLE), answers).await;
+        let elsewhere = {
+            let pool = pool.clone();
+            move || {
+                let pool = pool.clone();
+                let ask = move || {
+                    let runtime = runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                    runtime.block_on(async { read(asked(&pool).await).await })
+                };
+                tokio::task::spawn_blocking(ask)
+            }
+        };
+        assert_eq!(read(asked(&pool).await).await, "ok");
+        assert_eq!(elsewhere().await.unwrap(), "ok");
+        assert_eq!(connections.load(Ordering::Relaxed), 2, "it made its own, which ended with it");
+        tokio::time::sleep(2 * RESTED).await;
+        assert_eq!(elsewhere().await.unwrap(), "ok");
+        assert_eq!(connections.load(Ordering::Relaxed), 2, "nobody had used the first one for a while");
+        assert_eq!(read(asked(&pool).await).await, "ok");
+        assert_eq!(connections.load(Ordering::Relaxed), 2, "and its own runtime has it back");
+    }
+
+    #[tokio::test]
     async fn where_none_is_kept_each_request_has_its_own() {
         let (pool, connections) = server(Keep::Never, answers).await;
         for n in 1..5 {
             assert_eq!(read(asked(&pool).await).await, "ok");
             assert_eq!(connections.load(Ordering::Relaxed), n);
         }
-        assert!(pool.shared.free().list.is_empty());
+        assert!(pool.homes.load().iter().all(|home| home.free().list.is_empty()));
     }
 
     #[tokio::test]
@@ -463,11 +536,12 @@ mod tests {
     async fn what_is_free_for_too_long_is_let_go() {
         let (pool, _) = server(Keep::For(IDLE), answers).await;
         assert_eq!(read(asked(&pool).await).await, "ok");
-        let free = |pool: &Pool| pool.shared.free().list.len();
+        let homes = |pool: &Pool| pool.homes.load_full();
+        let free = |pool: &Pool| homes(pool).iter().map(|home| home.free().list.len()).sum::<usize>();
         assert_eq!(free(&pool), 1);
         tokio::time::sleep(IDLE + IDLE).await;
         assert_eq!(free(&pool), 0);
-        assert!(pool.shared.free().sweeper.is_none(), "nobody waits for what is not there");
+        assert!(homes(&pool)[0].free().sweeper.is_none(), "nobody waits for what is not there");
         assert_eq!(read(asked(&pool).await).await, "ok");
         assert_eq!(free(&pool), 1);
         let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();

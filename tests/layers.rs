@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 
 /// Every module with its layer. Those of one layer do not import each other, but where `SIDEWAYS`
 /// says so.
-const LAYERS: [(&str, u8); 22] = [
+const LAYERS: [(&str, u8); 23] = [
     ("units", 0),
     ("wire", 0),
     ("sse", 0),
     ("policy", 1),
     ("engine", 1),
     ("trust", 2),
+    ("workers", 2),
     ("pool", 2),
     ("telemetry", 2),
     ("upstream", 2),

@@ -15,6 +15,7 @@ use std::time::Duration;
 use fanfold::app::App;
 use fanfold::config::{Flags, read_text};
 use fanfold::tools::{Call, Catalog, Defaults, Progress, Servers};
+use fanfold::workers::Workers;
 use serde_json::{Value, json};
 use support::client::{self, Got};
 use support::lab::Lab;
@@ -90,7 +91,7 @@ impl Rig {
         });
         let reading = read_text("the test", &config.to_string(), &|_| None, &Flags::default());
         let (loaded, catalog) = reading.finish_with_tools().unwrap_or_else(|problems| panic!("{problems}"));
-        let app = App::start(&loaded, catalog).await.expect("it starts");
+        let app = App::start(&loaded, catalog, &Workers::default()).await.expect("it starts");
         Self { lab, app }
     }
 
@@ -317,7 +318,7 @@ async fn without_a_required_server_nothing_starts() {
     });
     let reading = read_text("the test", &config.to_string(), &|_| None, &Flags::default());
     let (loaded, catalog) = reading.finish_with_tools().unwrap_or_else(|problems| panic!("{problems}"));
-    let error = App::start(&loaded, catalog).await.err().expect("no start").to_string();
+    let error = App::start(&loaded, catalog, &Workers::default()).await.err().expect("no start").to_string();
     assert!(error.contains("`s` is required") && error.contains("exit status: 1"), "{error}");
 }
 

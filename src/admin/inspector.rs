@@ -18,12 +18,11 @@ use http::{HeaderValue, Response, StatusCode};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
-use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::task::TaskTracker;
 
 use crate::relay::body::{Body, Sender, channel};
-use crate::runs::{Figures, Runs};
+use crate::runs::{Follower, Figures, Runs};
 use crate::tools::{Catalog, Condition, Standing, Tool};
 
 const JSON: &str = "application/json";
@@ -171,7 +170,7 @@ impl Inspector {
 }
 
 /// Writes events until nobody reads any more. A watcher that reads too slowly holds up this task only.
-async fn write_events(mut events: broadcast::Receiver<Arc<RawValue>>, sender: Sender) {
+async fn write_events(mut events: Follower, sender: Sender) {
     let mut next = "retry: 1000\nevent: hello\ndata: {}\n\n".to_owned();
     loop {
         if sender.send(next).await.is_err() {
@@ -180,7 +179,7 @@ async fn write_events(mut events: broadcast::Receiver<Arc<RawValue>>, sender: Se
         next = tokio::select! {
             () = sender.closed() => return,
             () = tokio::time::sleep(KEEP_ALIVE) => ": keep-alive\n\n".into(),
-            event = events.recv() => match event {
+            event = events.next() => match event {
                 Ok(run) => format!("event: run\ndata: {}\n\n", run.get()),
                 Err(RecvError::Lagged(lost)) => format!("event: lost\ndata: {lost}\n\n"),
                 Err(RecvError::Closed) => return,

@@ -136,6 +136,7 @@ impl Handler for Admin {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::workers::Workers;
     use std::time::Duration;
 
     use arc_swap::ArcSwap;
@@ -199,6 +200,7 @@ mod tests {
             tls: None,
             connections: 10,
             open: metrics::Gauge::noop(),
+            workers: Workers::default(),
         };
         let listener = Listener::bind("127.0.0.1:0", options).await.unwrap();
         let (address, drain, tasks) = (listener.local_addr(), Drain::new(), TaskTracker::new());

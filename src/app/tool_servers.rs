@@ -134,7 +134,7 @@ impl ToolServers {
             *waiting += 1;
         }
         for (server, (up, waiting)) in servers {
-            let labels = [("server", server.to_owned().into())];
+            let labels = [("server", server)];
             self.telemetry.gauge(metrics::TOOL_SERVERS_UP, &labels).set(f64::from(u8::from(up)));
             self.telemetry.gauge(metrics::TOOLS_WAITING, &labels).set(f64::from(waiting));
         }

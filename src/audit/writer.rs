@@ -197,7 +197,7 @@ impl State {
     /// Tells everyone; the first `whole` are written.
     fn lost(&self, told: Vec<Option<Told>>, whole: usize) {
         let lost = told.len().saturating_sub(whole) as u64;
-        self.telemetry.counter(metrics::AUDIT_NOT_WRITTEN, &[]).increment(lost);
+        self.telemetry.count(metrics::AUDIT_NOT_WRITTEN, &[], lost);
         for (i, told) in told.into_iter().enumerate() {
             if let Some(told) = told {
                 let _nobody_waits = told.send(if i < whole { Ok(()) } else { Err(NotWritten) });

@@ -2,12 +2,13 @@
 
 use clap::Args;
 
-use super::serve::{ended, multi_thread};
+use super::serve::{ended, threads};
 use super::{Exit, Overrides, out, refuse};
 use crate::app::{App, Signals, StartError};
 use crate::config::{Flags, process_env, read_text};
 use crate::demo;
 use crate::telemetry::log;
+use crate::workers::Workers;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -18,14 +19,14 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> Exit {
     let _log = log::start("warn,fanfold=info", None);
     let flags = arguments.overrides.flags();
-    let runtime = match multi_thread() {
-        Ok(runtime) => runtime,
+    let (runtime, threads) = match threads() {
+        Ok(threads) => threads,
         Err(exit) => return exit,
     };
-    runtime.block_on(serve(flags))
+    runtime.block_on(serve(flags, threads.workers()))
 }
 
-async fn serve(flags: Flags) -> Exit {
+async fn serve(flags: Flags, workers: &Workers) -> Exit {
     let signals = match Signals::register(None).await {
         Ok(signals) => signals,
         Err(error) => return ended(Err(error)),
@@ -41,7 +42,7 @@ async fn serve(flags: Flags) -> Exit {
         Ok(loaded) => loaded,
         Err(problems) => return refuse(&problems),
     };
-    let app = match App::start(&loaded, catalog).await {
+    let app = match App::start(&loaded, catalog, workers).await {
         Ok(app) => app,
         Err(error) => return ended(Err(error)),
     };

@@ -11,6 +11,7 @@ use crate::app::{App, Origin, Signals, StartError};
 use crate::config::Loaded;
 use crate::telemetry::log;
 use crate::tools::{Catalog, Standing};
+use crate::workers::{Threads, Workers};
 
 /// So many tools are named.
 const SHOWN: usize = 12;
@@ -30,17 +31,22 @@ pub(super) fn run(path: Option<&Path>, arguments: &Arguments) -> Exit {
     out::report(&loaded.render_warnings(out::coloured()));
     let _log = log::start(&loaded.file.log.level, loaded.file.log.json);
     let origin = Origin { path: path.map(Path::to_owned), flags, watched: loaded.watched() };
-    let runtime = match multi_thread() {
-        Ok(runtime) => runtime,
+    let (runtime, threads) = match threads() {
+        Ok(threads) => threads,
         Err(exit) => return exit,
     };
-    ended(runtime.block_on(serve(loaded, catalog, origin)))
+    ended(runtime.block_on(serve(loaded, catalog, origin, threads.workers())))
 }
 
-async fn serve(loaded: Loaded, catalog: Catalog, origin: Origin) -> Result<(), StartError> {
+async fn serve(
+    loaded: Loaded,
+    catalog: Catalog,
+    origin: Origin,
+    workers: &Workers,
+) -> Result<(), StartError> {
     let signals = Signals::register(Some(&origin)).await?;
     let tool_servers = catalog.servers();
-    let app = App::start(&loaded, catalog).await?;
+    let app = App::start(&loaded, catalog, workers).await?;
     let offered = app.tools();
     let tools = offered.iter().count();
     let scheme = if loaded.file.tls.is_some() { "https" } else { "http" };
@@ -94,9 +100,10 @@ fn banner(loaded: &Loaded, base_url: &str, admin: &str, tools: &[&str], servers:
     format!("fanfold {}\n\n{}\n", env!("CARGO_PKG_VERSION"), out::table(&rows))
 }
 
-/// The runtime of a process that serves.
-pub(super) fn multi_thread() -> Result<tokio::runtime::Runtime, Exit> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|why| {
+/// What runs a process that serves: who serves connections, and the runtime of everything else.
+pub(super) fn threads() -> Result<(tokio::runtime::Runtime, Threads), Exit> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    runtime.and_then(|runtime| Ok((runtime, Threads::for_this_machine()?))).map_err(|why| {
         out::report(&format!("fanfold cannot start: {why}\n"));
         Exit::Failure
     })

@@ -119,7 +119,7 @@ impl Open {
 impl Drop for Open {
     fn drop(&mut self) {
         if let Some(passing) = self.0.take() {
-            passing.telemetry.counter(metrics::DISCONNECTS, &[]).increment(1);
+            passing.telemetry.count(metrics::DISCONNECTS, &[], 1);
             passing.ended("client_gone", None, 0, b"");
         }
     }
@@ -128,11 +128,7 @@ impl Drop for Open {
 impl Passing {
     fn ended(mut self, outcome: &'static str, usage: Option<Tokens>, status: u16, said: &[u8]) {
         let team = &self.account.team.name;
-        let labels = [
-            ("team", team.clone().into()),
-            ("model", self.model.clone().into()),
-            ("outcome", outcome.into()),
-        ];
+        let labels = [("team", &**team), ("model", &*self.model), ("outcome", outcome)];
         self.telemetry.seconds(metrics::REQUEST_SECONDS, &labels, self.since.elapsed());
         if let Some(first) = self.turn.as_ref().and_then(|turn| turn.first) {
             self.telemetry.seconds(metrics::FIRST_TOKEN_SECONDS, &labels, first);
@@ -140,12 +136,8 @@ impl Passing {
         for (kind, count) in
             usage.iter().flat_map(|tokens| [("input", tokens.input), ("output", tokens.output)])
         {
-            let labels = [
-                ("team", team.clone().into()),
-                ("model", self.model.clone().into()),
-                ("token_type", kind.into()),
-            ];
-            self.telemetry.counter(metrics::TOKENS, &labels).increment(count);
+            let labels = [("team", &**team), ("model", &*self.model), ("token_type", kind)];
+            self.telemetry.count(metrics::TOKENS, &labels, count);
         }
         if let Some(tokens) = usage {
             self.charge(tokens);

@@ -91,7 +91,7 @@ pub struct Parts {
 #[derive(Debug)]
 pub struct Started {
     /// What it needs of the process.
-    pub parts: Parts,
+    pub parts: Arc<Parts>,
     /// Who asks.
     pub team: Arc<Team>,
     /// Whom it is charged to.
@@ -194,7 +194,7 @@ impl Driver {
             alarm: Alarm::new(started.since + started.plan.rules.limits.turn_timeout.0),
             client_leaves: Box::pin(started.gone.clone().cancelled_owned()),
             process_ends: Box::pin(started.shutdown.clone().cancelled_owned()),
-            turn_id: uuid::Uuid::now_v7(),
+            turn_id: super::new_id(),
             turn,
             owned,
             started,

@@ -80,6 +80,12 @@ pub async fn begin<H: Send + 'static>(
     head.await.ok()
 }
 
+/// An id that nobody else has; ids of different milliseconds are in the order of time. Those of the same one are not:
+/// that would take a lock which all threads share.
+pub(crate) fn new_id() -> uuid::Uuid {
+    uuid::Uuid::new_v7(uuid::Timestamp::now(uuid::NoContext))
+}
+
 fn seconds_since_1970() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

@@ -194,7 +194,7 @@ impl Passing {
     }
 
     pub(super) fn limit_hit(&self, limit: &'static str) {
-        self.telemetry.counter(metrics::LIMIT_HITS, &[("limit", limit.into())]).increment(1);
+        self.telemetry.count(metrics::LIMIT_HITS, &[("limit", limit)], 1);
     }
 
     async fn answered(

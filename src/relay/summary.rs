@@ -137,25 +137,21 @@ impl Summary<'_> {
     pub(super) fn record(&self) {
         let (record, started) = (self.turn.record(), self.started);
         let telemetry = &started.parts.telemetry;
-        let team: Arc<str> = started.team.name.clone();
-        let model = started.route.model.clone();
+        let (team, model) = (&started.team.name, &started.route.model);
         let outcome = self.outcome();
-        let of_team = [("team", team.clone().into())];
-        let labels =
-            [("team", team.clone().into()), ("model", model.clone().into()), ("outcome", outcome.into())];
+        let of_team = [("team", &**team)];
+        let labels = [("team", &**team), ("model", &**model), ("outcome", outcome)];
         telemetry.seconds(metrics::REQUEST_SECONDS, &labels, self.total);
         if let Some(first) = self.first {
             telemetry.seconds(metrics::FIRST_TOKEN_SECONDS, &labels, first);
         }
-        telemetry
-            .counter(metrics::TURNS, &[("team", team.clone().into()), ("outcome", outcome.into())])
-            .increment(1);
+        telemetry.count(metrics::TURNS, &[("team", team), ("outcome", outcome)], 1);
         #[expect(clippy::cast_precision_loss, reason = "small counts")]
         {
-            telemetry.histogram(metrics::INFERENCE_CALLS, &of_team).record(record.rounds.len() as f64);
-            telemetry.histogram(metrics::AGENT_TOOL_CALLS, &of_team).record(record.calls.len() as f64);
+            telemetry.record(metrics::INFERENCE_CALLS, &of_team, record.rounds.len() as f64);
+            telemetry.record(metrics::AGENT_TOOL_CALLS, &of_team, record.calls.len() as f64);
         }
-        telemetry.saved(&team, record.saved());
+        telemetry.saved(team, record.saved());
         telemetry.seconds(metrics::OVERHEAD_SECONDS, &[], record.overhead(self.total));
         for (i, round) in record.rounds.iter().enumerate() {
             self.record_round(round, i + 1 == record.rounds.len());
@@ -164,20 +160,19 @@ impl Summary<'_> {
             self.record_not_run(call);
         }
         for limit in &record.limits {
-            telemetry.counter(metrics::LIMIT_HITS, &[("limit", limit.word().into())]).increment(1);
+            telemetry.count(metrics::LIMIT_HITS, &[("limit", limit.word())], 1);
         }
         if record.mixed {
-            telemetry.counter(metrics::MIXED_REPLIES, &[]).increment(1);
+            telemetry.count(metrics::MIXED_REPLIES, &[], 1);
         }
         if self.client_gone {
-            telemetry.counter(metrics::DISCONNECTS, &[]).increment(1);
+            telemetry.count(metrics::DISCONNECTS, &[], 1);
         }
         let used = self.turn.usage().tokens();
         let tokens = [("input", used.input), ("output", used.output)];
         for (kind, count) in tokens {
-            let labels =
-                [("team", team.clone().into()), ("model", model.clone().into()), ("token_type", kind.into())];
-            telemetry.counter(metrics::TOKENS, &labels).increment(count);
+            let labels = [("team", &**team), ("model", &**model), ("token_type", kind)];
+            telemetry.count(metrics::TOKENS, &labels, count);
         }
         self.log(outcome, tokens[0].1, tokens[1].1);
     }
@@ -203,17 +198,17 @@ impl Summary<'_> {
         let started = self.started;
         let failed = self.failed_in(round, last);
         let labels = [
-            ("upstream", self.upstream(round).into()),
-            ("model", started.route.model.clone().into()),
-            ("outcome", if failed { "error" } else { "ok" }.into()),
+            ("upstream", self.upstream(round)),
+            ("model", &*started.route.model),
+            ("outcome", if failed { "error" } else { "ok" }),
         ];
         let took = round.ended.unwrap_or(self.total).saturating_sub(round.asked);
         started.parts.telemetry.seconds(metrics::OPERATION_SECONDS, &labels, took);
     }
 
     /// The upstream that answered a round, or failed last.
-    fn upstream(&self, round: &RoundRecord) -> Arc<str> {
-        self.started.targets.get(round.target).map(|target| target.upstream.name.clone()).unwrap_or_default()
+    fn upstream(&self, round: &RoundRecord) -> &str {
+        self.started.targets.get(round.target).map_or("", |target| &target.upstream.name)
     }
 
     fn log(&self, outcome: &'static str, input: u64, output: u64) {
@@ -226,7 +221,7 @@ impl Summary<'_> {
             request_id = started.request_id.as_str(),
             team = &*started.team.name,
             model = started.request.model.as_str(),
-            upstream = &*record.rounds.last().map(|round| self.upstream(round)).unwrap_or_default(),
+            upstream = record.rounds.last().map_or("", |round| self.upstream(round)),
             parallel = self.turn.decision().text(),
             rounds = record.rounds.len(),
             tool_calls = record.calls.len(),
@@ -262,14 +257,14 @@ pub(super) fn relayed(
     cost: Option<&str>,
 ) {
     let telemetry = &passing.telemetry;
-    let team = ("team", passing.account.team.name.clone().into());
-    telemetry.histogram(metrics::INFERENCE_CALLS, std::slice::from_ref(&team)).record(1.0);
-    telemetry.counter(metrics::TURNS, &[team, ("outcome", outcome.into())]).increment(1);
+    let team = ("team", &*passing.account.team.name);
+    telemetry.record(metrics::INFERENCE_CALLS, std::slice::from_ref(&team), 1.0);
+    telemetry.count(metrics::TURNS, &[team, ("outcome", outcome)], 1);
     let upstream = &passing.targets.now().upstream.name;
     let round = [
-        ("upstream", upstream.clone().into()),
-        ("model", passing.model.clone().into()),
-        ("outcome", if outcome == "ok" { "ok" } else { "error" }.into()),
+        ("upstream", &**upstream),
+        ("model", &*passing.model),
+        ("outcome", if outcome == "ok" { "ok" } else { "error" }),
     ];
     telemetry.seconds(metrics::OPERATION_SECONDS, &round, turn.asked.elapsed());
     tracing::info!(
@@ -354,7 +349,7 @@ fn transcript(record: &Record) -> Value {
 /// An ask failed; whatever comes of it.
 pub(super) fn ask_failed(started: &Started, target: usize, failure: &Failure) {
     if failure.kind == FailureKind::TooLarge {
-        started.parts.telemetry.counter(metrics::LIMIT_HITS, &[("limit", "reply".into())]).increment(1);
+        started.parts.telemetry.count(metrics::LIMIT_HITS, &[("limit", "reply")], 1);
     }
     if failure.kind == FailureKind::Credentials {
         credentials_refused(&started.parts.telemetry, &started.targets[target].upstream);
@@ -364,20 +359,20 @@ pub(super) fn ask_failed(started: &Started, target: usize, failure: &Failure) {
 /// An upstream refuses a key.
 pub(super) fn credentials_refused(telemetry: &Telemetry, upstream: &Upstream) {
     let name = &upstream.name;
-    telemetry.counter(metrics::CREDENTIALS_REFUSED, &[("upstream", name.clone().into())]).increment(1);
+    telemetry.count(metrics::CREDENTIALS_REFUSED, &[("upstream", name)], 1);
     tracing::error!(upstream = %name, "the upstream refuses this gateway's credentials: check `upstreams.{name}.api_key`, `api_keys`, and the `upstream_keys` of teams");
 }
 
 /// A question is asked again, perhaps of the next upstream.
 pub(super) fn asked_again(telemetry: &Telemetry, before: &Upstream, why: FailureKind, moves_on: bool) {
-    let reason = ("reason", why.label().into());
+    let reason = ("reason", why.label());
     // Who was left alone was not asked.
     if why != FailureKind::LeftAlone {
-        telemetry.counter(metrics::UPSTREAM_RETRIES, std::slice::from_ref(&reason)).increment(1);
+        telemetry.count(metrics::UPSTREAM_RETRIES, std::slice::from_ref(&reason), 1);
     }
     if moves_on {
-        let labels = [("upstream", before.name.clone().into()), reason];
-        telemetry.counter(metrics::FAILOVERS, &labels).increment(1);
+        let labels = [("upstream", &*before.name), reason];
+        telemetry.count(metrics::FAILOVERS, &labels, 1);
     }
 }
 
@@ -390,13 +385,13 @@ pub(super) fn learned(telemetry: &Telemetry, upstream: &Upstream, fact: Fact, mo
             (metrics::EFFORT_LEARNED, "tools beside a reasoning_effort", "reasoning_effort_with_tools: false")
         }
     };
-    telemetry.counter(name, &[("upstream", upstream.name.clone().into())]).increment(1);
+    telemetry.count(name, &[("upstream", &*upstream.name)], 1);
     tracing::warn!(upstream = %upstream.name, %model, "the upstream does not take {what} for this model; it is left out from now on (set `{setting}` on the route to say so yourself)");
 }
 
 /// A request repeats another, and got this.
 pub(crate) fn repetition(telemetry: &Telemetry, result: &'static str) {
-    telemetry.counter(metrics::REPETITIONS, &[("result", result.into())]).increment(1);
+    telemetry.count(metrics::REPETITIONS, &[("result", result)], 1);
 }
 
 /// The metric's word for how a call ended.
@@ -420,7 +415,7 @@ pub(super) fn call_ended(
     outcome: OutcomeKind,
 ) {
     let label = label(outcome);
-    let of_tool = ("tool", tool.clone().into());
-    telemetry.seconds(metrics::TOOL_SECONDS, &[of_tool.clone(), ("outcome", label.into())], ran);
+    let of_tool = ("tool", &**tool);
+    telemetry.seconds(metrics::TOOL_SECONDS, &[of_tool, ("outcome", label)], ran);
     telemetry.seconds(metrics::TOOL_WAIT_SECONDS, &[of_tool], waited);
 }

@@ -20,7 +20,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hashbrown::HashMap;
 use serde_json::value::RawValue;
+use smallvec::SmallVec;
 use tokio::sync::broadcast;
+use tokio::sync::broadcast::error::RecvError;
 
 pub use self::run::{
     About, Again, Asked, Batch, Call, CallContent, Content, End, Kind, Progress, Round, Run, Summary, Text,
@@ -45,6 +47,7 @@ pub struct Runs {
     /// What runs that go on hold of what was said.
     held: AtomicUsize,
     events: broadcast::Sender<Arc<RawValue>>,
+    followers: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
@@ -106,6 +109,7 @@ impl Runs {
             kept: Mutex::default(),
             held: AtomicUsize::new(0),
             events: broadcast::Sender::new(EVENTS),
+            followers: AtomicUsize::new(0),
         }))
     }
 
@@ -158,18 +162,25 @@ impl Runs {
     /// Follows what happens, from now on: a run, as JSON, whenever something of it is new. `None`: as many
     /// follow already as may.
     #[must_use]
-    pub fn follow(&self) -> Option<broadcast::Receiver<Arc<RawValue>>> {
-        (self.events.receiver_count() < self.watchers).then(|| self.events.subscribe())
+    pub fn follow(self: &Arc<Self>) -> Option<Follower> {
+        let room = |followers| (followers < self.watchers).then_some(followers + 1);
+        self.followers.fetch_update(Ordering::SeqCst, Ordering::SeqCst, room).ok()?;
+        Some(Follower { events: self.events.subscribe(), runs: self.clone() })
+    }
+
+    /// To ask the channel would take its lock.
+    fn is_followed(&self) -> bool {
+        self.followers.load(Ordering::SeqCst) > 0
     }
 
     fn tell(&self, running: &Running) {
-        if self.events.receiver_count() > 0 {
+        if self.is_followed() {
             self.send(&running.look());
         }
     }
 
     fn send(&self, run: &Run) {
-        if self.events.receiver_count() == 0 {
+        if !self.is_followed() {
             return;
         }
         if let Ok(event) = serde_json::value::to_raw_value(run) {
@@ -207,13 +218,37 @@ impl Runs {
         }
         kept.bytes += size;
         kept.ended.push_back(Entry { run, content: content.map(Arc::new), size });
+        let mut forgotten = SmallVec::<[Entry; 2]>::new();
         while kept.ended.len() > self.keep || kept.bytes > self.bytes {
             let Some(oldest) = kept.ended.pop_front() else { break };
             kept.bytes -= oldest.size;
+            forgotten.push(oldest);
         }
+        // They are many pieces of memory, which are given back while nobody waits for it.
         drop(kept);
+        drop(forgotten);
         // Who hears of it and asks finds it.
         self.send(&told);
+    }
+}
+
+/// Somebody who follows what happens, until it is dropped.
+#[derive(Debug)]
+pub struct Follower {
+    events: broadcast::Receiver<Arc<RawValue>>,
+    runs: Arc<Runs>,
+}
+
+impl Follower {
+    /// The next event; an error says how many were lost.
+    pub async fn next(&mut self) -> Result<Arc<RawValue>, RecvError> {
+        self.events.recv().await
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.runs.followers.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

@@ -6,10 +6,11 @@
 //! ```
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::sync::watch;
 use tokio::time;
+use tokio_util::sync::CancellationToken;
 
 /// How far stopping has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -24,9 +25,22 @@ pub enum Stage {
     Now,
 }
 
+impl Stage {
+    /// In their order.
+    const ALL: [Self; 4] = [Self::Serving, Self::NotReady, Self::Refusing, Self::Now];
+}
+
 /// The stage of stopping, shared by everybody who acts on it. Clones are the same drain.
 #[derive(Debug, Clone)]
-pub struct Drain(Arc<watch::Sender<Stage>>);
+pub struct Drain(Arc<Reached>);
+
+#[derive(Debug)]
+struct Reached {
+    /// The place of the stage among all.
+    stage: AtomicUsize,
+    /// For each stage, whether it is reached.
+    each: [CancellationToken; Stage::ALL.len()],
+}
 
 impl Default for Drain {
     fn default() -> Self {
@@ -38,24 +52,21 @@ impl Drain {
     /// A drain that has not begun.
     #[must_use]
     pub fn new() -> Self {
-        Self(Arc::new(watch::Sender::new(Stage::Serving)))
+        let drain = Self(Arc::new(Reached { stage: AtomicUsize::new(0), each: Default::default() }));
+        drain.advance(Stage::Serving);
+        drain
     }
 
     /// The stage at this moment.
     #[must_use]
     pub fn stage(&self) -> Stage {
-        *self.0.borrow()
+        Stage::ALL[self.0.stage.load(Ordering::Acquire)]
     }
 
     /// Goes on to `stage`; a stage that is already behind changes nothing.
     pub fn advance(&self, stage: Stage) {
-        self.0.send_if_modified(|now| {
-            let forward = stage > *now;
-            if forward {
-                *now = stage;
-            }
-            forward
-        });
+        self.0.stage.fetch_max(stage as usize, Ordering::AcqRel);
+        self.0.each[..=stage as usize].iter().for_each(CancellationToken::cancel);
     }
 
     /// Begins: not ready at once. The future then walks through the stages: new connections for
@@ -74,11 +85,9 @@ impl Drain {
 
     /// Returns once `stage` or a later one is reached.
     pub async fn reached(&self, stage: Stage) {
-        let mut changes = self.0.subscribe();
-        // The sender lives as long as `self`, so waiting ends only by the stage.
-        if changes.wait_for(|now| *now >= stage).await.is_err() {
-            std::future::pending::<()>().await;
-        }
+        // A token of one's own: those who wait at one token share its lock, whenever they are polled.
+        let reached = self.0.each[stage as usize].child_token();
+        reached.cancelled().await;
     }
 }
 

@@ -29,6 +29,7 @@ use super::io::Socket;
 use super::settings::{Settings, Tls};
 use super::tls::Certificate;
 pub use super::tls::TlsError;
+use crate::workers::Workers;
 
 /// Connections the kernel holds for us.
 const BACKLOG: u32 = 1024;
@@ -53,6 +54,8 @@ pub struct Options {
     pub connections: usize,
     /// Follows the number of open connections.
     pub open: Gauge,
+    /// Who serves them.
+    pub workers: Workers,
 }
 
 /// Why an address cannot be listened on. Each message says what to do.
@@ -182,6 +185,7 @@ impl Listener {
             room: Arc::new(Semaphore::new(self.options.connections.min(Semaphore::MAX_PERMITS))),
             refusing: Arc::new(Semaphore::new(REFUSING)),
             open: self.options.open,
+            workers: self.options.workers,
             cut: cut.clone(),
             shared: Arc::new(Shared {
                 handler,
@@ -220,6 +224,7 @@ struct Door<H> {
     room: Arc<Semaphore>,
     refusing: Arc<Semaphore>,
     open: Gauge,
+    workers: Workers,
     cut: CancellationToken,
     shared: Arc<Shared<H>>,
 }
@@ -249,9 +254,10 @@ impl<H: Handler> Door<H> {
         // Neither is worth losing the connection for.
         let _ = stream.set_nodelay(true);
         let _ = SockRef::from(&stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE));
-        let (shared, cut) = (Arc::clone(&self.shared), self.cut.clone());
+        // A token of its own: connections that wait at one token share its lock, whenever they are polled.
+        let (shared, cut) = (Arc::clone(&self.shared), self.cut.child_token());
         let open = Open::new(self.open.clone());
-        self.shared.tasks.spawn(async move {
+        self.workers.serve(stream, &self.shared.tasks, move |stream| async move {
             let _held = (place, open);
             // A connection is large and long-lived: it sits in one box, not in nested futures.
             cut.run_until_cancelled_owned(Box::pin(connection::run(shared, stream, address))).await;

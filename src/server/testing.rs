@@ -27,6 +27,7 @@ use super::settings::{Settings, Tls};
 use super::{Handler, Peer};
 use crate::relay::body::{Body, Sender, channel};
 use crate::units::Span;
+use crate::workers::Workers;
 
 /// What must happen happens within this time, or the test fails.
 pub(crate) const SOON: Duration = Duration::from_secs(10);
@@ -145,6 +146,7 @@ impl Running {
             tls: setup.tls,
             connections: setup.connections,
             open: setup.open,
+            workers: Workers::default(),
         };
         let listener = Listener::bind("127.0.0.1:0", options).await.unwrap();
         let (address, drain, serving) = (listener.local_addr(), Drain::new(), TaskTracker::new());

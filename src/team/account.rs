@@ -141,8 +141,8 @@ impl Account {
     }
 
     fn count_denial(&self, quota: Quota) {
-        let labels = [("team", self.team.name.clone().into()), ("quota", quota.word().into())];
-        self.telemetry.counter(metrics::QUOTA_DENIALS, &labels).increment(1);
+        let labels = [("team", &*self.team.name), ("quota", quota.word())];
+        self.telemetry.count(metrics::QUOTA_DENIALS, &labels, 1);
     }
 }
 

@@ -8,17 +8,16 @@ use std::sync::{Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use hashbrown::{DefaultHashBuilder, HashTable};
-use metrics::SharedString;
 
 /// A label: its name and value.
-pub(super) type Pair = (&'static str, SharedString);
+pub(super) type Pair<'a> = (&'static str, &'a str);
 /// So many series are remembered; more would mean that labels are no closed set.
 const MOST: usize = 16 * 1024;
 
 #[derive(Debug, Clone)]
 struct Entry<H> {
     name: &'static str,
-    labels: Box<[Pair]>,
+    labels: Box<[(&'static str, Box<str>)]>,
     handle: H,
 }
 
@@ -29,6 +28,15 @@ pub(super) struct Handles<H> {
     adding: Mutex<()>,
     state: DefaultHashBuilder,
     most: usize,
+}
+
+impl<H> Entry<H> {
+    fn is(&self, name: &str, labels: &[Pair<'_>]) -> bool {
+        let same = |((own_name, own_value), (name, value)): (&(&str, Box<str>), &Pair<'_>)| {
+            own_name == name && **own_value == **value
+        };
+        self.name == name && self.labels.len() == labels.len() && self.labels.iter().zip(labels).all(same)
+    }
 }
 
 impl<H: Clone> Handles<H> {
@@ -42,34 +50,45 @@ impl<H: Clone> Handles<H> {
     }
 
     /// The handle of a series; `register` makes it the first time.
-    pub(super) fn of(&self, name: &'static str, labels: &[Pair], register: impl FnOnce() -> H) -> H {
-        let hash = self.hash(name, labels);
-        let found = |table: &HashTable<Entry<H>>| {
-            table.find(hash, |e| e.name == name && *e.labels == *labels).map(|e| e.handle.clone())
-        };
-        if let Some(handle) = found(&self.table.load()) {
-            return handle;
+    pub(super) fn of(&self, name: &'static str, labels: &[Pair<'_>], register: impl FnOnce() -> H) -> H {
+        self.with(name, labels, register, H::clone)
+    }
+
+    /// Uses the handle of a series where it lies: a clone would be counted by all threads in one place.
+    pub(super) fn with<R>(
+        &self,
+        name: &'static str,
+        labels: &[Pair<'_>],
+        register: impl FnOnce() -> H,
+        act: impl FnOnce(&H) -> R,
+    ) -> R {
+        let hash = self.hash(name, labels.iter().map(|(_, value)| *value));
+        if let Some(entry) = self.table.load().find(hash, |entry| entry.is(name, labels)) {
+            return act(&entry.handle);
         }
         let _adding = self.adding.lock().unwrap_or_else(PoisonError::into_inner);
         let present = self.table.load_full();
-        if let Some(handle) = found(&present) {
-            return handle;
+        if let Some(entry) = present.find(hash, |entry| entry.is(name, labels)) {
+            return act(&entry.handle);
         }
         let handle = register();
         if present.len() < self.most {
             let mut table = HashTable::clone(&present);
-            let entry = Entry { name, labels: labels.into(), handle: handle.clone() };
-            table.insert_unique(hash, entry, |e| self.hash(e.name, &e.labels));
+            let labels = labels.iter().map(|(name, value)| (*name, (*value).into())).collect();
+            let entry = Entry { name, labels, handle: handle.clone() };
+            let again =
+                |entry: &Entry<H>| self.hash(entry.name, entry.labels.iter().map(|(_, value)| &**value));
+            table.insert_unique(hash, entry, again);
             self.table.store(table.into());
         }
-        handle
+        act(&handle)
     }
 
-    fn hash(&self, name: &str, labels: &[Pair]) -> u64 {
+    fn hash<'a>(&self, name: &str, values: impl Iterator<Item = &'a str>) -> u64 {
         // Values differ more than names do; a separator keeps neighbours apart.
         let mut hasher = self.state.build_hasher();
         hasher.write(name.as_bytes());
-        for (_, value) in labels {
+        for value in values {
             hasher.write_u8(0xff);
             hasher.write(value.as_bytes());
         }
@@ -95,8 +114,7 @@ mod tests {
         ];
         for _ in 0..3 {
             for (at, (name, labels)) in series.iter().enumerate() {
-                let labels: Vec<Pair> = labels.iter().map(|(k, v)| (*k, (*v).into())).collect();
-                let handle = handles.of(name, &labels, || {
+                let handle = handles.of(name, labels, || {
                     registered.push(at);
                     at
                 });
@@ -110,7 +128,7 @@ mod tests {
     fn what_is_remembered_is_bounded() {
         let handles = Handles { most: 8, ..Handles::new() };
         for n in 0..64 {
-            assert_eq!(handles.of("a", &[("x", n.to_string().into())], || n), n);
+            assert_eq!(handles.of("a", &[("x", &n.to_string())], || n), n);
         }
         assert_eq!(handles.table.load().len(), 8);
     }

@@ -3,6 +3,7 @@
 //! Label values come from closed sets: configured teams, routes, upstreams and tools, and words of
 //! this program.
 
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use metrics_exporter_prometheus::{
     BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
 };
 
-use super::handles::Handles;
+use super::handles::{Handles, Pair};
 
 /// What kind of metric it is.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -107,18 +108,29 @@ pub const OTHER: &str = "other";
 
 type TeamAndModel = (Arc<str>, Arc<str>);
 
-/// Writes metrics, and gives them as text.
+/// Writes metrics, and gives them as text. Clones share them.
 #[derive(Clone)]
-pub struct Telemetry {
+pub struct Telemetry(Arc<Inner>);
+
+impl Deref for Telemetry {
+    type Target = Inner;
+
+    fn deref(&self) -> &Inner {
+        &self.0
+    }
+}
+
+/// What all clones of [`Telemetry`] share.
+pub struct Inner {
     /// Whether anything is counted at all.
     counts: bool,
-    recorder: Arc<PrometheusRecorder>,
+    recorder: PrometheusRecorder,
     handle: PrometheusHandle,
-    series: Arc<Series>,
+    series: Series,
     /// Milliseconds that are not yet whole seconds, by team.
-    saved: Arc<DashMap<Arc<str>, u64>>,
+    saved: DashMap<Arc<str>, u64>,
     /// Cost that is not yet a whole millionth, in millionths of it, by team and model.
-    cost: Arc<DashMap<TeamAndModel, u128>>,
+    cost: DashMap<TeamAndModel, u128>,
     /// `fanfold_turns_in_flight`.
     pub turns_in_flight: Gauge,
     /// `fanfold_tool_calls_in_flight`.
@@ -152,6 +164,27 @@ impl Telemetry {
     /// # Errors
     /// The exporter refuses the buckets of the table.
     pub fn new() -> Result<Self, BuildError> {
+        Ok(Self(Arc::new(Inner::new()?)))
+    }
+
+    /// Nothing is counted, and there is nothing to be seen.
+    ///
+    /// # Errors
+    /// As [`Telemetry::new`].
+    pub fn off() -> Result<Self, BuildError> {
+        Ok(Self(Arc::new(Inner {
+            counts: false,
+            turns_in_flight: Gauge::noop(),
+            calls_in_flight: Gauge::noop(),
+            connections: Gauge::noop(),
+            parked: Gauge::noop(),
+            ..Inner::new()?
+        })))
+    }
+}
+
+impl Inner {
+    fn new() -> Result<Self, BuildError> {
         let mut builder = PrometheusBuilder::new();
         for row in TABLE {
             if let Kind::Histogram(buckets) = row.kind {
@@ -164,58 +197,35 @@ impl Telemetry {
         }
         let handle = recorder.handle();
         let gauge = |name| recorder.register_gauge(&Key::from_name(name), &METADATA);
-        let telemetry = Self {
+        let inner = Self {
             counts: true,
             turns_in_flight: gauge(TURNS_IN_FLIGHT),
             calls_in_flight: gauge(CALLS_IN_FLIGHT),
             connections: gauge(CONNECTIONS),
             tasks: gauge(TASKS),
             parked: gauge(PARKED),
-            saved: Arc::default(),
-            cost: Arc::default(),
-            recorder: Arc::new(recorder),
+            saved: DashMap::default(),
+            cost: DashMap::default(),
+            recorder,
             handle,
-            series: Arc::new(Series {
-                counters: Handles::new(),
-                gauges: Handles::new(),
-                histograms: Handles::new(),
-            }),
+            series: Series { counters: Handles::new(), gauges: Handles::new(), histograms: Handles::new() },
         };
-        telemetry.gauge(BUILD_INFO, &[("version", env!("CARGO_PKG_VERSION").into())]).set(1.0);
-        telemetry.gauge(RELOAD_SUCCESS, &[]).set(1.0);
-        telemetry.gauge(STORE_UP, &[]).set(1.0);
+        inner.gauge(BUILD_INFO, &[("version", env!("CARGO_PKG_VERSION"))]).set(1.0);
+        inner.gauge(RELOAD_SUCCESS, &[]).set(1.0);
+        inner.gauge(STORE_UP, &[]).set(1.0);
         for name in [MIXED_REPLIES, DISCONNECTS, CLIENT_RETRIES, LOG_LINES_LOST] {
-            telemetry.counter(name, &[]).absolute(0);
+            inner.counter(name, &[]).absolute(0);
         }
-        for gauge in [
-            &telemetry.turns_in_flight,
-            &telemetry.calls_in_flight,
-            &telemetry.connections,
-            &telemetry.tasks,
-            &telemetry.parked,
-        ] {
+        for gauge in
+            [&inner.turns_in_flight, &inner.calls_in_flight, &inner.connections, &inner.tasks, &inner.parked]
+        {
             gauge.set(0.0);
         }
-        Ok(telemetry)
-    }
-
-    /// Nothing is counted, and there is nothing to be seen.
-    ///
-    /// # Errors
-    /// As [`Telemetry::new`].
-    pub fn off() -> Result<Self, BuildError> {
-        Ok(Self {
-            counts: false,
-            turns_in_flight: Gauge::noop(),
-            calls_in_flight: Gauge::noop(),
-            connections: Gauge::noop(),
-            parked: Gauge::noop(),
-            ..Self::new()?
-        })
+        Ok(inner)
     }
 
     /// A counter with these labels.
-    pub fn counter(&self, name: &'static str, labels: &[(&'static str, SharedString)]) -> Counter {
+    pub fn counter(&self, name: &'static str, labels: &[Pair<'_>]) -> Counter {
         if !self.counts {
             return Counter::noop();
         }
@@ -224,7 +234,7 @@ impl Telemetry {
     }
 
     /// A gauge with these labels.
-    pub fn gauge(&self, name: &'static str, labels: &[(&'static str, SharedString)]) -> Gauge {
+    pub fn gauge(&self, name: &'static str, labels: &[Pair<'_>]) -> Gauge {
         if !self.counts {
             return Gauge::noop();
         }
@@ -232,18 +242,27 @@ impl Telemetry {
         self.series.gauges.of(name, labels, register)
     }
 
-    /// A histogram with these labels.
-    pub fn histogram(&self, name: &'static str, labels: &[(&'static str, SharedString)]) -> Histogram {
+    /// Adds to a counter with these labels.
+    pub fn count(&self, name: &'static str, labels: &[Pair<'_>], more: u64) {
         if !self.counts {
-            return Histogram::noop();
+            return;
+        }
+        let register = || self.recorder.register_counter(&key(name, labels), &METADATA);
+        self.series.counters.with(name, labels, register, |counter| counter.increment(more));
+    }
+
+    /// Records a value in a histogram with these labels.
+    pub fn record(&self, name: &'static str, labels: &[Pair<'_>], value: f64) {
+        if !self.counts {
+            return;
         }
         let register = || self.recorder.register_histogram(&key(name, labels), &METADATA);
-        self.series.histograms.of(name, labels, register)
+        self.series.histograms.with(name, labels, register, |histogram| histogram.record(value));
     }
 
     /// Records a duration, in seconds.
-    pub fn seconds(&self, name: &'static str, labels: &[(&'static str, SharedString)], took: Duration) {
-        self.histogram(name, labels).record(took.as_secs_f64());
+    pub fn seconds(&self, name: &'static str, labels: &[Pair<'_>], took: Duration) {
+        self.record(name, labels, took.as_secs_f64());
     }
 
     /// Adds to `fanfold_tool_seconds_saved_total`. Counters count whole seconds here; the rest is
@@ -258,7 +277,7 @@ impl Telemetry {
         let seconds = *carried / 1000;
         *carried %= 1000;
         drop(carried);
-        self.counter(SECONDS_SAVED, &[("team", team.clone().into())]).increment(seconds);
+        self.count(SECONDS_SAVED, &[("team", team)], seconds);
     }
 
     /// Adds to `fanfold_cost_millionths_total`, in millionths of a millionth of the currency. What is no whole
@@ -272,12 +291,8 @@ impl Telemetry {
         let millionths = u64::try_from(*carried / 1_000_000).unwrap_or(u64::MAX);
         *carried %= 1_000_000;
         drop(carried);
-        let labels = [
-            ("team", team.clone().into()),
-            ("model", model.clone().into()),
-            ("currency", currency.clone().into()),
-        ];
-        self.counter(COST, &labels).increment(millionths);
+        let labels = [("team", &**team), ("model", &**model), ("currency", &**currency)];
+        self.count(COST, &labels, millionths);
     }
 
     /// All metrics in Prometheus's text format.
@@ -295,8 +310,9 @@ impl Telemetry {
     }
 }
 
-fn key(name: &'static str, labels: &[(&'static str, SharedString)]) -> Key {
-    let labels: Vec<Label> = labels.iter().map(|(name, value)| Label::new(*name, value.clone())).collect();
+fn key(name: &'static str, labels: &[Pair<'_>]) -> Key {
+    let labels: Vec<Label> =
+        labels.iter().map(|(name, value)| Label::new(*name, (*value).to_owned())).collect();
     Key::from_parts(name, labels)
 }
 
@@ -316,7 +332,7 @@ mod tests {
     #[test]
     fn what_is_off_counts_nothing_and_says_so() {
         let telemetry = Telemetry::off().unwrap();
-        telemetry.counter(TURNS, &[("team", "a".into()), ("outcome", "ok".into())]).increment(1);
+        telemetry.count(TURNS, &[("team", "a"), ("outcome", "ok")], 1);
         telemetry.seconds(TOOL_SECONDS, &[], Duration::from_secs(1));
         telemetry.saved(&"a".into(), Duration::from_secs(5));
         telemetry.cost(&"a".into(), &"m".into(), &"USD".into(), 5_000_000);
@@ -332,11 +348,7 @@ mod tests {
     #[test]
     fn a_histogram_has_the_buckets_of_the_table_and_its_help() {
         let telemetry = Telemetry::new().unwrap();
-        telemetry.seconds(
-            TOOL_SECONDS,
-            &[("tool", "t".into()), ("outcome", "ok".into())],
-            Duration::from_millis(30),
-        );
+        telemetry.seconds(TOOL_SECONDS, &[("tool", "t"), ("outcome", "ok")], Duration::from_millis(30));
         let text = telemetry.render();
         assert!(
             text.contains(

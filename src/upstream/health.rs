@@ -33,6 +33,8 @@ pub(super) struct Health {
 
 #[derive(Debug)]
 struct Machines {
+    /// The state the metric was told last.
+    told: State,
     breaker: Breaker,
     budget: Budget,
     keys: Keys,
@@ -67,7 +69,7 @@ pub struct Standing {
 
 impl Health {
     pub(super) fn new(name: &str, settings: &Settings, telemetry: &Telemetry) -> Arc<Self> {
-        let labels = [("upstream", name.to_owned().into())];
+        let labels = [("upstream", name)];
         let meters = Meters {
             state: telemetry.gauge(metrics::UPSTREAM_STATE, &labels),
             shed: telemetry.counter(metrics::UPSTREAM_SHED, &labels),
@@ -78,6 +80,7 @@ impl Health {
             start: Instant::now(),
             key_rest: settings.key_rest.0,
             machines: Mutex::new(Machines {
+                told: State::Closed,
                 breaker: Breaker::new(settings.breaker),
                 budget: Budget::new(settings.retries),
                 keys: Keys::new(settings.keys().count()),
@@ -107,7 +110,7 @@ impl Health {
             true => Key::Team,
             false => machines.keys.take(now).map_or(Key::None, Key::Own),
         };
-        self.tell(&machines, now);
+        self.tell(&mut machines, now);
         Ok(Ticket { health: self.clone(), pass: Some(pass), key })
     }
 
@@ -131,22 +134,25 @@ impl Health {
         let now = self.now();
         let mut machines = self.machines();
         machines.breaker.hear(now, pass, verdict);
-        self.tell(&machines, now);
+        self.tell(&mut machines, now);
     }
 
-    fn tell(&self, machines: &Machines, now: Duration) {
-        self.meters.state.set(match machines.breaker.state(now) {
-            State::Closed => 0.0,
-            State::Probing => 1.0,
-            State::Open(_) => 2.0,
-        });
+    fn tell(&self, machines: &mut Machines, now: Duration) {
+        let state = machines.breaker.state(now);
+        if state != std::mem::replace(&mut machines.told, state) {
+            self.meters.state.set(match state {
+                State::Closed => 0.0,
+                State::Probing => 1.0,
+                State::Open(_) => 2.0,
+            });
+        }
     }
 
     /// How it stands now. The metric learns of it, too.
     pub(super) fn standing(&self) -> Standing {
         let now = self.now();
-        let machines = self.machines();
-        self.tell(&machines, now);
+        let mut machines = self.machines();
+        self.tell(&mut machines, now);
         let keys = (machines.keys.count(), machines.keys.usable(now));
         Standing { state: machines.breaker.state(now), keys }
     }

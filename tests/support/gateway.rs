@@ -6,6 +6,7 @@ use std::time::Duration;
 use fanfold::app::App;
 use fanfold::config::{Flags, Loaded, read_text};
 use fanfold::tools::Catalog;
+use fanfold::workers::Workers;
 use tokio::time;
 
 use super::lab::Lab;
@@ -32,7 +33,7 @@ impl Gateway {
     /// Starts it with this configuration.
     pub async fn exactly(yaml: &str) -> Self {
         let (loaded, catalog) = read(yaml);
-        Self { app: App::start(&loaded, catalog).await.expect("it starts") }
+        Self { app: App::start(&loaded, catalog, &Workers::default()).await.expect("it starts") }
     }
 
     /// Reads another configuration, written as for [`Gateway::start`].

@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use fanfold::app::App;
 use fanfold::config::{Flags, read_text};
+use fanfold::workers::Workers;
 use http::{Method, Request, Response};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -84,7 +85,7 @@ impl Proxy {
     pub async fn start(config: &Value) -> Self {
         let reading = read_text("test", &config.to_string(), &|_| None, &Flags::default());
         let (loaded, catalog) = reading.finish_with_tools().unwrap_or_else(|problems| panic!("{problems}"));
-        Self { app: App::start(&loaded, catalog).await.expect("a free port") }
+        Self { app: App::start(&loaded, catalog, &Workers::default()).await.expect("a free port") }
     }
 
     /// In front of `lab`, with these members laid over the smallest configuration.

@@ -131,7 +131,7 @@ impl Proxy {
                     model: route.model.clone(),
                     since: asked.since,
                     headers: asked.headers,
-                    shutdown: self.shutdown.clone(),
+                    shutdown: self.shutdown.here(),
                     turn: Some(turn),
                 };
                 let question = |at: usize, refused: &[Fact]| {
@@ -181,7 +181,7 @@ impl Proxy {
                     headers: asked.headers,
                     request_id,
                     gone: asked.peer.gone,
-                    shutdown: self.shutdown.clone(),
+                    shutdown: self.shutdown.here(),
                     since: asked.since,
                 };
                 let response = begin(started, run, client, &self.tasks, (place, reservation, gauge)).await;
@@ -286,8 +286,8 @@ fn rules(asked: &Asked, route: &Route) -> Rules {
 /// Writes the decision where people look for it.
 fn tell(asked: &mut Asked, decision: Decision) {
     headers::tell(&mut asked.headers, decision);
-    let labels = [("decision", decision.word().into()), ("reason", decision.reason.word().into())];
-    asked.snapshot.parts.telemetry.counter(metrics::DECISIONS, &labels).increment(1);
+    let labels = [("decision", decision.word()), ("reason", decision.reason.word())];
+    asked.snapshot.parts.telemetry.count(metrics::DECISIONS, &labels, 1);
 }
 
 /// `x-fanfold-tools: name,name` or `none`.

@@ -86,7 +86,7 @@ pub(super) fn request_id(headers: &HeaderMap) -> HeaderValue {
 
 fn new_id() -> HeaderValue {
     let mut text = uuid::Uuid::encode_buffer();
-    let id = uuid::Uuid::now_v7().hyphenated().encode_lower(&mut text);
+    let id = crate::relay::new_id().hyphenated().encode_lower(&mut text);
     HeaderValue::from_str(id).unwrap_or(HeaderValue::from_static("unknown"))
 }
 

@@ -23,6 +23,7 @@ use http::header::{ALLOW, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use hyper::body::Incoming;
 use jiff::Timestamp;
+use thread_local::ThreadLocal;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -66,7 +67,7 @@ pub struct Snapshot {
     /// Where models are.
     pub routes: Routes,
     /// What turns need.
-    pub parts: Parts,
+    pub parts: Arc<Parts>,
     /// The rules, before teams and routes lay theirs over.
     pub policy: policy::Settings,
     /// Every bound.
@@ -89,7 +90,7 @@ impl Snapshot {
         Self {
             teams: self.teams.with_tools(specs),
             routes: self.routes.clone(),
-            parts: Parts { tools: Arc::new(tools), slots, ..self.parts.clone() },
+            parts: Arc::new(Parts { tools: Arc::new(tools), slots, ..(*self.parts).clone() }),
             policy: self.policy.clone(),
             limits: self.limits.clone(),
             server: self.server.clone(),
@@ -112,11 +113,31 @@ pub struct Proxy {
     /// The tasks of turns.
     pub tasks: TaskTracker,
     /// Cancelled when turns have to end at once.
-    pub shutdown: CancellationToken,
+    pub shutdown: Shutdown,
     /// The bytes that request bodies may hold together.
     pub bodies: Arc<InFlightBudget>,
     /// The places of turns that are in flight together.
     pub turns: Queue,
+}
+
+/// The token that ends turns at once, as one token for each thread: those who wait at one token share its lock,
+/// whenever they are polled.
+#[derive(Debug)]
+pub struct Shutdown {
+    token: CancellationToken,
+    of_threads: ThreadLocal<CancellationToken>,
+}
+
+impl Shutdown {
+    /// Follows this token.
+    #[must_use]
+    pub fn new(token: CancellationToken) -> Self {
+        Self { token, of_threads: ThreadLocal::new() }
+    }
+
+    fn here(&self) -> CancellationToken {
+        self.of_threads.get_or(|| self.token.child_token()).clone()
+    }
 }
 
 /// One request, as far as it is known before its body is read.
@@ -140,7 +161,7 @@ impl Asked {
 
     /// A limit was reached before there was a turn to count it.
     fn limit_hit(&self, limit: &'static str) {
-        self.snapshot.parts.telemetry.counter(metrics::LIMIT_HITS, &[("limit", limit.into())]).increment(1);
+        self.snapshot.parts.telemetry.count(metrics::LIMIT_HITS, &[("limit", limit)], 1);
     }
 }
 
@@ -226,7 +247,7 @@ impl Proxy {
             return Err(ErrorReply::shutting_down().into());
         }
         if request.headers().get(RETRY_COUNT).is_some_and(|count| count != "0") {
-            snapshot.parts.telemetry.counter(metrics::CLIENT_RETRIES, &[]).increment(1);
+            snapshot.parts.telemetry.count(metrics::CLIENT_RETRIES, &[], 1);
         }
         let in_flight = self.tasks.token();
         let (headers, peer) = (of_every_response(id.clone()), peer.clone());
@@ -295,7 +316,7 @@ impl Proxy {
             }
         };
         let telemetry = &asked.snapshot.parts.telemetry;
-        let labels = [("team", asked.team.name.clone().into())];
+        let labels = [("team", &*asked.team.name)];
         let _waiting = Counted::new(telemetry.gauge(metrics::TURNS_WAITING, &labels));
         let since = Instant::now();
         let place = tokio::select! {
@@ -352,7 +373,7 @@ impl Proxy {
             model,
             since: asked.since,
             headers: asked.headers,
-            shutdown: self.shutdown.clone(),
+            shutdown: self.shutdown.here(),
             turn: None,
         };
         let response = passing.pass(parts.method, &rest, headers, body).await;

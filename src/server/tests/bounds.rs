@@ -98,6 +98,7 @@ async fn a_head_too_large_is_431() {
 async fn a_taken_port_is_told_with_what_to_do() {
     let server = Running::plain().await;
     let options = super::super::listener::Options {
+        workers: crate::workers::Workers::default(),
         setting: "listen",
         settings: super::super::settings::Settings::default(),
         tls: None,

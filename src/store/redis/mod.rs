@@ -312,10 +312,10 @@ impl Redis {
     ) -> Result<T, StoreError> {
         let began = tokio::time::Instant::now();
         let answer = asked.await;
-        let labels = [("operation", operation.word().into())];
+        let labels = [("operation", operation.word())];
         match &answer {
             Ok(_) => self.telemetry.seconds(metrics::STORE_SECONDS, &labels, began.elapsed()),
-            Err(_) => self.telemetry.counter(metrics::STORE_ERRORS, &labels).increment(1),
+            Err(_) => self.telemetry.count(metrics::STORE_ERRORS, &labels, 1),
         }
         answer
     }

@@ -145,6 +145,6 @@ impl Waiting {
         if count == 0 {
             return;
         }
-        self.telemetry.counter(metrics::SPANS_DROPPED, &[("reason", why.into())]).increment(count as u64);
+        self.telemetry.count(metrics::SPANS_DROPPED, &[("reason", why)], count as u64);
     }
 }

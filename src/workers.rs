@@ -1,0 +1,223 @@
+//! Threads that serve connections, each with a runtime of its own.
+//!
+//! ```text
+//!                                           ┌─▶ worker: clients ⇄ requests ⇄ upstreams, tools
+//!  listener ─ whoever has the fewest open ──┼─▶ worker: clients ⇄ requests ⇄ upstreams, tools
+//!                                           └─▶ worker: …
+//!  everything else: the runtime of the process
+//! ```
+//!
+//! What the requests of a connection do, they do on the thread of that connection: whoever is woken runs there
+//! already, and no thread wakes another one for it. One runtime over all threads moves such work to and fro; that
+//! was a third of the processor time of a request. What it would be better at is a few connections of which only
+//! some are busy: then a worker may be busy while others are not.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+
+use tokio::net::TcpStream;
+use tokio::runtime::{Builder, Handle};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::debug;
+
+/// Where connections are served. The default has no threads of its own: whoever accepts a connection serves it.
+#[derive(Debug, Clone, Default)]
+pub struct Workers(Arc<[Worker]>);
+
+#[derive(Debug)]
+struct Worker {
+    runtime: Handle,
+    /// Connections it serves.
+    open: AtomicUsize,
+}
+
+/// The threads. They end when this is dropped, and what still runs on them is cut.
+#[derive(Debug)]
+pub struct Threads {
+    workers: Workers,
+    stop: CancellationToken,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Threads {
+    /// Starts so many, at least one. Fails where the system has no thread or no descriptor left.
+    pub fn start(count: usize) -> io::Result<Self> {
+        let stop = CancellationToken::new();
+        let (mut workers, mut threads) = (Vec::new(), Vec::new());
+        for n in 0..count.max(1) {
+            let runtime = Builder::new_current_thread().enable_all().build()?;
+            workers.push(Worker { runtime: runtime.handle().clone(), open: AtomicUsize::new(0) });
+            let stopped = stop.clone().cancelled_owned();
+            let serve = move || {
+                runtime.block_on(stopped);
+                // A look-up of a name that hangs keeps nobody from ending.
+                runtime.shutdown_background();
+            };
+            threads.push(std::thread::Builder::new().name(format!("worker-{n}")).spawn(serve)?);
+        }
+        Ok(Self { workers: Workers(workers.into()), stop, threads })
+    }
+
+    /// One for each processor this process may use.
+    pub fn for_this_machine() -> io::Result<Self> {
+        Self::start(std::thread::available_parallelism().map_or(1, usize::from))
+    }
+
+    /// What they are to those who accept connections.
+    #[must_use]
+    pub fn workers(&self) -> &Workers {
+        &self.workers
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        for thread in self.threads.drain(..) {
+            // It does not panic; tasks that do are caught by their runtime.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Workers {
+    /// Serves a connection that was accepted on the runtime of the caller, on the thread with the fewest of them.
+    pub(crate) fn serve<F>(
+        &self,
+        stream: TcpStream,
+        tasks: &TaskTracker,
+        serve: impl FnOnce(TcpStream) -> F + Send + 'static,
+    ) where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let Some(at) = self.least() else {
+            tasks.spawn(serve(stream));
+            return;
+        };
+        let place = Place::new(self.clone(), at);
+        // A socket belongs to the runtime that hears of it.
+        let moved = stream.into_std();
+        let task = async move {
+            let _place = place;
+            match moved.and_then(TcpStream::from_std) {
+                Ok(stream) => serve(stream).await,
+                Err(error) => debug!(%error, "a connection was lost on its way to a worker"),
+            }
+        };
+        tasks.spawn_on(task, &self.0[at].runtime);
+    }
+
+    fn least(&self) -> Option<usize> {
+        let open = |at: &usize| self.0[*at].open.load(Ordering::Relaxed);
+        (0..self.0.len()).min_by_key(open)
+    }
+
+    /// Tasks that have not ended, of all of them.
+    #[must_use]
+    pub fn tasks(&self) -> usize {
+        self.0.iter().map(|worker| worker.runtime.metrics().num_alive_tasks()).sum()
+    }
+}
+
+/// One connection a worker has.
+struct Place {
+    workers: Workers,
+    at: usize,
+}
+
+impl Place {
+    fn new(workers: Workers, at: usize) -> Self {
+        workers.0[at].open.fetch_add(1, Ordering::Relaxed);
+        Self { workers, at }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.workers.0[self.at].open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::time::Duration;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// Connections that answer with the name of the thread that serves them, and end when their client does.
+    async fn connected(workers: &Workers, tasks: &TaskTracker) -> (TcpStream, String) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        workers.serve(stream, tasks, |mut stream| async move {
+            let name = std::thread::current().name().unwrap_or_default().to_owned();
+            stream.write_all(format!("{name}\n").as_bytes()).await.unwrap();
+            let _ = stream.read(&mut [0]).await;
+        });
+        let mut name = String::new();
+        while !name.ends_with('\n') {
+            name.push(char::from(client.read_u8().await.unwrap()));
+        }
+        (client, name.trim_end().to_owned())
+    }
+
+    async fn ended(workers: &Workers, left: usize) {
+        for _ in 0..1000 {
+            if workers.tasks() == left {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("{} tasks, not {left}", workers.tasks());
+    }
+
+    #[tokio::test]
+    async fn each_connection_goes_to_the_worker_that_has_the_fewest() {
+        let (threads, tasks) = (Threads::start(3).unwrap(), TaskTracker::new());
+        let workers = threads.workers();
+        let mut clients: BTreeMap<String, Vec<TcpStream>> = BTreeMap::new();
+        for _ in 0..9 {
+            let (client, name) = connected(workers, &tasks).await;
+            clients.entry(name).or_default().push(client);
+        }
+        let each: Vec<_> = clients.iter().map(|(name, clients)| (name.as_str(), clients.len())).collect();
+        assert_eq!(each, [("worker-0", 3), ("worker-1", 3), ("worker-2", 3)]);
+        // Two of one worker leave: the next two take their places.
+        clients.get_mut("worker-1").unwrap().truncate(1);
+        ended(workers, 7).await;
+        for _ in 0..2 {
+            let (client, name) = connected(workers, &tasks).await;
+            assert_eq!(name, "worker-1");
+            clients.get_mut("worker-1").unwrap().push(client);
+        }
+        drop(clients);
+        ended(workers, 0).await;
+        tasks.close();
+        tasks.wait().await;
+    }
+
+    #[tokio::test]
+    async fn without_threads_a_connection_is_served_where_it_was_accepted() {
+        let tasks = TaskTracker::new();
+        let (_client, name) = connected(&Workers::default(), &tasks).await;
+        assert_eq!(Some(name.as_str()), std::thread::current().name());
+        assert_eq!(Workers::default().tasks(), 0);
+    }
+
+    #[tokio::test]
+    async fn the_end_of_the_threads_is_the_end_of_what_runs_on_them() {
+        let (threads, tasks) = (Threads::start(0).unwrap(), TaskTracker::new());
+        let (mut client, name) = connected(threads.workers(), &tasks).await;
+        assert_eq!(name, "worker-0");
+        drop(threads);
+        assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
+        assert!(tasks.is_empty());
+    }
+}
