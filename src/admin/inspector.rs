@@ -22,7 +22,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio_util::task::TaskTracker;
 
 use crate::relay::body::{Body, Sender, channel};
-use crate::runs::{Follower, Figures, Runs};
+use crate::runs::{Figures, Follower, Runs};
 use crate::tools::{Catalog, Condition, Standing, Tool};
 
 const JSON: &str = "application/json";
