@@ -186,14 +186,13 @@ async fn no_task_is_left_of_a_thousand_calls_of_each_kind() {
     let labs = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let lab = labs.spawn(Lab::start()).await.unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let alive = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
     let config = |tools: &Value| format!("upstreams: {{ lab: {{ base_url: LAB/v1 }} }}\ntools: {tools}\n");
     let gateway = Gateway::start(&lab, &config(&json!({}))).await;
     // The fences need the binary, and are the same to the runtime as a command without one.
     for (kind, name, _) in KINDS.into_iter().filter(|(kind, ..)| !["landlock", "bwrap"].contains(kind)) {
         gateway.metric_becomes("fanfold_connections", 0.0).await;
         sleep(Duration::from_millis(300)).await;
-        let before = alive();
+        let before = gateway.tasks();
         gateway.reload(&lab, &config(&json!({ kind: tool(kind, &lab, folder.path()) })));
         if ["far", "near"].contains(&kind) {
             gateway.metric_becomes(&format!("fanfold_tool_servers_up{{server=\"{kind}\"}}"), 1.0).await;
@@ -204,12 +203,12 @@ async fn no_task_is_left_of_a_thousand_calls_of_each_kind() {
         }
         gateway.reload(&lab, &config(&json!({})));
         let left = async {
-            while alive() > before {
+            while gateway.tasks() > before {
                 sleep(Duration::from_millis(50)).await;
             }
         };
         let late = timeout(Duration::from_secs(40), left).await.is_err();
-        assert!(!late, "{kind}: {} tasks, {before} before", alive());
+        assert!(!late, "{kind}: {} tasks, {before} before", gateway.tasks());
     }
     gateway.ends_at_baseline(&lab).await;
     labs.shutdown_background();

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use http::Response;
 use http::header::{CONTENT_LENGTH, HeaderValue};
+use tokio::time::Instant;
 
 use super::body::Body;
 use super::headers::joined;
@@ -129,7 +130,9 @@ impl Passing {
     fn ended(mut self, outcome: &'static str, usage: Option<Tokens>, status: u16, said: &[u8]) {
         let team = &self.account.team.name;
         let labels = [("team", &**team), ("model", &*self.model), ("outcome", outcome)];
-        self.telemetry.seconds(metrics::REQUEST_SECONDS, &labels, self.since.elapsed());
+        let now = Instant::now();
+        let total = now.saturating_duration_since(self.since);
+        self.telemetry.seconds(metrics::REQUEST_SECONDS, &labels, total);
         if let Some(first) = self.turn.as_ref().and_then(|turn| turn.first) {
             self.telemetry.seconds(metrics::FIRST_TOKEN_SECONDS, &labels, first);
         }
@@ -147,12 +150,12 @@ impl Passing {
         let priced = self.price.zip(usage);
         let cost = priced.map(|(price, tokens)| summary::money(price.of(tokens), &self.account));
         if let Some(turn) = &self.turn {
-            summary::relayed(&self, turn, outcome, usage.unwrap_or_default(), cost.as_deref());
+            summary::relayed(&self, turn, (now, outcome), usage.unwrap_or_default(), cost.as_deref());
             spans::of_relay(&self, turn, (outcome, status), usage, cost.as_deref());
         }
         if let Some(run) = run {
             let tokens = usage.map(|tokens| (tokens.input, tokens.output));
-            run.end(Over { outcome, tokens, status, cost, said });
+            run.end(Over { total, outcome, tokens, status, cost, said });
         }
     }
 

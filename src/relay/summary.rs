@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use super::drive::Started;
 use super::pass::{self, Passing};
@@ -252,7 +253,7 @@ impl Summary<'_> {
 pub(super) fn relayed(
     passing: &Passing,
     turn: &pass::Turn,
-    outcome: &'static str,
+    (at, outcome): (Instant, &'static str),
     tokens: Tokens,
     cost: Option<&str>,
 ) {
@@ -266,7 +267,7 @@ pub(super) fn relayed(
         ("model", &*passing.model),
         ("outcome", if outcome == "ok" { "ok" } else { "error" }),
     ];
-    telemetry.seconds(metrics::OPERATION_SECONDS, &round, turn.asked.elapsed());
+    telemetry.seconds(metrics::OPERATION_SECONDS, &round, at.saturating_duration_since(turn.asked));
     tracing::info!(
         request_id = turn.request_id.as_str(),
         team = &*passing.account.team.name,
@@ -276,7 +277,7 @@ pub(super) fn relayed(
         rounds = 1,
         tool_calls = 0,
         outcome,
-        ms = millis(passing.since.elapsed()),
+        ms = millis(at.saturating_duration_since(passing.since)),
         input_tokens = tokens.input,
         output_tokens = tokens.output,
         cost,

@@ -270,8 +270,8 @@ impl Passed {
 
     /// It is over.
     pub(super) fn end(self, over: Over<'_>) {
-        let Over { outcome, tokens, status, cost, said } = over;
-        let total = millis(self.since.elapsed());
+        let Over { total, outcome, tokens, status, cost, said } = over;
+        let total = millis(total);
         let end = End {
             total,
             first: self.first,
@@ -302,6 +302,8 @@ impl Passed {
 
 /// How a chat that went through ended.
 pub(super) struct Over<'a> {
+    /// How long it took.
+    pub(super) total: Duration,
     /// The metric's word for it.
     pub(super) outcome: &'static str,
     /// Tokens the upstream reported: input and output.

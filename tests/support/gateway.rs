@@ -6,7 +6,7 @@ use std::time::Duration;
 use fanfold::app::App;
 use fanfold::config::{Flags, Loaded, read_text};
 use fanfold::tools::Catalog;
-use fanfold::workers::Workers;
+use fanfold::workers::Threads;
 use tokio::time;
 
 use super::lab::Lab;
@@ -22,6 +22,7 @@ pub async fn soon<F: Future>(event: F) -> F::Output {
 /// A running proxy.
 pub struct Gateway {
     pub app: App,
+    threads: Threads,
 }
 
 impl Gateway {
@@ -33,7 +34,9 @@ impl Gateway {
     /// Starts it with this configuration.
     pub async fn exactly(yaml: &str) -> Self {
         let (loaded, catalog) = read(yaml);
-        Self { app: App::start(&loaded, catalog, &Workers::default()).await.expect("it starts") }
+        let threads = Threads::start(2).expect("two threads");
+        let app = App::start(&loaded, catalog, threads.workers()).await.expect("it starts");
+        Self { app, threads }
     }
 
     /// Reads another configuration, written as for [`Gateway::start`].
@@ -50,6 +53,11 @@ impl Gateway {
     /// What an OpenAI SDK would be given.
     pub fn base_url(&self) -> String {
         format!("{}/v1", self.url())
+    }
+
+    /// Tasks that have not ended, of the test's runtime and of those who serve.
+    pub fn tasks(&self) -> usize {
+        tokio::runtime::Handle::current().metrics().num_alive_tasks() + self.threads.workers().tasks()
     }
 
     /// The value of a metric, given with its labels; 0 while it is not there.

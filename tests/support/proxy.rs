@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use fanfold::app::App;
 use fanfold::config::{Flags, read_text};
-use fanfold::workers::Workers;
+use fanfold::workers::Threads;
 use http::{Method, Request, Response};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -24,6 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A running proxy.
 pub struct Proxy {
     pub app: App,
+    _threads: Threads,
 }
 
 /// The smallest configuration in front of a lab, to be added to.
@@ -85,7 +86,9 @@ impl Proxy {
     pub async fn start(config: &Value) -> Self {
         let reading = read_text("test", &config.to_string(), &|_| None, &Flags::default());
         let (loaded, catalog) = reading.finish_with_tools().unwrap_or_else(|problems| panic!("{problems}"));
-        Self { app: App::start(&loaded, catalog, &Workers::default()).await.expect("a free port") }
+        let threads = Threads::start(2).expect("two threads");
+        let app = App::start(&loaded, catalog, threads.workers()).await.expect("a free port");
+        Self { app, _threads: threads }
     }
 
     /// In front of `lab`, with these members laid over the smallest configuration.
