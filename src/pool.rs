@@ -19,6 +19,8 @@
 //! hyper-util's general client does this for any number of places. Here there is one, so nothing is looked up,
 //! and no task is spawned to put a connection back: that was a tenth of the cost of a request.
 
+mod deaf;
+
 use std::error::Error;
 use std::fmt;
 use std::pin::Pin;
@@ -42,6 +44,8 @@ use tokio::runtime::{self, Handle};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tower_service::Service;
+
+use self::deaf::Deaf;
 
 /// How long a connection has not been used before other runtimes may have it.
 const RESTED: Duration = Duration::from_millis(100);
@@ -202,7 +206,7 @@ impl<C: Connect> Pool<C> {
     async fn connect(&self) -> Result<SendRequest<Body>, SendError<C::Error>> {
         let mut connector = self.connector.clone();
         let stream = connector.call(self.place.clone()).await.map_err(SendError::Connect)?;
-        let made = Builder::new().max_buf_size(self.head).handshake(stream).await;
+        let made = Builder::new().max_buf_size(self.head).handshake(Deaf::new(stream)).await;
         let (sender, connection) = made.map_err(|error| SendError::Exchange { error, reused: false })?;
         // It ends when its sender is dropped or its server closes it. How it ended, the request hears.
         TokioExecutor::new().execute(connection.map(|_ended| ()));

@@ -98,6 +98,17 @@ async fn settled(process: &Process, most: (usize, usize)) {
     assert!(!late, "{:?} descriptors and children, not {most:?}", counts(process));
 }
 
+/// Has every thread of the process serve a chat: it is in the nature of threads that each keeps its own connections.
+async fn every_thread(process: &Process) {
+    let chat = json!({ "model": "script:plain", "messages": [{ "role": "user", "content": "hi" }] });
+    let (base_url, threads) =
+        (process.base_url(), std::thread::available_parallelism().map_or(1, usize::from));
+    for _ in 0..2 {
+        let asked = (0..2 * threads).map(|_| client::chat(&base_url, &chat));
+        assert!(futures_util::future::join_all(asked).await.iter().all(Result::is_ok));
+    }
+}
+
 async fn a_thousand_calls(kind: &str) {
     let (_, name, processes) = KINDS.into_iter().find(|(known, ..)| *known == kind).unwrap();
     let lab = Lab::start().await;
@@ -109,10 +120,7 @@ async fn a_thousand_calls(kind: &str) {
     lab.script("plain", json!({ "rounds": [{ "reply": { "text": "done" } }], "repeat": true }));
     let mut process = Process::in_folder(folder).await;
     // Pools and threads have come by then.
-    let chat = json!({ "model": "script:plain", "messages": [{ "role": "user", "content": "hi" }] });
-    for _ in 0..4 {
-        client::chat(&process.base_url(), &chat).await.unwrap();
-    }
+    every_thread(&process).await;
     script(&lab, name);
     let reload = async |process: &mut Process, more: &str, times: usize| {
         write_config(process.folder.path(), &format!("{upstream}{more}"));
@@ -130,6 +138,8 @@ async fn a_thousand_calls(kind: &str) {
     if ["far", "near"].contains(&kind) {
         process.metric_becomes(&format!("fanfold_tool_servers_up{{server=\"{kind}\"}}"), 1.0).await;
     }
+    // A reload lets connections go.
+    every_thread(&process).await;
     ask(&lab, &process.base_url(), name).await;
     settled(&process, (usize::MAX, processes)).await;
     let warm = counts(&process);
