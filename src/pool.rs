@@ -8,13 +8,13 @@
 //! ```
 //!
 //! HTTP/1.1 only: a connection serves one request at a time, and is free again when the body of its answer has
-//! been read to the end. A request that waits keeps nobody else waiting: it has a connection of its own, so there
-//! are never more than there were requests at once. What is free for too long, or was closed by the server, is
+//! been read to the end. A request that waits keeps nobody else waiting: it has a connection of its own, so each
+//! runtime has never more than it had requests at once. What is free for too long, or was closed by the server, is
 //! let go.
 //!
 //! A connection lives on the runtime that made it. On another one it costs two threads, each of which wakes the
-//! other; but less than a new one if nobody has much to do. So a request takes one of its own runtime, and one of
-//! another only if that has rested for a while.
+//! other; but less than a new one if nobody has much to do. So a request takes one of its own runtime, and borrows
+//! that of another only if the connection has rested for a while and nothing has been borrowed for as long.
 //!
 //! hyper-util's general client does this for any number of places. Here there is one, so nothing is looked up,
 //! and no task is spawned to put a connection back: that was a tenth of the cost of a request.
@@ -47,7 +47,7 @@ use tower_service::Service;
 
 use self::deaf::Deaf;
 
-/// How long a connection has not been used before other runtimes may have it.
+/// How long a connection has not been used, and a runtime has not borrowed, before it borrows one.
 const RESTED: Duration = Duration::from_millis(100);
 
 /// Makes connections; the error says why there is none.
@@ -89,9 +89,10 @@ pub struct Pool<C> {
     connector: C,
     place: Uri,
     head: usize,
+    rested: Duration,
 }
 
-/// The connections that live on one runtime. No other one touches them, but to take what has rested.
+/// The connections that live on one runtime. Others only borrow what has rested, and give it back.
 struct Home {
     runtime: runtime::Id,
     keep: Keep,
@@ -115,6 +116,8 @@ struct Free {
     list: Vec<Connection>,
     /// Whoever lets go of what is free for too long, if there is anything; it ends when this is dropped.
     sweeper: Option<oneshot::Sender<()>>,
+    /// When this runtime borrowed a connection of another.
+    borrowed: Option<Instant>,
 }
 
 struct Connection {
@@ -137,7 +140,7 @@ impl<C> fmt::Debug for Pool<C> {
 impl<C: Connect> Pool<C> {
     /// Connections to the scheme, host and port of `place`. The head of an answer has at most `head` bytes.
     pub fn new(connector: C, place: Uri, keep: Keep, head: usize) -> Self {
-        Self { homes: Arc::default(), keep, connector, place, head }
+        Self { homes: Arc::default(), keep, connector, place, head, rested: RESTED }
     }
 
     /// Sends a request, whose URI is only a path, and gives the head of its answer. `begins` hears when there is
@@ -175,17 +178,21 @@ impl<C: Connect> Pool<C> {
         }
     }
 
-    /// A free connection of this runtime, or one of another that has rested.
+    /// A free connection of this runtime, or a borrowed one.
     fn take(&self) -> Option<(Arc<Home>, SendRequest<Body>)> {
         let here = Handle::current().id();
         let homes = self.homes.load();
-        if let Some(own) = homes.iter().find(|home| home.runtime == here)
+        let own = homes.iter().find(|home| home.runtime == here);
+        if let Some(own) = own
             && let Some(sender) = own.take()
         {
             return Some((own.clone(), sender));
         }
+        if homes.len() <= usize::from(own.is_some()) || !self.home().may_borrow(self.rested) {
+            return None;
+        }
         let mut others = homes.iter().filter(|home| home.runtime != here);
-        others.find_map(|other| Some((other.clone(), other.take_rested()?)))
+        others.find_map(|other| Some((other.clone(), other.take_rested(self.rested)?)))
     }
 
     /// Where connections of this runtime live.
@@ -235,15 +242,24 @@ impl Home {
         None
     }
 
-    /// The connection that became free first, if that was a while ago.
-    fn take_rested(&self) -> Option<SendRequest<Body>> {
+    /// Whether nothing was borrowed for a while, which it is then.
+    fn may_borrow(&self, rested: Duration) -> bool {
+        let (borrowed, now) = (&mut self.free().borrowed, Instant::now());
+        let may = borrowed.is_none_or(|at| now.duration_since(at) >= rested);
+        if may {
+            *borrowed = Some(now);
+        }
+        may
+    }
+
+    /// A connection that has not been used for a while, the one that became free first.
+    fn take_rested(&self, rested: Duration) -> Option<SendRequest<Body>> {
         let Keep::For(idle) = self.keep else { return None };
         let list = &mut self.free().list;
-        let over = list.iter().take_while(|connection| connection.is_over(idle)).count();
-        list.drain(..over);
-        let first = list.first()?;
-        let rested = first.since.elapsed() >= RESTED && first.sender.is_ready();
-        rested.then(|| list.remove(0).sender)
+        let rested = |connection: &&Connection| connection.since.elapsed() >= rested;
+        let usable = |connection: &Connection| !connection.is_over(idle) && connection.sender.is_ready();
+        let at = list.iter().take_while(rested).position(usable)?;
+        Some(list.remove(at).sender)
     }
 
     fn put(self: &Arc<Self>, sender: SendRequest<Body>) {
@@ -253,7 +269,8 @@ impl Home {
         }
         let mut free = self.free();
         free.list.push(Connection { sender, since: Instant::now() });
-        if free.sweeper.is_none() {
+        // The runtime of the one there was may have ended.
+        if free.sweeper.as_ref().is_none_or(oneshot::Sender::is_closed) {
             let (here, gone) = oneshot::channel();
             free.sweeper = Some(here);
             TokioExecutor::new().execute(sweep(Arc::downgrade(self), idle, gone));
@@ -465,28 +482,64 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn another_runtime_gets_a_connection_only_once_that_has_rested() {
-        let (pool, connections) = server(Keep::For(IDLE), answers).await;
-        let elsewhere = {
-            let pool = pool.clone();
-            move || {
-                let pool = pool.clone();
-                let ask = move || {
-                    let runtime = runtime::Builder::new_current_thread().enable_all().build().unwrap();
-                    runtime.block_on(async { read(asked(&pool).await).await })
-                };
-                tokio::task::spawn_blocking(ask)
-            }
+    /// Asks on a runtime of its own, so many times.
+    async fn elsewhere(pool: &Pool, times: usize) {
+        let pool = pool.clone();
+        let ask = move || {
+            let runtime = runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                for _ in 0..times {
+                    assert_eq!(read(asked(&pool).await).await, "ok");
+                }
+            });
         };
+        tokio::task::spawn_blocking(ask).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn another_runtime_borrows_a_connection_only_once_that_has_rested_and_not_often() {
+        const LONG: Duration = Duration::from_secs(1000);
+        let (mut pool, connections) = server(Keep::For(LONG), answers).await;
+        let made = || connections.load(Ordering::Relaxed);
         assert_eq!(read(asked(&pool).await).await, "ok");
-        assert_eq!(elsewhere().await.unwrap(), "ok");
-        assert_eq!(connections.load(Ordering::Relaxed), 2, "it made its own, which ended with it");
-        tokio::time::sleep(2 * RESTED).await;
-        assert_eq!(elsewhere().await.unwrap(), "ok");
-        assert_eq!(connections.load(Ordering::Relaxed), 2, "nobody had used the first one for a while");
+        pool.rested = LONG;
+        elsewhere(&pool, 3).await;
+        assert_eq!(made(), 2, "one of its own, which ended with it");
+        pool.rested = Duration::from_millis(1);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        elsewhere(&pool, 1).await;
+        assert_eq!(made(), 2, "nobody had used the first one for a while");
         assert_eq!(read(asked(&pool).await).await, "ok");
-        assert_eq!(connections.load(Ordering::Relaxed), 2, "and its own runtime has it back");
+        assert_eq!(made(), 2, "and its own runtime has it back");
+    }
+
+    #[tokio::test]
+    async fn who_asks_often_has_connections_of_its_own() {
+        let (mut pool, connections) = server(Keep::For(IDLE), answers).await;
+        assert_eq!(read(asked(&pool).await).await, "ok");
+        // The connection has rested, but who borrowed a moment ago does not borrow again.
+        pool.rested = Duration::from_millis(200);
+        tokio::time::sleep(Duration::from_millis(250)).await;
+        elsewhere(&pool, 10).await;
+        assert!((2..5).contains(&connections.load(Ordering::Relaxed)));
+    }
+
+    /// Answers as soon as it has seen a head, and closes with the rest unread: a reset.
+    async fn refuses(mut stream: TcpStream) -> std::io::Result<()> {
+        stream.read_exact(&mut [0; 10]).await?;
+        stream.write_all(b"HTTP/1.1 413 Too Large\r\nconnection: close\r\ncontent-length: 2\r\n\r\nno").await
+    }
+
+    #[tokio::test]
+    async fn a_refusal_that_comes_before_all_was_sent_is_heard() {
+        let (pool, _) = server(Keep::For(IDLE), refuses).await;
+        for _ in 0..50 {
+            let mut request = Request::new(Either::Left(Full::from(vec![7; 8_000_000])));
+            request.headers_mut().insert("host", "here".parse().unwrap());
+            let answer = pool.send(request, || ()).await.unwrap();
+            assert_eq!(answer.status(), 413);
+            assert_eq!(read(answer).await, "no");
+        }
     }
 
     #[tokio::test]

@@ -9,12 +9,16 @@
 //!
 //! What the requests of a connection do, they do on the thread of that connection: whoever is woken runs there
 //! already, and no thread wakes another one for it. One runtime over all threads moves such work to and fro; that
-//! was a third of the processor time of a request. What it would be better at is a few connections of which only
-//! some are busy: then a worker may be busy while others are not.
+//! was a fifth of the processor time of a chat, and more of a request that only goes through. What it would be
+//! better at is a few connections of which only some are busy: then a worker may be busy while others are not.
+//!
+//! What keeps its thread busy, or belongs to all of them, is not a worker's: it runs in the [`background`].
 
+use std::cell::OnceCell;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
 use std::thread::JoinHandle;
 
 use tokio::net::TcpStream;
@@ -42,28 +46,49 @@ pub struct Threads {
     threads: Vec<JoinHandle<()>>,
 }
 
+thread_local! {
+    /// On the thread of a worker: the runtime of everything else.
+    static BACKGROUND: OnceCell<Handle> = const { OnceCell::new() };
+}
+
+/// Where to run what would keep a worker from its connections, or what all workers use: the runtime of the process,
+/// or that of the caller, if it is no worker.
+pub(crate) fn background() -> Handle {
+    BACKGROUND.with(|background| background.get().cloned()).unwrap_or_else(Handle::current)
+}
+
 impl Threads {
-    /// Starts so many, at least one. Fails where the system has no thread or no descriptor left.
-    pub fn start(count: usize) -> io::Result<Self> {
-        let stop = CancellationToken::new();
-        let (mut workers, mut threads) = (Vec::new(), Vec::new());
+    /// Starts so many, at least one; `background` is the runtime of everything else. Fails where the system has no
+    /// thread or no descriptor left.
+    pub fn start(count: usize, background: &Handle) -> io::Result<Self> {
+        let mut workers = Vec::new();
+        // Those that started end with it if the next one does not.
+        let mut all =
+            Self { workers: Workers::default(), stop: CancellationToken::new(), threads: Vec::new() };
         for n in 0..count.max(1) {
-            let runtime = Builder::new_current_thread().enable_all().build()?;
-            workers.push(Worker { runtime: runtime.handle().clone(), open: AtomicUsize::new(0) });
-            let stopped = stop.clone().cancelled_owned();
-            let serve = move || {
-                runtime.block_on(stopped);
-                // A look-up of a name that hangs keeps nobody from ending.
-                runtime.shutdown_background();
+            let (tell, told) = mpsc::channel();
+            let (stopped, background) = (all.stop.clone().cancelled_owned(), background.clone());
+            let serve = move || match Builder::new_current_thread().enable_all().build() {
+                Ok(runtime) => {
+                    BACKGROUND.with(|here| _ = here.set(background));
+                    let _ = tell.send(Ok(runtime.handle().clone()));
+                    runtime.block_on(stopped);
+                    // A look-up of a name that hangs keeps nobody from ending.
+                    runtime.shutdown_background();
+                }
+                Err(error) => _ = tell.send(Err(error)),
             };
-            threads.push(std::thread::Builder::new().name(format!("worker-{n}")).spawn(serve)?);
+            all.threads.push(std::thread::Builder::new().name(format!("worker-{n}")).spawn(serve)?);
+            let runtime = told.recv().map_err(io::Error::other)??;
+            workers.push(Worker { runtime, open: AtomicUsize::new(0) });
         }
-        Ok(Self { workers: Workers(workers.into()), stop, threads })
+        all.workers = Workers(workers.into());
+        Ok(all)
     }
 
     /// One for each processor this process may use.
-    pub fn for_this_machine() -> io::Result<Self> {
-        Self::start(std::thread::available_parallelism().map_or(1, usize::from))
+    pub fn for_this_machine(background: &Handle) -> io::Result<Self> {
+        Self::start(std::thread::available_parallelism().map_or(1, usize::from), background)
     }
 
     /// What they are to those who accept connections.
@@ -180,7 +205,7 @@ mod tests {
 
     #[tokio::test]
     async fn each_connection_goes_to_the_worker_that_has_the_fewest() {
-        let (threads, tasks) = (Threads::start(3).unwrap(), TaskTracker::new());
+        let (threads, tasks) = (Threads::start(3, &Handle::current()).unwrap(), TaskTracker::new());
         let workers = threads.workers();
         let mut clients: BTreeMap<String, Vec<TcpStream>> = BTreeMap::new();
         for _ in 0..9 {
@@ -204,6 +229,17 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_is_not_a_workers_runs_in_the_background() {
+        let (here, tasks) = (Handle::current().id(), TaskTracker::new());
+        assert_eq!(background().id(), here);
+        let threads = Threads::start(1, &Handle::current()).unwrap();
+        let at_work = async { (Handle::current().id(), background().id()) };
+        let (worker, behind) = tasks.spawn_on(at_work, &threads.workers().0[0].runtime).await.unwrap();
+        assert_ne!(worker, here);
+        assert_eq!(behind, here);
+    }
+
+    #[tokio::test]
     async fn without_threads_a_connection_is_served_where_it_was_accepted() {
         let tasks = TaskTracker::new();
         let (_client, name) = connected(&Workers::default(), &tasks).await;
@@ -213,7 +249,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_end_of_the_threads_is_the_end_of_what_runs_on_them() {
-        let (threads, tasks) = (Threads::start(0).unwrap(), TaskTracker::new());
+        let (threads, tasks) = (Threads::start(0, &Handle::current()).unwrap(), TaskTracker::new());
         let (mut client, name) = connected(threads.workers(), &tasks).await;
         assert_eq!(name, "worker-0");
         drop(threads);

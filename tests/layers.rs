@@ -34,13 +34,14 @@ const LAYERS: [(&str, u8); 23] = [
 ];
 
 /// Imports within a layer that are meant: who, and whom.
-const SIDEWAYS: [(&str, &str); 24] = [
+const SIDEWAYS: [(&str, &str); 25] = [
     ("wire", "units"),
     ("wire", "sse"),
     ("telemetry", "trust"),
     ("upstream", "trust"),
     ("upstream", "pool"),
     ("tools", "pool"),
+    ("tools", "workers"),
     ("engine", "policy"),
     ("upstream", "telemetry"),
     ("tools", "telemetry"),

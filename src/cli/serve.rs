@@ -103,10 +103,15 @@ fn banner(loaded: &Loaded, base_url: &str, admin: &str, tools: &[&str], servers:
 /// What runs a process that serves: who serves connections, and the runtime of everything else.
 pub(super) fn threads() -> Result<(tokio::runtime::Runtime, Threads), Exit> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    runtime.and_then(|runtime| Ok((runtime, Threads::for_this_machine()?))).map_err(|why| {
-        out::report(&format!("fanfold cannot start: {why}\n"));
-        Exit::Failure
-    })
+    runtime
+        .and_then(|runtime| {
+            let threads = Threads::for_this_machine(runtime.handle())?;
+            Ok((runtime, threads))
+        })
+        .map_err(|why| {
+            out::report(&format!("fanfold cannot start: {why}\n"));
+            Exit::Failure
+        })
 }
 
 /// Says why it did not start, if it did not.

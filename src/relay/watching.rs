@@ -59,7 +59,8 @@ impl Watching {
     pub(super) fn begin(started: &Started, decision: Decision) -> Option<Self> {
         let runs = started.parts.runs.as_ref()?;
         let about = About {
-            id: super::new_id().to_string(),
+            // In the order in which they begin, also within a millisecond.
+            id: uuid::Uuid::now_v7().to_string(),
             request_id: started.request_id.clone(),
             team: started.team.name.clone(),
             model: started.request.model.clone(),
@@ -212,7 +213,8 @@ impl Passed {
     pub fn begin(parts: &Parts, turn: &pass::Turn, of: Of<'_>, body: &Bytes) -> Option<Box<Self>> {
         let runs = parts.runs.as_ref()?;
         let about = About {
-            id: super::new_id().to_string(),
+            // In the order in which they begin, also within a millisecond.
+            id: uuid::Uuid::now_v7().to_string(),
             request_id: turn.request_id.clone(),
             team: of.team.clone(),
             model: turn.model.clone(),

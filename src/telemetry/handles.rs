@@ -36,7 +36,12 @@ impl<H> Entry<H> {
         // The text of a constant lies in one place, nearly always.
         let named = std::ptr::eq(self.name, name) || self.name == name;
         let mut values = self.labels.iter().zip(labels).map(|((_, own), (_, value))| (&**own, *value));
-        named && self.labels.len() == labels.len() && values.all(|(own, value)| own == value)
+        let found = named && self.labels.len() == labels.len() && values.all(|(own, value)| own == value);
+        debug_assert!(
+            !found || self.labels.iter().zip(labels).all(|((own, _), (name, _))| own == name),
+            "{name} has other labels elsewhere"
+        );
+        found
     }
 }
 

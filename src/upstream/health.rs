@@ -137,24 +137,32 @@ impl Health {
         self.tell(&mut machines, now);
     }
 
+    /// Tells the metric what changed.
     fn tell(&self, machines: &mut Machines, now: Duration) {
         let state = machines.breaker.state(now);
         if state != std::mem::replace(&mut machines.told, state) {
-            self.meters.state.set(match state {
-                State::Closed => 0.0,
-                State::Probing => 1.0,
-                State::Open(_) => 2.0,
-            });
+            self.write(state);
         }
+    }
+
+    fn write(&self, state: State) {
+        self.meters.state.set(match state {
+            State::Closed => 0.0,
+            State::Probing => 1.0,
+            State::Open(_) => 2.0,
+        });
     }
 
     /// How it stands now. The metric learns of it, too.
     pub(super) fn standing(&self) -> Standing {
         let now = self.now();
-        let mut machines = self.machines();
-        self.tell(&mut machines, now);
+        let machines = self.machines();
+        let state = machines.breaker.state(now);
+        // Whatever was told before: turns in flight may still tell of what an upstream of this name was before a
+        // reload.
+        self.write(state);
         let keys = (machines.keys.count(), machines.keys.usable(now));
-        Standing { state: machines.breaker.state(now), keys }
+        Standing { state, keys }
     }
 
     pub(super) fn has_learned(&self, fact: Fact, model: &str) -> bool {
@@ -258,6 +266,24 @@ const fn verdict(kind: FailureKind) -> Verdict {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_looks_corrects_what_an_upstream_of_before_told() {
+        let telemetry = Telemetry::new().unwrap();
+        let new = || Health::new("main", &Settings::new("http://a.example/v1"), &telemetry);
+        let (before, now) = (new(), new());
+        for _ in 0..20 {
+            if let Ok(mut ticket) = before.admit(false, false) {
+                ticket.say(Verdict::Unreachable);
+            }
+        }
+        let told = |state| {
+            telemetry.render().contains(&format!("fanfold_upstream_state{{upstream=\"main\"}} {state}"))
+        };
+        assert!(told(2));
+        now.standing();
+        assert!(told(0));
+    }
 
     fn health(keys: usize) -> Arc<Health> {
         let mut settings = Settings::new("http://a.example/v1");

@@ -34,7 +34,7 @@ impl Gateway {
     /// Starts it with this configuration.
     pub async fn exactly(yaml: &str) -> Self {
         let (loaded, catalog) = read(yaml);
-        let threads = Threads::start(2).expect("two threads");
+        let threads = Threads::start(2, &tokio::runtime::Handle::current()).expect("two threads");
         let app = App::start(&loaded, catalog, threads.workers()).await.expect("it starts");
         Self { app, threads }
     }

@@ -86,7 +86,7 @@ impl Proxy {
     pub async fn start(config: &Value) -> Self {
         let reading = read_text("test", &config.to_string(), &|_| None, &Flags::default());
         let (loaded, catalog) = reading.finish_with_tools().unwrap_or_else(|problems| panic!("{problems}"));
-        let threads = Threads::start(2).expect("two threads");
+        let threads = Threads::start(2, &tokio::runtime::Handle::current()).expect("two threads");
         let app = App::start(&loaded, catalog, threads.workers()).await.expect("a free port");
         Self { app, _threads: threads }
     }

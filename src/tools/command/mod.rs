@@ -29,6 +29,7 @@ use super::sandbox::{Host, Sandbox};
 use super::text::{cut, describe, tail, utf8};
 use super::{Call, secret, settings, took};
 use crate::wire::tool::{Effect, Outcome, OutcomeKind};
+use crate::workers;
 
 /// The most bytes of one element of an argument vector, as the kernel has it.
 const MAX_ELEMENT: usize = 128 * 1024 - 1;
@@ -156,7 +157,7 @@ impl Command {
         };
         let stop = stop.child_token();
         let _left = stop.clone().drop_guard();
-        match self.children.spawn(process::supervise(plan, stop)).await {
+        match self.children.spawn_on(process::supervise(plan, stop), &workers::background()).await {
             Ok(Ok(report)) => self.outcome(report, call.result_limit, &took(call.deadline - started)),
             Ok(Err(error)) => {
                 tracing::warn!(program = %self.program.display(), %error, "a command could not be run");

@@ -23,6 +23,7 @@ use super::asked::Watched;
 use super::connect::{Conversation, Habit, open, subscribe};
 use super::listing::{Listed, list};
 use super::plan::Plan;
+use crate::workers;
 
 /// The shortest and the longest pause before a server is started again.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
@@ -89,7 +90,7 @@ impl Link {
         let shared =
             Arc::new(Shared { state: watch::Sender::new(State::Starting), doubt: Notify::new(), news });
         let alive = stop.child_token();
-        tasks.spawn(live(Arc::clone(plan), Arc::clone(&shared), alive.clone()));
+        tasks.spawn_on(live(Arc::clone(plan), Arc::clone(&shared), alive.clone()), &workers::background());
         Self { plan: Arc::clone(plan), shared, _alive: alive.drop_guard() }
     }
 
