@@ -12,7 +12,8 @@
 //! was a fifth of the processor time of a chat, and more of a request that only goes through. What it would be
 //! better at is a few connections of which only some are busy: then a worker may be busy while others are not.
 //!
-//! What keeps its thread busy, or belongs to all of them, is not a worker's: it runs in the [`background`].
+//! What keeps its thread busy, or belongs to all of them, is not a worker's: it runs on the
+//! runtime of the process.
 
 use std::cell::OnceCell;
 use std::io;

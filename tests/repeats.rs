@@ -64,6 +64,8 @@ impl Scene {
             got = client::send(Method::POST, &url, headers, Some(body)) => panic!("{got:?}"),
             _ = soon(self.lab.wait_until(seen)) => {}
         }
+        // What repeats it may come to another thread, which knows of the leaving only when that was seen.
+        self.gateway.metric_becomes("fanfold_connections", 0.0).await;
     }
 
     fn repetitions(&self, result: &str) -> f64 {
