@@ -162,7 +162,8 @@ impl<C: Connect> Pool<C> {
             let reused = kept.is_some();
             let (home, mut sender) = match kept {
                 Some(kept) => kept,
-                None => (self.home(), self.connect().await?),
+                // Boxed: most requests need no room for it.
+                None => (self.home(), Box::pin(self.connect()).await?),
             };
             begins();
             match sender.try_send_request(request).await {

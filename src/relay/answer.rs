@@ -21,7 +21,7 @@ use crate::wire::usage::Tokens;
 
 /// A request whose end has not been counted. Dropped before that, its client is gone.
 #[derive(Debug)]
-pub(super) struct Open(pub(super) Option<Passing>);
+pub(super) struct Open(pub(super) Option<Box<Passing>>);
 
 impl Open {
     /// An error of ours, or one said in our words.
@@ -127,7 +127,7 @@ impl Drop for Open {
 }
 
 impl Passing {
-    fn ended(mut self, outcome: &'static str, usage: Option<Tokens>, status: u16, said: &[u8]) {
+    fn ended(mut self: Box<Self>, outcome: &'static str, usage: Option<Tokens>, status: u16, said: &[u8]) {
         let team = &self.account.team.name;
         let labels = [("team", &**team), ("model", &*self.model), ("outcome", outcome)];
         let now = Instant::now();

@@ -6,12 +6,13 @@
 //!    └──────── room, closed ──────┘
 //! ```
 //!
-//! The pipe counts bytes, not messages. What was written while hyper was busy leaves as one frame,
-//! so pieces that arrive together leave together. A full pipe slows down whoever writes; it never
+//! The pipe counts bytes, not messages. What was written while hyper was busy leaves together: small pieces
+//! as one frame, large ones as they are, for hyper writes what it gets at once in one go. A full pipe slows down whoever writes; it never
 //! grows. A sender that is dropped without [`Sender::finish`] has failed: the body ends with an
 //! error and the connection is cut, because a clean end would look like a whole answer. (hyper
 //! throws away what it still holds then; to tell the client what happened, write that and finish.)
 
+use std::collections::VecDeque;
 use std::error::Error;
 use std::fmt;
 use std::mem;
@@ -24,7 +25,9 @@ use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
 use http_body_util::combinators::UnsyncBoxBody;
 use tokio::sync::Notify;
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+
+/// Pieces are joined up to so many bytes: copying them costs less than to have one more.
+const JOINED: usize = 8 * 1024;
 
 /// Any error of a body.
 pub type BoxError = Box<dyn Error + Send + Sync>;
@@ -109,9 +112,8 @@ impl http_body::Body for Body {
 pub fn channel(capacity: usize) -> (Sender, Receiver) {
     let shared = Arc::new(Shared {
         capacity,
-        state: Mutex::new(State { pending: Pending::Empty, end: End::Open, unread: false, reader: None }),
-        room: Notify::new(),
-        closed: CancellationToken::new(),
+        state: Mutex::new(State { pending: Pending::default(), end: End::Open, unread: false, reader: None }),
+        taken: Notify::new(),
     });
     (Sender { shared: Arc::clone(&shared) }, Receiver { shared })
 }
@@ -120,10 +122,8 @@ pub fn channel(capacity: usize) -> (Sender, Receiver) {
 struct Shared {
     capacity: usize,
     state: Mutex<State>,
-    /// Told whenever the reader took something.
-    room: Notify,
-    /// Cancelled when the reader is gone.
-    closed: CancellationToken,
+    /// Told whenever the reader took something, or is gone.
+    taken: Notify,
 }
 
 #[derive(Debug)]
@@ -135,12 +135,13 @@ struct State {
     reader: Option<Waker>,
 }
 
-/// A piece that is taken before the next one comes is never copied.
-#[derive(Debug)]
-enum Pending {
-    Empty,
-    One(Bytes),
-    Joined(BytesMut),
+/// What was written and not taken. A piece that is taken before the next one comes is never copied, nor is a large one.
+#[derive(Debug, Default)]
+struct Pending {
+    /// In order.
+    pieces: VecDeque<Bytes>,
+    /// Their bytes.
+    len: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -151,32 +152,23 @@ enum End {
 }
 
 impl Pending {
-    fn len(&self) -> usize {
-        match self {
-            Self::Empty => 0,
-            Self::One(bytes) => bytes.len(),
-            Self::Joined(bytes) => bytes.len(),
-        }
-    }
-
-    fn push(self, piece: Bytes) -> Self {
-        let joined = |mut all: BytesMut| {
-            all.extend_from_slice(&piece);
-            Self::Joined(all)
-        };
-        match self {
-            Self::Empty => Self::One(piece),
-            Self::Joined(all) => joined(all),
-            Self::One(first) => joined(first.try_into_mut().unwrap_or_else(|first| BytesMut::from(&*first))),
+    fn push(&mut self, piece: Bytes) {
+        self.len += piece.len();
+        match self.pieces.back_mut() {
+            Some(last) if last.len() + piece.len() <= JOINED => {
+                let joined = mem::take(last).try_into_mut();
+                let mut joined = joined.unwrap_or_else(|shared| BytesMut::from(&*shared));
+                joined.extend_from_slice(&piece);
+                *last = joined.freeze();
+            }
+            Some(_) | None => self.pieces.push_back(piece),
         }
     }
 
     fn take(&mut self) -> Option<Bytes> {
-        match mem::replace(self, Self::Empty) {
-            Self::Empty => None,
-            Self::One(bytes) => Some(bytes),
-            Self::Joined(bytes) => Some(bytes.freeze()),
-        }
+        let piece = self.pieces.pop_front()?;
+        self.len -= piece.len();
+        Some(piece)
     }
 }
 
@@ -186,7 +178,7 @@ impl Shared {
     }
 
     fn fits(&self, state: &State, len: usize) -> bool {
-        let held = state.pending.len();
+        let held = state.pending.len;
         held == 0 || held.saturating_add(len) <= self.capacity
     }
 
@@ -254,7 +246,7 @@ impl Sender {
         if !self.shared.fits(&state, piece.len()) {
             return Err(SendError::Full(piece));
         }
-        state.pending = mem::replace(&mut state.pending, Pending::Empty).push(piece);
+        state.pending.push(piece);
         let reader = state.reader.take();
         drop(state);
         if let Some(reader) = reader {
@@ -278,22 +270,22 @@ impl Sender {
 
     /// Returns once a piece of `len` bytes would be taken. May be dropped and asked again.
     pub async fn ready(&self, len: usize) -> Result<(), Closed> {
+        self.until(|state| match state.unread {
+            true => Some(Err(Closed)),
+            false => self.shared.fits(state, len).then_some(Ok(())),
+        })
+        .await
+    }
+
+    /// Waits for something that depends on the reader.
+    async fn until<T>(&self, mut found: impl FnMut(&State) -> Option<T>) -> T {
         loop {
             // Made before looking, so a reader that takes something in between is not missed.
-            let room = self.shared.room.notified();
-            {
-                let state = self.shared.state();
-                if state.unread {
-                    return Err(Closed);
-                }
-                if self.shared.fits(&state, len) {
-                    return Ok(());
-                }
+            let taken = self.shared.taken.notified();
+            if let Some(found) = found(&self.shared.state()) {
+                return found;
             }
-            tokio::select! {
-                () = room => {}
-                () = self.closed() => {}
-            }
+            taken.await;
         }
     }
 
@@ -303,15 +295,15 @@ impl Sender {
         self.shared.state().unread
     }
 
-    /// Ready once nobody reads any more.
-    pub fn closed(&self) -> WaitForCancellationFutureOwned {
-        self.shared.closed.clone().cancelled_owned()
+    /// Returns once nobody reads any more.
+    pub async fn closed(&self) {
+        self.until(|state| state.unread.then_some(())).await;
     }
 
     /// Bytes that hyper has not taken yet.
     #[must_use]
     pub fn pending(&self) -> usize {
-        self.shared.state().pending.len()
+        self.shared.state().pending.len
     }
 
     /// The answer is whole: what is pending still leaves, then the body ends cleanly.
@@ -354,7 +346,7 @@ impl Receiver {
         let mut state = self.shared.state();
         if let Some(bytes) = state.pending.take() {
             drop(state);
-            self.shared.room.notify_waiters();
+            self.shared.taken.notify_waiters();
             return Poll::Ready(Some(Ok(bytes)));
         }
         match state.end {
@@ -370,14 +362,14 @@ impl Receiver {
     /// The bytes that are still to come, once that is known.
     fn rest(&self) -> Option<usize> {
         let state = self.shared.state();
-        (state.end == End::Finished).then(|| state.pending.len())
+        (state.end == End::Finished).then_some(state.pending.len)
     }
 }
 
 impl Drop for Receiver {
     fn drop(&mut self) {
         self.shared.state().unread = true;
-        self.shared.closed.cancel();
+        self.shared.taken.notify_waiters();
     }
 }
 
@@ -407,11 +399,32 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_lone_piece_is_not_copied() {
-        let (sender, mut receiver) = channel(100);
-        let piece = Bytes::from(vec![7; 50]);
-        sender.try_send(piece.clone()).unwrap();
-        assert_eq!(next(&mut receiver).await.unwrap().unwrap().as_ptr(), piece.as_ptr());
+    async fn neither_a_lone_piece_nor_a_large_one_is_copied() {
+        for sizes in [&[50][..], &[JOINED, 1, JOINED]] {
+            let (sender, mut receiver) = channel(3 * JOINED);
+            let pieces: Vec<Bytes> = sizes.iter().map(|size| vec![7; *size].into()).collect();
+            pieces.iter().for_each(|piece| sender.try_send(piece.clone()).unwrap());
+            assert_eq!(sender.pending(), sizes.iter().sum::<usize>());
+            for piece in &pieces {
+                let came = next(&mut receiver).await.unwrap().unwrap();
+                assert_eq!((came.as_ptr(), came.len()), (piece.as_ptr(), piece.len()), "{sizes:?}");
+            }
+            assert_eq!(sender.pending(), 0);
+        }
+    }
+
+    #[tokio::test]
+    async fn small_pieces_are_joined_as_far_as_that_is_cheap() {
+        let (sender, mut receiver) = channel(2 * JOINED);
+        for piece in [JOINED - 2, 1, 1, 1, 1] {
+            sender.try_send(vec![7; piece]).unwrap();
+        }
+        sender.finish();
+        let mut sizes = Vec::new();
+        while let Some(piece) = next(&mut receiver).await {
+            sizes.push(piece.unwrap().len());
+        }
+        assert_eq!(sizes, [JOINED, 2]);
     }
 
     #[tokio::test]

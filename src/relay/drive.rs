@@ -19,6 +19,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::Map;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 use hashbrown::HashMap;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, StatusCode};
@@ -138,14 +141,14 @@ enum Audience {
 }
 
 pub(super) struct Driver {
-    started: Started,
+    started: Box<Started>,
     /// What the ledger knows the turn as.
     run: Option<Owner>,
     /// Names the turn towards tools: unlike the request's id, no client can choose it.
     turn_id: uuid::Uuid,
     owned: Vec<Arc<str>>,
     turn: Turn,
-    sink: Sink,
+    sink: Box<Sink>,
     reply: Option<(u32, Reply)>,
     calls: JoinSet<(RunId, Ran)>,
     /// Ends of replies that are complete.
@@ -155,6 +158,8 @@ pub(super) struct Driver {
     /// Inputs that calls give while they run.
     news: (mpsc::Sender<Input>, mpsc::Receiver<Input>),
     heard_in_a_row: u8,
+    /// Calls were started, and nothing was sent to the client since.
+    calls_began: bool,
     first_shown: Option<Duration>,
     audience: Audience,
     /// How the last ask failed.
@@ -174,26 +179,35 @@ pub(super) struct Driver {
     answer: Option<Said>,
     /// For the engine's deadline and the sink's comments.
     alarm: Alarm,
-    client_leaves: Leaves,
-    process_ends: Leaves,
+    /// Looked at only when one of them comes, whatever else is heard before.
+    ends: FuturesUnordered<Cancelled>,
 }
 
-/// Waits for a token to be cancelled; once for a whole turn.
-type Leaves = Pin<Box<WaitForCancellationFutureOwned>>;
+/// What ends a turn from outside.
+#[derive(Debug, Clone, Copy)]
+enum Outside {
+    /// The client leaves.
+    Client,
+    /// The process ends.
+    Process,
+}
+
+type Cancelled = Map<WaitForCancellationFutureOwned, fn(()) -> Outside>;
 
 /// The charging of a round, by its number.
 struct Charging(u32, Pin<Box<dyn Future<Output = Charged> + Send>>);
 
 impl Driver {
-    pub(super) fn new(started: Started, run: Option<Owner>, sink: Sink) -> Self {
+    pub(super) fn new(started: Box<Started>, run: Option<Owner>, sink: Box<Sink>) -> Self {
         let owned = started.plan.owned.values().map(|tool| tool.definition.clone()).collect();
         let turn = Turn::new(started.plan.clone(), fastrand::u64(..));
+        let client: Cancelled = started.gone.clone().cancelled_owned().map(|()| Outside::Client);
+        let process: Cancelled = started.shutdown.clone().cancelled_owned().map(|()| Outside::Process);
         Self {
             watching: Watching::begin(&started, turn.decision()),
             answer: Said::begin(&started.parts, &started.trace),
             alarm: Alarm::new(started.since + started.plan.rules.limits.turn_timeout.0),
-            client_leaves: Box::pin(started.gone.clone().cancelled_owned()),
-            process_ends: Box::pin(started.shutdown.clone().cancelled_owned()),
+            ends: [client, process].into_iter().collect(),
             turn_id: super::new_id(),
             turn,
             owned,
@@ -207,6 +221,7 @@ impl Driver {
             ids: HashMap::new(),
             news: mpsc::channel(NEWS),
             heard_in_a_row: 0,
+            calls_began: false,
             first_shown: None,
             audience: Audience::Client,
             failed: None,
@@ -230,6 +245,10 @@ impl Driver {
             }
             if let Some(watching) = &mut self.watching {
                 watching.tell(&self.turn, self.audience != Audience::Client);
+            }
+            if std::mem::take(&mut self.calls_began) {
+                // They leave first: who answers them is at work while the client reads.
+                tokio::task::yield_now().await;
             }
             if self.sink.flush() == Err(Gone) {
                 self.client_left(&mut actions);
@@ -294,11 +313,14 @@ impl Driver {
             Some(ended) = self.calls.join_next_with_id(), if calls => Event::Ended(ended),
             Some(news) = self.news.1.recv(), if calls => Event::Input(news),
             (round, charged) = charged(&mut self.charging) => Event::Charged(round, charged),
-            () = &mut self.client_leaves, if there => Event::Gone,
             wait = self.sink.wait(), if there => if wait == Wait::Gone { Event::Gone } else { Event::Room },
             () = deserted(joined) => Event::Gone,
             () = self.alarm.until(next), if due.is_some() => rings,
-            () = &mut self.process_ends => Event::Input(Input::Shutdown),
+            Some(end) = self.ends.next() => match end {
+                Outside::Client if there => Event::Gone,
+                Outside::Client => Event::Nothing,
+                Outside::Process => Event::Input(Input::Shutdown),
+            },
             () = std::future::ready(()), if others => Event::Nothing,
         };
         self.heard_in_a_row = 0;
@@ -355,20 +377,20 @@ impl Driver {
             }
         }
         match heard {
-            Heard::Accepted => self.step(Input::Accepted(ask), actions),
+            Heard::Accepted => self.turn.step(Input::Accepted(ask), now, actions),
             Heard::Pieces => {}
             Heard::Ended { done } => {
                 if let Some(rest) = self.reply.take().and_then(|(_, reply)| reply.into_rest()) {
                     self.rests.spawn(rest);
                 }
-                self.step(Input::Ended { ask, done }, actions);
+                self.turn.step(Input::Ended { ask, done }, now, actions);
             }
             Heard::Failed(failure) => {
                 self.reply = None;
                 tracing::debug!(request_id = %self.started.request_id, upstream = %self.started.targets[self.target].upstream.name, kind = failure.kind.label(), detail = %failure.detail, "ask failed");
                 summary::ask_failed(&self.started, self.target, &failure);
                 self.failed = Some(failure.kind);
-                self.step(Input::Failed(ask, failure), actions);
+                self.turn.step(Input::Failed(ask, failure), now, actions);
             }
         }
         None
@@ -406,14 +428,17 @@ impl Driver {
                 }
                 Action::Cancel => self.reply = None,
                 Action::Charge(round, usage) => {
-                    let Started { account, price, route, .. } = &self.started;
+                    let Started { account, price, route, .. } = &*self.started;
                     let (account, price, model) = (account.clone(), *price, route.model.clone());
                     let known = self.turn.record().rounds.get((round as usize).saturating_sub(1));
                     let tokens = known.and_then(|round| round.tokens).unwrap_or_else(|| Tokens::of(&usage));
                     let charge = async move { account.charge(tokens, price, &model).await };
                     self.charging = Some(Charging(round, Box::pin(charge)));
                 }
-                Action::Run(run) => self.start_call(run),
+                Action::Run(run) => {
+                    self.start_call(run);
+                    self.calls_began = true;
+                }
                 Action::Stop(run) => {
                     if let Some(stop) = self.stops.remove(&run) {
                         stop.cancel();
@@ -433,7 +458,7 @@ impl Driver {
                 }
                 Action::Park(parked) => self.parked = Some(parked),
                 Action::Learn(fact) => {
-                    let Started { parts, targets, request, .. } = &self.started;
+                    let Started { parts, targets, request, .. } = &*self.started;
                     let target = &targets[self.target];
                     summary::learned(&parts.telemetry, &target.upstream, fact, target.model(&request.model));
                     self.sink.decided(self.turn.decision());
@@ -479,18 +504,18 @@ impl Driver {
         };
         // The client's own pace must not keep a slot of the team: what is measured is measured. What is written
         // is on the tape as soon as the sink was asked once.
-        let Self { started, run, sink, mut calls, rests, audience, mut client_leaves, .. } = *self;
+        let Self { started, run, sink, mut calls, rests, audience, .. } = *self;
         let there = audience == Audience::Client;
         let telling = async {
             tokio::select! {
                 biased;
                 told = sink.finish(&finish, totals) => told,
-                () = &mut client_leaves => Err(Gone),
+                () = started.gone.cancelled() => Err(Gone),
             }
         };
         let keeping = async {
             if let Some(run) = run {
-                run.end(end).await;
+                Box::pin(run.end(end)).await;
             }
         };
         let (told, ()) = tokio::join!(telling, keeping);

@@ -10,6 +10,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use http::header::CONTENT_ENCODING;
 use http::{HeaderMap, StatusCode};
 use http_body::{Body as _, Frame, SizeHint};
@@ -82,7 +84,8 @@ pub(super) struct Metered {
     left: usize,
     /// A chat's events.
     events: Option<Events>,
-    shutdown: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// The end of the process; looked at only when it comes.
+    shutdown: FuturesUnordered<WaitForCancellationFutureOwned>,
     /// Nothing of the upstream's comes any more.
     over: bool,
 }
@@ -101,7 +104,7 @@ impl Metered {
         let limits = passing.turn.as_ref().map(|turn| &turn.limits);
         let left = limits.map_or(usize::MAX, |limits| limits.reply.0);
         let events = limits.filter(|_| kind == Streams::Chat).map(|limits| Events::new(limits.event.0));
-        let shutdown = Box::pin(passing.shutdown.clone().cancelled_owned());
+        let shutdown = [passing.shutdown.clone().cancelled_owned()].into_iter().collect();
         let until = next(allowed, deadline);
         let kept = passing.turn.as_ref().and_then(|turn| turn.run.as_ref()).is_some_and(|run| run.keeps());
         let most = if kind == Streams::Chat && !kept { OF_A_CHAT } else { LOOKED_THROUGH };
@@ -288,7 +291,7 @@ impl http_body::Body for Metered {
                 }
                 Poll::Ready(None) => Poll::Ready(self.ended()),
                 Poll::Pending if self.is_late(cx) => Poll::Ready(self.late()),
-                Poll::Pending if self.shutdown.as_mut().poll(cx).is_ready() => {
+                Poll::Pending if self.shutdown.poll_next_unpin(cx).is_ready() => {
                     Poll::Ready(self.broke("error", &ErrorReply::shutting_down(), "the process ends".into()))
                 }
                 Poll::Pending => Poll::Pending,

@@ -49,7 +49,7 @@ pub struct Client {
 /// among its team's and the process's turns. `None`: the turn ended without an answer, because the
 /// client is gone.
 pub async fn begin<H: Send + 'static>(
-    started: Started,
+    started: Box<Started>,
     run: Option<Owner>,
     client: Client,
     tasks: &TaskTracker,
@@ -68,7 +68,7 @@ pub async fn begin<H: Send + 'static>(
         buffer: client.buffer,
         keep_alive: client.keep_alive,
     };
-    let sink = sink::Sink::new(options, answer, run.as_deref().cloned());
+    let sink = Box::new(sink::Sink::new(options, answer, run.as_deref().cloned()));
     // Boxed before they are handed on: what is called or spawned is moved several times.
     let driver = Box::new(drive::Driver::new(started, run, sink));
     let run = Box::pin(driver.run());

@@ -157,7 +157,7 @@ type BodyFor<'a> = dyn Fn(usize, &[Fact]) -> (Bytes, Decision) + Sync + 'a;
 impl Passing {
     /// Sends the request on and hands the answer back.
     pub async fn pass(
-        self,
+        self: Box<Self>,
         method: Method,
         path: &str,
         headers: HeaderMap,

@@ -3,7 +3,6 @@
 //! Both take the same parts, so both say the same. The head of the response is decided as late as
 //! the client allows: a stream's when its first content is there, an object's when it is complete.
 
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +11,6 @@ use http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
-use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::body::{Body, SendError, Sender, channel};
 use super::chat::{Envelope, Fallback, Folding};
@@ -31,7 +29,7 @@ const DONE: &[u8] = b"data: [DONE]\n\n";
 /// So much room is made at once for parts that come together, in bytes.
 const MOST_EXPECTED: usize = 64 * 1024;
 /// So much unused room may go with what is sent, in bytes.
-const MOST_UNUSED: usize = 16 * 1024;
+const MOST_UNUSED: usize = 4 * 1024;
 /// The bytes of text that a part usually has, or less.
 const USUAL_TEXT: usize = 16;
 
@@ -83,8 +81,6 @@ pub(super) struct Sink {
     /// What the pipe had no room for.
     waiting: Option<Bytes>,
     sender: Option<Sender>,
-    /// Nobody reads what is sent any more.
-    unread: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
     envelope: Option<Envelope>,
     folding: Folding,
     /// So many things may be shown together. Texts make their own room.
@@ -104,7 +100,6 @@ impl Sink {
             out: Vec::new(),
             waiting: None,
             sender: None,
-            unread: None,
             envelope: None,
             folding: Folding::default(),
             expected: 0,
@@ -123,7 +118,6 @@ impl Sink {
     pub(super) fn go_on_alone(&mut self) {
         self.alone = true;
         self.waiting = None;
-        self.unread = None;
         self.sender = None;
     }
 
@@ -221,7 +215,6 @@ impl Sink {
             run.tape.begin(response.status(), response.headers());
         }
         if !self.alone {
-            self.unread = Some(Box::pin(sender.closed()));
             self.sender = Some(sender);
         }
         answer.send(response).map_err(|_| Gone)
@@ -243,25 +236,22 @@ impl Sink {
         self.waiting.is_some()
     }
 
-    /// Waits until there is room for what is waiting, or the client is gone.
+    /// Waits until there is room for what is waiting, or the client is gone. That a client leaves which waits for
+    /// nothing, or for what is to come, its connection tells.
     pub(super) async fn wait(&mut self) -> Wait {
         if self.alone {
             return std::future::pending().await;
         }
-        match (&mut self.answer, &self.sender, &self.waiting, &mut self.unread) {
-            (Some(answer), _, _, _) => {
+        match (&mut self.answer, &self.sender, &self.waiting) {
+            (Some(answer), _, _) => {
                 answer.closed().await;
                 Wait::Gone
             }
-            (None, Some(sender), Some(waiting), _) => match sender.ready(waiting.len()).await {
+            (None, Some(sender), Some(waiting)) => match sender.ready(waiting.len()).await {
                 Ok(()) => Wait::Room,
                 Err(_) => Wait::Gone,
             },
-            (None, Some(_), None, Some(unread)) => {
-                unread.await;
-                Wait::Gone
-            }
-            (None, _, _, _) => std::future::pending().await,
+            (None, _, _) => std::future::pending().await,
         }
     }
 
@@ -277,7 +267,7 @@ impl Sink {
     }
 
     /// Ends the answer. What is still waiting leaves as fast as the client takes it.
-    pub(super) async fn finish(mut self, finish: &Finish, totals: Totals) -> Result<(), Gone> {
+    pub(super) async fn finish(mut self: Box<Self>, finish: &Finish, totals: Totals) -> Result<(), Gone> {
         match finish {
             Finish::Gone => return Ok(()),
             Finish::Failed(error) if self.answer.is_some() => return self.refuse(error, totals),
@@ -307,7 +297,7 @@ impl Sink {
         self.drain().await
     }
 
-    async fn drain(mut self) -> Result<(), Gone> {
+    async fn drain(mut self: Box<Self>) -> Result<(), Gone> {
         let mut flushed = self.flush();
         if let Some(run) = &self.run {
             run.tape.end();

@@ -15,7 +15,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::FutureExt;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 use http::{HeaderMap, HeaderName, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::rt::Executor;
@@ -94,26 +95,34 @@ pub(crate) fn quarter(settings: &Settings) -> usize {
     (settings.write_buffer.0 / 4).clamp(16 * 1024, 1024 * 1024)
 }
 
-/// Serves one connection until it ends.
-pub(crate) async fn run<H: Handler>(shared: Arc<Shared<H>>, stream: TcpStream, address: SocketAddr) {
+/// Serves one connection until it ends, or is `cut`.
+pub(crate) async fn run<H: Handler>(
+    shared: Arc<Shared<H>>,
+    stream: TcpStream,
+    address: SocketAddr,
+    cut: CancellationToken,
+) {
     let head = shared.bounds.patience.head;
     let mut socket = Socket::new(stream, shared.bounds.stall);
     let leaving = socket.leaving();
     let served: io::Result<()> = async {
         let Some(config) = &shared.tls else {
             let activity = Activity::new();
-            let protocol = time::timeout(head, socket.sniff()).await??;
-            serve(&shared, socket, protocol, Watch::new(&shared, activity, leaving), address).await;
+            let sniffed = cut.run_until_cancelled(time::timeout(head, socket.sniff())).await;
+            let Some(sniffed) = sniffed else { return Ok(()) };
+            serve(&shared, socket, sniffed??, Watch::new(&shared, activity, leaving, cut), address).await;
             return Ok(());
         };
         let handshake = TlsAcceptor::from(Arc::clone(config)).accept(socket);
-        let mut stream = Box::new(time::timeout(head, handshake).await??);
+        let shaken = cut.run_until_cancelled(time::timeout(head, handshake)).await;
+        let Some(shaken) = shaken else { return Ok(()) };
+        let mut stream = Box::new(shaken??);
         let protocol = match stream.get_ref().1.alpn_protocol() {
             Some(b"h2") => Protocol::Http2,
             Some(_) | None => Protocol::Http1,
         };
         stream.get_mut().0.speaks(protocol);
-        serve(&shared, stream, protocol, Watch::new(&shared, Activity::new(), leaving), address).await;
+        serve(&shared, stream, protocol, Watch::new(&shared, Activity::new(), leaving, cut), address).await;
         Ok(())
     }
     .await;
@@ -274,33 +283,54 @@ where
 /// What a connection is ended by, beside itself.
 struct Watch {
     activity: Arc<Activity>,
-    leaving: Leaving,
+    /// Looked at only when one of them comes, however often the connection is polled before.
+    outside: FuturesUnordered<Coming>,
     gone: CancellationToken,
     patience: Patience,
-    drain: Drain,
+}
+
+type Coming = Pin<Box<dyn Future<Output = Outside> + Send>>;
+
+/// What comes once, if at all.
+#[derive(Debug, Clone, Copy)]
+enum Outside {
+    /// The client left.
+    Left,
+    /// What is in flight is the last.
+    Draining,
+    /// It is over.
+    Cut,
 }
 
 impl Watch {
-    fn new<H>(shared: &Shared<H>, activity: Arc<Activity>, leaving: Leaving) -> Self {
-        let (patience, drain) = (shared.bounds.patience, shared.drain.clone());
-        Self { activity, leaving, gone: CancellationToken::new(), patience, drain }
+    fn new<H>(shared: &Shared<H>, activity: Arc<Activity>, leaving: Leaving, cut: CancellationToken) -> Self {
+        let drain = shared.drain.clone();
+        let left = async move { leaving.closed().await };
+        let draining = async move { drain.reached(Stage::Refusing).await };
+        let outside: [Coming; 3] = [
+            Box::pin(left.map(|()| Outside::Left)),
+            Box::pin(draining.map(|()| Outside::Draining)),
+            Box::pin(cut.cancelled_owned().map(|()| Outside::Cut)),
+        ];
+        let (gone, patience) = (CancellationToken::new(), shared.bounds.patience);
+        Self { activity, outside: outside.into_iter().collect(), gone, patience }
     }
 
-    async fn drive(self, mut connection: Pin<&mut impl Connection>) -> hyper::Result<()> {
+    async fn drive(mut self, mut connection: Pin<&mut impl Connection>) -> hyper::Result<()> {
         let mut timer = pin!(time::sleep(Duration::ZERO));
-        let (mut draining, mut end) = (false, None);
+        let mut end = None;
         loop {
             tokio::select! {
                 biased;
                 result = looking(&self.activity, connection.as_mut()) => return result,
-                () = self.leaving.closed(), if !self.gone.is_cancelled() => {
-                    self.gone.cancel();
-                    end = Some(Instant::now() + MOMENT);
-                }
-                () = self.drain.reached(Stage::Refusing), if !draining => {
-                    connection.as_mut().goodbye();
-                    draining = true;
-                }
+                Some(outside) = self.outside.next() => match outside {
+                    Outside::Left => {
+                        self.gone.cancel();
+                        end = Some(Instant::now() + MOMENT);
+                    }
+                    Outside::Draining => connection.as_mut().goodbye(),
+                    Outside::Cut => return Ok(()),
+                },
                 cause = expired(&self.activity, self.patience, timer.as_mut()), if end.is_none() => match cause {
                     Expired::Head => return Ok(()),
                     Expired::Idle => {

@@ -260,7 +260,7 @@ impl<H: Handler> Door<H> {
         self.workers.serve(stream, &self.shared.tasks, move |stream| async move {
             let _held = (place, open);
             // A connection is large and long-lived: it sits in one box, not in nested futures.
-            cut.run_until_cancelled_owned(Box::pin(connection::run(shared, stream, address))).await;
+            Box::pin(connection::run(shared, stream, address, cut)).await;
         });
     }
 

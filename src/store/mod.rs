@@ -157,6 +157,7 @@ pub enum Store {
     Redis(Redis),
 }
 
+/// What asks a shared store is boxed: a request has room for it in its own state only when there is one.
 impl Store {
     /// A store in this process's memory.
     #[must_use]
@@ -205,7 +206,7 @@ impl Store {
     pub async fn keep(&self, team: &Arc<str>, name: &str, value: Bytes) -> Result<(), StoreError> {
         match self {
             Self::Memory(memory) => memory.shelf.keep(team, name, value),
-            Self::Redis(redis) => redis.keep(team, name, &value).await,
+            Self::Redis(redis) => Box::pin(redis.keep(team, name, &value)).await,
         }
     }
 
@@ -216,7 +217,7 @@ impl Store {
     pub async fn find(&self, team: &Arc<str>, names: &[String]) -> Result<Vec<Vec<Bytes>>, StoreError> {
         match self {
             Self::Memory(memory) => Ok(names.iter().map(|name| memory.shelf.find(team, name)).collect()),
-            Self::Redis(redis) => redis.find(team, names).await,
+            Self::Redis(redis) => Box::pin(redis.find(team, names)).await,
         }
     }
 
@@ -227,7 +228,7 @@ impl Store {
     pub async fn claim(&self, key: Key<'_>, value: Bytes, live: Duration) -> Result<Claim, StoreError> {
         match self {
             Self::Memory(memory) => memory.records.claim(key, value, live),
-            Self::Redis(redis) => redis.claim(key, &value, live).await,
+            Self::Redis(redis) => Box::pin(redis.claim(key, &value, live)).await,
         }
     }
 
@@ -238,7 +239,7 @@ impl Store {
     pub async fn read(&self, key: Key<'_>) -> Result<Option<Record>, StoreError> {
         match self {
             Self::Memory(memory) => Ok(memory.records.read(key)),
-            Self::Redis(redis) => redis.read(key).await,
+            Self::Redis(redis) => Box::pin(redis.read(key)).await,
         }
     }
 
@@ -256,7 +257,7 @@ impl Store {
     ) -> Result<Option<Version>, StoreError> {
         match self {
             Self::Memory(memory) => memory.records.replace(key, version, Some(value), live),
-            Self::Redis(redis) => redis.replace(key, version, Some(&value), live).await,
+            Self::Redis(redis) => Box::pin(redis.replace(key, version, Some(&value), live)).await,
         }
     }
 
@@ -272,7 +273,7 @@ impl Store {
     ) -> Result<Option<Version>, StoreError> {
         match self {
             Self::Memory(memory) => memory.records.replace(key, version, None, live),
-            Self::Redis(redis) => redis.replace(key, version, None, live).await,
+            Self::Redis(redis) => Box::pin(redis.replace(key, version, None, live)).await,
         }
     }
 
@@ -283,7 +284,7 @@ impl Store {
     pub async fn remove(&self, key: Key<'_>, version: Version) -> Result<bool, StoreError> {
         match self {
             Self::Memory(memory) => Ok(memory.records.remove(key, version)),
-            Self::Redis(redis) => redis.remove(key, version).await,
+            Self::Redis(redis) => Box::pin(redis.remove(key, version)).await,
         }
     }
 
@@ -315,7 +316,7 @@ impl Store {
     async fn charge(&self, team: &Arc<str>, charges: &[Charge<'_>], deed: Deed) -> Result<Taken, StoreError> {
         match self {
             Self::Memory(memory) => Ok(memory.charge(team, charges, deed)),
-            Self::Redis(redis) => redis.charge(team, charges, deed).await,
+            Self::Redis(redis) => Box::pin(redis.charge(team, charges, deed)).await,
         }
     }
 

@@ -14,7 +14,7 @@ use super::fault;
 use super::health::Ticket;
 use super::opening::is_event_stream;
 use crate::pool::Received;
-use crate::sse::{Decoder, Event, Take};
+use crate::sse::{Decoder, Event, Take, USUAL_END};
 use crate::wire::chunk;
 use crate::wire::error;
 use crate::wire::failure::{Failure, FailureKind};
@@ -29,6 +29,8 @@ const REST: Duration = Duration::from_secs(1);
 const NEVER: Duration = Duration::from_secs(24 * 3600);
 /// The most of an error's body that is read, in bytes.
 const LARGEST_ERROR: usize = 1024 * 1024;
+/// About so much of a stream is told at a time, in bytes: what comes of it waits for a client that reads slowly.
+const BITE: usize = 16 * 1024;
 
 /// What a reply is expected to be, and its bounds.
 #[derive(Debug, Clone, Copy)]
@@ -111,6 +113,8 @@ enum Stage {
         decoder: Box<Decoder>,
         repeat: Repeat,
         done: bool,
+        /// What has come and is still to be told.
+        left: Bytes,
     },
     Whole {
         body: Received,
@@ -195,6 +199,11 @@ impl Coming {
                         }
                     }
                 },
+                Stage::Stream { left, .. } if !left.is_empty() => {
+                    if let Some(heard) = self.told(pieces) {
+                        return heard;
+                    }
+                }
                 Stage::Refused { body, .. } | Stage::Stream { body, .. } | Stage::Whole { body, .. } => {
                     let frame = body.frame().await;
                     if let Some(heard) = self.take(frame, pieces) {
@@ -232,6 +241,7 @@ impl Coming {
                 decoder: Box::new(Decoder::new(self.expect.event)),
                 repeat: Repeat::default(),
                 done: false,
+                left: Bytes::new(),
             }
         } else {
             Stage::Whole { body, read: BytesMut::new() }
@@ -270,37 +280,44 @@ impl Coming {
                 read.extend_from_slice(&data);
                 None
             }
-            Stage::Stream { decoder, repeat, done, .. } => {
-                let (before, legacy) = (pieces.len(), self.expect.legacy);
-                let mut listener = Listener { repeat, legacy, pieces, done, failed: None };
-                let read = decoder.read(data, &mut listener);
-                let failed = listener.failed;
-                if read.is_err() {
-                    pieces.truncate(before);
-                    return Some(self.end(Failure::new(FailureKind::TooLarge, "an event is over its limit")));
-                }
-                if let Some(failure) = failed {
-                    if pieces.len() == before {
-                        return Some(self.end(failure));
-                    }
-                    self.stage = Stage::Last(Some(Heard::Failed(Box::new(failure))));
-                    return Some(Heard::Pieces);
-                }
-                if *done {
-                    // Nothing that matters comes after [DONE]; an upstream that keeps the connection
-                    // open must not keep the turn waiting.
-                    let last = Stage::Last(Some(Heard::Ended { done: true }));
-                    if let Stage::Stream { body, .. } = std::mem::replace(&mut self.stage, last) {
-                        self.rest = Some(body);
-                    }
-                }
-                (pieces.len() > before).then(|| {
-                    self.deadline = Instant::now() + self.stall;
-                    Heard::Pieces
-                })
+            Stage::Stream { left, .. } => {
+                *left = data;
+                self.told(pieces)
             }
             Stage::Asked(_) | Stage::Last(_) => None,
         }
+    }
+
+    /// Tells a bite of what has come of a stream; `None` if there is nothing to tell yet.
+    fn told(&mut self, pieces: &mut Pieces) -> Option<Heard> {
+        let Stage::Stream { decoder, repeat, done, left, .. } = &mut self.stage else { return None };
+        let (before, legacy) = (pieces.len(), self.expect.legacy);
+        let mut listener = Listener { repeat, legacy, pieces, done, failed: None };
+        let read = decoder.read(bite(left), &mut listener);
+        let failed = listener.failed;
+        if read.is_err() {
+            pieces.truncate(before);
+            return Some(self.end(Failure::new(FailureKind::TooLarge, "an event is over its limit")));
+        }
+        if let Some(failure) = failed {
+            if pieces.len() == before {
+                return Some(self.end(failure));
+            }
+            self.stage = Stage::Last(Some(Heard::Failed(Box::new(failure))));
+            return Some(Heard::Pieces);
+        }
+        if *done {
+            // Nothing that matters comes after [DONE]; an upstream that keeps the connection
+            // open must not keep the turn waiting.
+            let last = Stage::Last(Some(Heard::Ended { done: true }));
+            if let Stage::Stream { body, .. } = std::mem::replace(&mut self.stage, last) {
+                self.rest = Some(body);
+            }
+        }
+        (pieces.len() > before).then(|| {
+            self.deadline = Instant::now() + self.stall;
+            Heard::Pieces
+        })
     }
 
     fn body_ended(&mut self, pieces: &mut Pieces) -> Heard {
@@ -370,6 +387,15 @@ impl Coming {
         self.stage = Stage::Last(Some(Heard::Ended { done }));
         Heard::Pieces
     }
+}
+
+/// Takes what is told next: not much more than a bite, and events as they lie there, if they are no larger.
+fn bite(left: &mut Bytes) -> Bytes {
+    if left.len() < 2 * BITE {
+        return std::mem::take(left);
+    }
+    let end = memchr::memmem::rfind(&left[..BITE], USUAL_END);
+    left.split_to(end.map_or(BITE, |end| end + USUAL_END.len()))
 }
 
 /// Listens to the events of a stream: what is like that before it, or as usual, is read fast, the rest with care.
@@ -544,6 +570,37 @@ mod tests {
             let said = ["a", "b", "é", "d", "\\n", "f", "g", "i"].map(|text| format!("\"{text}\""));
             assert_eq!((texts(&pieces.unwrap()), done, failed), (said.to_vec(), true, None), "cut at {cut}");
         }
+    }
+
+    fn bites(frame: &[u8]) -> Vec<Bytes> {
+        let mut left = Bytes::copy_from_slice(frame);
+        std::iter::from_fn(|| (!left.is_empty()).then(|| bite(&mut left))).collect()
+    }
+
+    #[test]
+    fn a_large_frame_is_told_in_bites_that_end_where_events_do() {
+        let event = text(&"a".repeat(900));
+        let (many, few) = (event.repeat(80), event.repeat(30));
+        assert!(many.len() > 4 * BITE && few.len() < 2 * BITE);
+        let cut = bites(many.as_bytes());
+        assert_eq!(cut.concat(), many.as_bytes());
+        assert!(cut.len() >= 4, "{} bites", cut.len());
+        for bite in &cut {
+            assert!(bite.len() < 2 * BITE && bite.starts_with(b"data: ") && bite.ends_with(USUAL_END));
+        }
+        assert_eq!(bites(few.as_bytes()), [few.as_bytes()], "a crumb more is no bite of its own");
+    }
+
+    #[test]
+    fn an_event_larger_than_a_bite_is_heard_whole() {
+        let large = "é".repeat(2 * BITE);
+        let stream = [text("a"), text(&large), text("b"), "data: [DONE]\n\n".into()].concat();
+        let cut = bites(stream.as_bytes());
+        assert!(cut.len() > 2 && cut.concat() == stream.as_bytes());
+        let cut: Vec<&[u8]> = cut.iter().map(|bite| &bite[..]).collect();
+        let (pieces, done, failed) = heard(&cut, 1024 * 1024);
+        assert_eq!(texts(&pieces.unwrap()), ["a", &large, "b"].map(|text| format!("\"{text}\"")));
+        assert_eq!((done, failed), (true, None));
     }
 
     #[test]

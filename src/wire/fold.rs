@@ -15,7 +15,7 @@ const REPEATED: [&str; 9] =
     ["type", "id", "name", "role", "format", "object", "status", "encoding", "signature_type"];
 /// The most elements of one array that are folded.
 const MOST_ELEMENTS: usize = 65_536;
-/// A text of so many bytes grows by a quarter: twice as much would be half empty, in every turn.
+/// A text of so many bytes grows by an eighth: twice as much would be half empty, in every turn.
 const LONG_TEXT: usize = 16 * 1024;
 
 /// The inside of a JSON string, still escaped, that grows at its end.
@@ -46,7 +46,7 @@ impl Text {
             return;
         }
         if present >= LONG_TEXT {
-            self.0.reserve_exact(more.max(present / 4));
+            self.0.reserve_exact(more.max(present / 8));
         } else {
             self.0.reserve(more);
         }

@@ -122,7 +122,7 @@ impl Proxy {
                     since: asked.since,
                 };
                 turn.run = Passed::begin(&asked.snapshot.parts, &turn, of, &body);
-                let passing = Passing {
+                let passing = Box::new(Passing {
                     targets: Targets::new(targets.clone()).ok_or_else(|| no_model(&request.model))?,
                     telemetry: asked.snapshot.parts.telemetry.clone(),
                     account,
@@ -133,7 +133,7 @@ impl Proxy {
                     headers: asked.headers,
                     shutdown: self.shutdown.here(),
                     turn: Some(turn),
-                };
+                });
                 let question = |at: usize, refused: &[Fact]| {
                     let (target, mut plan) = (&targets[at], plans[at].clone());
                     for fact in refused {
@@ -143,7 +143,9 @@ impl Proxy {
                 };
                 let chat = pass::Chat { model: &request.model, body: &question };
                 let gauge = Counted::new(asked.snapshot.parts.telemetry.turns_in_flight.clone());
-                let response = passing.pass(Method::POST, &path, headers, pass::Request::Chat(chat)).await;
+                // Boxed: no turn has to have room for it.
+                let passed = Box::pin(passing.pass(Method::POST, &path, headers, pass::Request::Chat(chat)));
+                let response = passed.await;
                 Ok(holding(response, (place, reservation, asked.in_flight, gauge)))
             }
             Plan::Turn(plan) => {
@@ -165,7 +167,7 @@ impl Proxy {
                 };
                 let gauge = Counted::new(asked.snapshot.parts.telemetry.turns_in_flight.clone());
                 let request_id = asked.request_id();
-                let started = Started {
+                let started = Box::new(Started {
                     parts: asked.snapshot.parts.clone(),
                     team: asked.team.clone(),
                     account,
@@ -183,7 +185,7 @@ impl Proxy {
                     gone: asked.peer.gone,
                     shutdown: self.shutdown.here(),
                     since: asked.since,
-                };
+                });
                 let response = begin(started, run, client, &self.tasks, (place, reservation, gauge)).await;
                 // Without an answer there is nobody to read one.
                 Ok(response.unwrap_or_default())

@@ -364,7 +364,7 @@ impl Proxy {
             (route, None, metrics::OTHER.into(), pass::Request::Streamed(sent), None)
         };
         let targets = Targets::new(route.targets(|sum| fastrand::u32(..sum)));
-        let passing = Passing {
+        let passing = Box::new(Passing {
             targets: targets.ok_or_else(|| no_model("-"))?,
             telemetry: asked.snapshot.parts.telemetry.clone(),
             account,
@@ -375,7 +375,7 @@ impl Proxy {
             headers: asked.headers,
             shutdown: self.shutdown.here(),
             turn: None,
-        };
+        });
         let response = passing.pass(parts.method, &rest, headers, body).await;
         Ok(holding(response, (place, reservation, asked.in_flight)))
     }

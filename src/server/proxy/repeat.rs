@@ -37,6 +37,18 @@ pub(super) async fn course(
     if idempotency_key.is_none() && !may_write {
         return Ok(Course::Run(None));
     }
+    // Boxed: no other chat has to have room for it.
+    Box::pin(known(asked, headers, body, plan, idempotency_key)).await
+}
+
+/// Asks the ledger.
+async fn known(
+    asked: &Asked,
+    headers: &HeaderMap,
+    body: &Bytes,
+    plan: &TurnPlan,
+    idempotency_key: Option<String>,
+) -> Result<Course, Refusal> {
     let retry = headers.get(RETRY_COUNT).is_some_and(|count| count != "0");
     let says_so = retry || idempotency_key.is_some();
     let attempt = Attempt {
