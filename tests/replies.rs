@@ -308,7 +308,7 @@ fn turn_plan(script: &Script, owned: bool) -> Arc<TurnPlan> {
         keep_content: true,
         charged: false,
     };
-    let offered: Vec<_> = names.iter().map(|name| owned_tool(name)).collect();
+    let offered = names.iter().map(|name| owned_tool(name)).collect();
     let with = Circumstances {
         offered: &offered,
         narrowed: None,

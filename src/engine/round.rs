@@ -381,8 +381,8 @@ pub(super) fn unknown(name: &str, plan: &TurnPlan) -> Outcome {
     const MOST_NAMES: usize = 40;
     let names: Vec<&str> = plan
         .owned
-        .keys()
-        .map(|name| &**name)
+        .iter()
+        .map(|tool| &*tool.name)
         .chain(plan.foreign.iter().map(String::as_str))
         .take(MOST_NAMES)
         .collect();

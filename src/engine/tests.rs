@@ -26,7 +26,7 @@ pub(super) fn plan() -> TurnPlan {
             timeout: ms(30_000),
             max_timeout: ms(45_000),
         };
-        (tool.name.clone(), Arc::new(tool))
+        Arc::new(tool)
     };
     TurnPlan {
         targets: vec![TargetPlan {
@@ -40,7 +40,8 @@ pub(super) fn plan() -> TurnPlan {
             tool("look", Effect::Read, OnDisconnect::Stop),
             tool("write", Effect::Write, OnDisconnect::Finish),
         ]
-        .into(),
+        .into_iter()
+        .collect(),
         foreign: vec!["theirs".into()],
         forcing: false,
         stream: true,

@@ -1,6 +1,5 @@
 //! Relay, turn or refuse: what becomes of a chat request.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +9,7 @@ use crate::wire::error::ErrorReply;
 use crate::wire::failure::Fact;
 use crate::wire::history::Shape;
 use crate::wire::request::{ChatRequest, ToolChoice};
-use crate::wire::tool::OwnedTool;
+use crate::wire::tool::{OwnedTool, OwnedTools};
 
 /// What is known of the upstream and the model a request goes to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -100,8 +99,8 @@ pub struct TurnPlan {
     pub targets: Vec<TargetPlan>,
     /// The client wants its answer in a format, by `response_format`.
     pub formatted: bool,
-    /// The tools fanfold runs in this turn, by name; a client's `allowed_tools` has narrowed them.
-    pub owned: BTreeMap<Arc<str>, Arc<OwnedTool>>,
+    /// The tools fanfold runs in this turn; a client's `allowed_tools` has narrowed them.
+    pub owned: OwnedTools,
     /// The names of the tools the client declared; calls of them are the client's.
     pub foreign: Vec<String>,
     /// The first round's `tool_choice` forces a call and becomes auto afterwards.
@@ -142,7 +141,7 @@ impl TurnPlan {
 #[derive(Debug, Clone, Copy)]
 pub struct Circumstances<'a> {
     /// The operator's tools this key may use.
-    pub offered: &'a [Arc<OwnedTool>],
+    pub offered: &'a OwnedTools,
     /// Only these of them, says the request's header.
     pub narrowed: Option<&'a [String]>,
     /// The header asks for the transcript.
@@ -201,8 +200,6 @@ pub fn plan(request: &ChatRequest, with: &Circumstances<'_>) -> Result<Plan, Err
     })))
 }
 
-type OwnedTools = BTreeMap<Arc<str>, Arc<OwnedTool>>;
-
 /// The owned tools that apply to a request.
 fn owned(request: &ChatRequest, with: &Circumstances<'_>) -> Result<OwnedTools, ErrorReply> {
     let wanted = match with.narrowed {
@@ -211,27 +208,25 @@ fn owned(request: &ChatRequest, with: &Circumstances<'_>) -> Result<OwnedTools, 
             request.own.as_ref().and_then(|own| own.tools.as_deref()).map(|names| ("fanfold.tools", names))
         }
     };
-    if let Some((place, names)) = wanted {
-        let known = |name: &String| with.offered.iter().any(|tool| *tool.name == **name);
-        if let Some(name) = names.iter().find(|name| !known(name)) {
-            return Err(ErrorReply::new(
-                403,
-                "tool_not_allowed",
-                format!("There is no tool `{name}` that your key may use; `{place}` names it. Ask the operator of this gateway."),
-            )
-            .about(place));
-        }
+    if let Some((place, names)) = wanted
+        && let Some(name) = names.iter().find(|name| with.offered.get(name).is_none())
+    {
+        return Err(ErrorReply::new(
+            403,
+            "tool_not_allowed",
+            format!("There is no tool `{name}` that your key may use; `{place}` names it. Ask the operator of this gateway."),
+        )
+        .about(place));
     }
-    let applies = |tool: &&Arc<OwnedTool>| {
+    let applies = |tool: &OwnedTool| {
         wanted.is_none_or(|(_, names)| names.iter().any(|name| **name == *tool.name))
             && choice_allows(request, tool, with)
     };
     if request.legacy_functions {
-        return Ok(OwnedTools::new());
+        return Ok(OwnedTools::default());
     }
-    let owned: OwnedTools =
-        with.offered.iter().filter(applies).map(|tool| (tool.name.clone(), tool.clone())).collect();
-    if let Some(tool) = request.tools.iter().find(|tool| owned.contains_key(tool.name.as_str())) {
+    let owned = with.offered.filter(applies);
+    if let Some(tool) = request.tools.iter().find(|tool| owned.get(&tool.name).is_some()) {
         return Err(ErrorReply::new(
             400,
             "tool_name_conflict",
@@ -267,14 +262,14 @@ fn choice_allows(request: &ChatRequest, tool: &OwnedTool, with: &Circumstances<'
         ToolChoice::Auto | ToolChoice::Required => true,
         ToolChoice::None | ToolChoice::Other => false,
         // A forced choice of one of ours leaves the others for later rounds.
-        ToolChoice::Function(name) => with.offered.iter().any(|tool| *tool.name == **name),
+        ToolChoice::Function(name) => with.offered.get(name).is_some(),
         ToolChoice::Allowed { names, .. } => names.iter().any(|name| **name == *tool.name),
     }
 }
 
 fn facts<'a>(request: &'a ChatRequest, owned: &'a OwnedTools, rules: &Rules, habits: &Habits) -> Facts<'a> {
     let clients = request.tools.iter().find(|tool| tool.strict).map(|tool| tool.name.as_str());
-    let ours = owned.values().find(|tool| tool.strict).map(|tool| &*tool.name);
+    let ours = owned.iter().find(|tool| tool.strict).map(|tool| &*tool.name);
     Facts {
         rule: rules.strict_parallel,
         any_tools: !request.tools.is_empty() || !owned.is_empty(),

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::*;
 use crate::policy::parallel::Reason;
-use crate::wire::tool::{Effect, OnDisconnect};
+use crate::wire::tool::{Effect, OnDisconnect, OwnedTools};
 
 fn tool(name: &str, strict: bool) -> Arc<OwnedTool> {
     Arc::new(OwnedTool {
@@ -30,7 +30,7 @@ fn rules() -> Rules {
 }
 
 struct Case {
-    offered: Vec<Arc<OwnedTool>>,
+    offered: OwnedTools,
     narrowed: Option<Vec<String>>,
     transcript: bool,
     changed: bool,
@@ -82,7 +82,7 @@ impl Case {
                 format!("{} {decision}", if *rewrite { "rewrite" } else { "relay" })
             }
             Ok(Plan::Turn(turn)) => {
-                let names: Vec<_> = turn.owned.keys().map(|name| &**name).collect();
+                let names: Vec<_> = turn.owned.iter().map(|tool| &*tool.name).collect();
                 format!("turn {} {}", names.join("+"), turn.decision())
             }
         }
@@ -129,7 +129,7 @@ fn owned_tools_make_a_turn_and_stay_parallel_beside_their_own_validation() {
     assert_eq!(case(&["a"]).told(PLAIN), "turn a on; reason=default");
     assert_eq!(case(&["a"]).told(STRICT), "turn a off; reason=strict_tool");
     let mut strict = case(&[]);
-    strict.offered = vec![tool("s", true)];
+    strict.offered = [tool("s", true)].into_iter().collect();
     assert_eq!(strict.told(""), "turn s off; reason=strict_tool");
 }
 

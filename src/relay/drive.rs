@@ -146,7 +146,6 @@ pub(super) struct Driver {
     run: Option<Owner>,
     /// Names the turn towards tools: unlike the request's id, no client can choose it.
     turn_id: uuid::Uuid,
-    owned: Vec<Arc<str>>,
     turn: Turn,
     sink: Box<Sink>,
     reply: Option<(u32, Reply)>,
@@ -199,7 +198,6 @@ struct Charging(u32, Pin<Box<dyn Future<Output = Charged> + Send>>);
 
 impl Driver {
     pub(super) fn new(started: Box<Started>, run: Option<Owner>, sink: Box<Sink>) -> Self {
-        let owned = started.plan.owned.values().map(|tool| tool.definition.clone()).collect();
         let turn = Turn::new(started.plan.clone(), fastrand::u64(..));
         let client: Cancelled = started.gone.clone().cancelled_owned().map(|()| Outside::Client);
         let process: Cancelled = started.shutdown.clone().cancelled_owned().map(|()| Outside::Process);
@@ -210,7 +208,6 @@ impl Driver {
             ends: [client, process].into_iter().collect(),
             turn_id: super::new_id(),
             turn,
-            owned,
             started,
             run,
             sink,
@@ -418,7 +415,7 @@ impl Driver {
                     if std::mem::replace(&mut self.target, ask.target) != ask.target {
                         self.sink.decided(self.turn.decision());
                     }
-                    let Some(body) = body_of(&self.started, &self.owned, &self.turn, &ask) else { continue };
+                    let Some(body) = body_of(&self.started, &self.turn, &ask) else { continue };
                     if let Some(watching) = &mut self.watching {
                         again.into_iter().for_each(|why| watching.asked_again(ask.round, why));
                         watching.asked(&ask, &body);
@@ -583,10 +580,10 @@ const fn limit(quota: Quota) -> Limit {
 }
 
 /// The body of an ask, for the upstream that is asked.
-fn body_of(started: &Started, owned: &[Arc<str>], turn: &Turn, ask: &Ask) -> Option<Bytes> {
+fn body_of(started: &Started, turn: &Turn, ask: &Ask) -> Option<Bytes> {
     let (target, plan) = (started.targets.get(ask.target)?, started.plan.targets.get(ask.target)?);
     let to = To { target, plan };
-    Some(render::asked(&started.request, &started.plan, to, owned, turn.appended(), ask))
+    Some(render::asked(&started.request, &started.plan, to, turn.appended(), ask))
 }
 
 fn ask_upstream(started: &Started, ask: &Ask, body: Bytes) -> Option<Reply> {

@@ -35,7 +35,7 @@ impl To<'_> {
         let none_declared = request.tools.is_empty() && out.owned.is_empty();
         let called = match shape.needs_tools && (out.drop_tools || none_declared) {
             true => called_tools(&own, out.appended),
-            false => Vec::new(),
+            false => String::new(),
         };
         let mut out = Outgoing { model: self.target.model.as_deref(), ..out };
         if !called.is_empty() {
@@ -58,7 +58,6 @@ pub(super) fn asked(
     request: &ChatRequest,
     plan: &TurnPlan,
     to: To<'_>,
-    owned: &[Arc<str>],
     appended: &[Raw],
     ask: &Ask,
 ) -> Bytes {
@@ -66,7 +65,7 @@ pub(super) fn asked(
         request,
         Outgoing {
             appended,
-            owned,
+            owned: plan.owned.definitions(),
             drop_tools: ask.drop_tools,
             choice: ask.choice,
             parallel: ask.parallel,
@@ -81,13 +80,12 @@ pub(super) fn asked(
 /// The body that the first question of a turn would have.
 #[must_use]
 pub fn first_question(request: &ChatRequest, plan: &TurnPlan, to: To<'_>) -> Bytes {
-    let owned: Vec<_> = plan.owned.values().map(|tool| tool.definition.clone()).collect();
     let mut actions = Vec::new();
     let plan = Arc::new(plan.clone());
     let mut turn = crate::engine::Turn::new(plan.clone(), 0);
     turn.step(crate::engine::Input::Begin, std::time::Duration::ZERO, &mut actions);
     match actions.first() {
-        Some(crate::engine::Action::Ask(ask)) => asked(request, &plan, to, &owned, &[], ask),
+        Some(crate::engine::Action::Ask(ask)) => asked(request, &plan, to, &[], ask),
         Some(_) | None => Bytes::new(),
     }
 }

@@ -25,7 +25,7 @@ use self::fair::{Kind, Wanted};
 use self::quota::Quotas;
 use crate::policy::pattern::{any_may_begin, fits_any};
 use crate::policy::settings::{LowerLimits, Overrides};
-use crate::wire::tool::OwnedTool;
+use crate::wire::tool::{OwnedTool, OwnedTools};
 
 /// The longest key that is looked at, in bytes.
 const LONGEST_KEY: usize = 512;
@@ -35,8 +35,8 @@ const LONGEST_KEY: usize = 512;
 pub struct Team {
     /// Its name: a label, and the space its parked results live in.
     pub name: Arc<str>,
-    /// The operator's tools it may use, by name.
-    pub tools: Vec<Arc<OwnedTool>>,
+    /// The operator's tools it may use.
+    pub tools: OwnedTools,
     /// Its rules.
     pub policy: Overrides,
     /// Its lower limits.
@@ -258,7 +258,7 @@ fn may_use(patterns: Option<&[String]>) -> MayUse {
     patterns.map_or(MayUse::Everything, |patterns| MayUse::These(patterns.to_vec()))
 }
 
-fn usable(tools: &[Arc<OwnedTool>], patterns: Option<&[String]>) -> Vec<Arc<OwnedTool>> {
+fn usable(tools: &[Arc<OwnedTool>], patterns: Option<&[String]>) -> OwnedTools {
     let may_use = |tool: &&Arc<OwnedTool>| patterns.is_none_or(|patterns| fits_any(patterns, &tool.name));
     tools.iter().filter(may_use).cloned().collect()
 }
@@ -433,7 +433,9 @@ mod tests {
     fn other_tools_change_what_a_team_has_and_nothing_else() {
         let before = teams();
         let old = before.of_key(Some(b"fk-blue"), now()).unwrap();
-        let tool = |name: &str| Arc::new(OwnedTool { name: name.into(), ..(*old.tools[0]).clone() });
+        let tool = |name: &str| {
+            Arc::new(OwnedTool { name: name.into(), ..(**old.tools.iter().next().unwrap()).clone() })
+        };
         let after = before.with_tools(|_| vec![tool("b"), tool("ac"), tool("ad")]);
         for key in [&b"fk-blue"[..], b"fk-blue-2"] {
             let new = after.of_key(Some(key), now()).unwrap();

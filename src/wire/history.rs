@@ -5,7 +5,6 @@
 //! as it is. So a question can go to another server with other habits at any time.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::de::IgnoredAny;
@@ -121,9 +120,9 @@ impl Shape {
     }
 }
 
-/// Definitions for the tools that were called in a history, for servers that want some beside it.
+/// Definitions for the tools that were called in a history, separated by commas, for servers that want some beside it.
 #[must_use]
-pub fn called_tools(messages: &Raw, appended: &[Raw]) -> Vec<Arc<str>> {
+pub fn called_tools(messages: &Raw, appended: &[Raw]) -> String {
     let mut names: Vec<String> = Vec::new();
     for message in each(messages).iter().chain(appended) {
         let members = message.members().unwrap_or_default();
@@ -133,7 +132,7 @@ pub fn called_tools(messages: &Raw, appended: &[Raw]) -> Vec<Arc<str>> {
             names.extend(name.filter(|name| !names.contains(name)));
         }
     }
-    names.iter().map(|name| definition(name).into()).collect()
+    names.iter().map(|name| definition(name)).collect::<Vec<_>>().join(",")
 }
 
 fn definition(name: &str) -> String {
@@ -253,9 +252,11 @@ mod tests {
     fn tools_that_were_called_are_each_declared_once() {
         let messages = Raw::parse(format!("[{CALLED},{CALLED}]")).unwrap();
         let appended = [Raw::parse(CALLED.replace("\"f\"", "\"g\"")).unwrap()];
-        let tools = called_tools(&messages, &appended);
+        let tools = Raw::parse(format!("[{}]", called_tools(&messages, &appended))).unwrap();
+        let tools = tools.elements(usize::MAX).unwrap();
+        let names = [r#""name":"f""#, r#""name":"g""#];
+        assert_eq!(tools.iter().zip(names).filter(|(tool, name)| tool.text().contains(name)).count(), 2);
         assert_eq!(tools.len(), 2);
-        assert!(tools[0].contains(r#""name":"f""#) && Raw::parse(tools[1].to_string()).is_ok());
         assert!(called_tools(&Raw::parse(r#"[{"role":"user"}]"#).unwrap(), &[]).is_empty());
     }
 }

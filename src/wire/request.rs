@@ -210,7 +210,11 @@ impl ChatRequest {
         }
         writer.name("tools");
         let empty = Raw::trusted(Bytes::from_static(b"[]"));
-        append_elements(writer.body, client.unwrap_or(&empty), out.owned.iter().map(|d| d.as_bytes()));
+        append_elements(
+            writer.body,
+            client.unwrap_or(&empty),
+            Some(out.owned).filter(|some| !some.is_empty()).into_iter(),
+        );
     }
 }
 
@@ -223,8 +227,8 @@ pub struct Outgoing<'a> {
     pub messages: Option<&'a Raw>,
     /// Messages after them.
     pub appended: &'a [Raw],
-    /// Definitions of the tools to add, as JSON text.
-    pub owned: &'a [std::sync::Arc<str>],
+    /// Definitions of the tools to add, as JSON text, separated by commas.
+    pub owned: &'a str,
     /// No tools at all.
     pub drop_tools: bool,
     /// What becomes of `tool_choice`.
@@ -257,9 +261,7 @@ pub enum Choice {
 
 impl Outgoing<'_> {
     fn size(&self) -> usize {
-        self.appended.iter().map(|m| m.bytes().len() + 1).sum::<usize>()
-            + self.owned.iter().map(|d| d.len() + 1).sum::<usize>()
-            + 160
+        self.appended.iter().map(|m| m.bytes().len() + 1).sum::<usize>() + self.owned.len() + 160
     }
 
     fn write_choice(&self, writer: &mut Writer<'_>, sent: Option<&Member>) {
@@ -564,7 +566,7 @@ mod tests {
         let out = Outgoing {
             model: Some("n"),
             appended: &[Raw::string("hello")],
-            owned: &["{\"o\":1}".into()],
+            owned: "{\"o\":1}",
             parallel: Some(false),
             stream: true,
             ..Outgoing::default()

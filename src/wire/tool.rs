@@ -71,6 +71,71 @@ impl OwnedTool {
     }
 }
 
+/// Tools fanfold runs, sorted by name; no two have the same. Clones share them, so nearly every request of a team has
+/// the list that the team has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnedTools {
+    tools: Arc<[Arc<OwnedTool>]>,
+    definitions: Arc<str>,
+}
+
+impl Default for OwnedTools {
+    fn default() -> Self {
+        Self { tools: Arc::default(), definitions: "".into() }
+    }
+}
+
+impl FromIterator<Arc<OwnedTool>> for OwnedTools {
+    fn from_iter<I: IntoIterator<Item = Arc<OwnedTool>>>(tools: I) -> Self {
+        let mut tools: Vec<_> = tools.into_iter().collect();
+        tools.sort_by(|one, other| one.name.cmp(&other.name));
+        let definitions: Vec<&str> = tools.iter().map(|tool| &*tool.definition).collect();
+        Self { definitions: definitions.join(",").into(), tools: tools.into() }
+    }
+}
+
+impl OwnedTools {
+    /// In their order.
+    pub fn iter(&self) -> std::slice::Iter<'_, Arc<OwnedTool>> {
+        self.tools.iter()
+    }
+
+    /// The tool of this name.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&Arc<OwnedTool>> {
+        self.tools.binary_search_by(|tool| (*tool.name).cmp(name)).ok().map(|at| &self.tools[at])
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.tools.len()
+    }
+
+    /// There is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.tools.is_empty()
+    }
+
+    /// Their definitions, separated by commas: what a request's `tools` are between their brackets.
+    #[must_use]
+    pub fn definitions(&self) -> &str {
+        &self.definitions
+    }
+
+    /// Those of them that `stay`.
+    #[must_use]
+    pub fn filter(&self, stay: impl Fn(&OwnedTool) -> bool) -> Self {
+        let stay = |tool: &&Arc<OwnedTool>| stay(tool);
+        if self.iter().all(|tool| stay(&tool)) {
+            self.clone()
+        } else {
+            self.iter().filter(stay).cloned().collect()
+        }
+    }
+}
+
 /// How long one call may take: so long without news of it, and no longer than that with news.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Patience {
@@ -134,5 +199,44 @@ impl Outcome {
     #[must_use]
     pub fn failed(kind: OutcomeKind, what: &str) -> Self {
         Self { kind, content: format!("error: {what}") }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tool(name: &str) -> Arc<OwnedTool> {
+        Arc::new(OwnedTool {
+            name: name.into(),
+            definition: format!("{{\"{name}\":1}}").into(),
+            strict: false,
+            effect: Effect::Read,
+            on_disconnect: OnDisconnect::Stop,
+            timeout: Duration::ZERO,
+            max_timeout: Duration::ZERO,
+        })
+    }
+
+    #[test]
+    fn tools_are_found_by_name_and_written_in_the_order_of_names() {
+        let tools: OwnedTools = ["b", "a", "c"].map(tool).into_iter().collect();
+        assert_eq!(tools.definitions(), r#"{"a":1},{"b":1},{"c":1}"#);
+        assert_eq!(tools.get("b"), Some(&tool("b")));
+        assert_eq!(tools.get("d"), None);
+        assert_eq!((tools.len(), tools.is_empty()), (3, false));
+        let none = OwnedTools::default();
+        assert_eq!((none.definitions(), none.len(), none.is_empty()), ("", 0, true));
+    }
+
+    #[test]
+    fn a_list_from_which_nothing_is_taken_is_the_same_list() {
+        let tools: OwnedTools = ["a", "b"].map(tool).into_iter().collect();
+        let shares = |other: &OwnedTools| Arc::ptr_eq(&tools.tools, &other.tools);
+        assert!(shares(&tools.filter(|_| true)));
+        let fewer = tools.filter(|tool| &*tool.name == "b");
+        assert!(!shares(&fewer));
+        assert_eq!((fewer.len(), fewer.definitions()), (1, r#"{"b":1}"#));
+        assert_eq!(tools.filter(|_| false), OwnedTools::default());
     }
 }

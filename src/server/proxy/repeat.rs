@@ -33,7 +33,7 @@ pub(super) async fn course(
     plan: &TurnPlan,
 ) -> Result<Course, Refusal> {
     let idempotency_key = idempotency_key(headers)?;
-    let may_write = plan.owned.values().any(|tool| tool.effect == Effect::Write);
+    let may_write = plan.owned.iter().any(|tool| tool.effect == Effect::Write);
     if idempotency_key.is_none() && !may_write {
         return Ok(Course::Run(None));
     }

@@ -12,7 +12,7 @@ use fanfold::wire::failure::{Failure, FailureKind};
 use fanfold::wire::raw::Raw;
 use fanfold::wire::reply::{CallPiece, FinishReason, Piece};
 use fanfold::wire::texts::Texts;
-use fanfold::wire::tool::{Effect, OnDisconnect, Outcome, OutcomeKind, OwnedTool};
+use fanfold::wire::tool::{Effect, OnDisconnect, Outcome, OutcomeKind, OwnedTool, OwnedTools};
 
 use super::Choices;
 
@@ -57,7 +57,7 @@ fn plan() -> TurnPlan {
             timeout,
             max_timeout,
         };
-        (tool.name.clone(), Arc::new(tool))
+        Arc::new(tool)
     };
     TurnPlan {
         targets: vec![TargetPlan {
@@ -71,7 +71,8 @@ fn plan() -> TurnPlan {
             tool("look", Effect::Read, OnDisconnect::Stop),
             tool("write", Effect::Write, OnDisconnect::Finish),
         ]
-        .into(),
+        .into_iter()
+        .collect(),
         foreign: vec!["theirs".into()],
         forcing: false,
         stream: true,
@@ -143,7 +144,7 @@ impl<'a> Play<'a> {
         plan.formatted = choices.yes();
         plan.targets[0].habits.takes_format_with_tools = choices.yes();
         if choices.seldom(8) {
-            plan.owned.clear();
+            plan.owned = OwnedTools::default();
         }
         let seed = u64::from(choices.byte());
         Self {
