@@ -28,6 +28,7 @@
 //! | 1 pure | [`engine`] | Given everything heard so far, what happens next. |
 //! | 2 service | [`trust`] | Whose certificates are believed. |
 //! | 2 service | [`workers`] | Threads that serve connections, each with a runtime of its own. |
+//! | 2 service | `rare` | Waits for what comes rarely beside what comes often. |
 //! | 2 service | [`pool`] | Connections to one server, kept for the next request. |
 //! | 2 service | [`telemetry`] | Names and writes metrics, logs and traces. |
 //! | 2 service | [`upstream`] | Sends one ask and delivers its reply as engine inputs. |
@@ -64,6 +65,7 @@ pub mod engine;
 pub mod ledger;
 pub mod policy;
 pub mod pool;
+mod rare;
 pub mod relay;
 pub mod runs;
 pub mod server;

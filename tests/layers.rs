@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 /// Every module with its layer. Those of one layer do not import each other, but where `SIDEWAYS`
 /// says so.
-const LAYERS: [(&str, u8); 23] = [
+const LAYERS: [(&str, u8); 24] = [
     ("units", 0),
     ("wire", 0),
     ("sse", 0),
@@ -15,6 +15,7 @@ const LAYERS: [(&str, u8); 23] = [
     ("engine", 1),
     ("trust", 2),
     ("workers", 2),
+    ("rare", 2),
     ("pool", 2),
     ("telemetry", 2),
     ("upstream", 2),

@@ -6,6 +6,7 @@ mod support;
 use http::Method;
 use serde_json::{Value, json};
 use support::client;
+use support::fold::Folded;
 use support::lab::Lab;
 use support::lab::journal::{How, Request, Snapshot, What};
 use support::proxy::{self, Proxy, chat, declared, streamed, tool, with, within};
@@ -53,6 +54,49 @@ fn arguments(seen: &Snapshot, tool: &str) -> Vec<Value> {
 
 async fn with_tools(lab: &Lab, tools: Value) -> Proxy {
     Proxy::before(lab, json!({ "tools": tools })).await
+}
+
+/// Events of one text each, of about 800 KB in all.
+fn long_reply(end: &str) -> (String, String) {
+    let word = |n: usize| format!("word {n}, ");
+    let event = |text: Value, finish: Value| {
+        let delta = json!({ "content": text });
+        let chunk =
+            json!({ "id": "c", "choices": [{ "index": 0, "delta": delta, "finish_reason": finish }] });
+        format!("data: {chunk}{end}{end}")
+    };
+    let last = [event(Value::Null, "stop".into()), format!("data: [DONE]{end}{end}")];
+    let stream = (0..8000).map(|n| event(word(n).into(), Value::Null)).chain(last).collect();
+    (stream, (0..8000).map(word).collect())
+}
+
+// ---- a long reply
+
+#[tokio::test]
+async fn a_long_reply_arrives_whole_whoever_is_slow() {
+    let lab = Lab::start().await;
+    let proxy = with_tools(&lab, json!({ "t": tool(&lab, "echo", "t") })).await;
+    for (end, split) in
+        [("\n", None), ("\r\n", None), ("\r", None), ("\n", Some(40_000)), ("\r\n", Some(33_333))]
+    {
+        let (stream, said) = long_reply(end);
+        let name = format!("long, {end:?}, {split:?}");
+        let mut round = json!({ "steps": [{ "send": stream }] });
+        if let Some(split) = split {
+            round = with(round, json!({ "split": split, "gap_ms": 2 }));
+        }
+        lab.script(&name, json!({ "rounds": [round] }));
+        let mut response = proxy.open(&[], streamed(&name).to_string()).await;
+        // Everything between the model and this client fills up, and waits.
+        let first = proxy::read_until(response.body_mut(), "word 0").await;
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        let rest = http_body_util::BodyExt::collect(response).await.expect("the rest").to_bytes();
+        let text = first + std::str::from_utf8(&rest).expect("text");
+        match support::fold::stream(&text) {
+            Ok(Folded::Reply(reply)) => assert!(reply.text == said, "{name}: {} bytes", reply.text.len()),
+            other => panic!("{name}: {other:?}"),
+        }
+    }
 }
 
 // ---- side by side

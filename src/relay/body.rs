@@ -1,16 +1,17 @@
 //! Bodies of answers, and the bounded pipe behind those that are written bit by bit.
 //!
 //! ```text
-//! Sender ── try_send ─▶ [ pending bytes ≤ capacity ] ── one frame ─▶ hyper
+//! Sender ── try_send ─▶ [ pending bytes ≤ capacity ] ── frames ─▶ hyper
 //!    ▲                            │
-//!    └──────── room, closed ──────┘
+//!    └─────── taken, gone ────────┘
 //! ```
 //!
-//! The pipe counts bytes, not messages. What was written while hyper was busy leaves together: small pieces
-//! as one frame, large ones as they are, for hyper writes what it gets at once in one go. A full pipe slows down whoever writes; it never
-//! grows. A sender that is dropped without [`Sender::finish`] has failed: the body ends with an
-//! error and the connection is cut, because a clean end would look like a whole answer. (hyper
-//! throws away what it still holds then; to tell the client what happened, write that and finish.)
+//! The pipe counts bytes, not messages. What was written while hyper was busy leaves together: small
+//! pieces as one frame, large ones as they are, for hyper writes what it gets at once in one go. A full
+//! pipe slows down whoever writes; it never grows. A sender that is dropped without [`Sender::finish`]
+//! has failed: the body ends with an error and the connection is cut, because a clean end would look
+//! like a whole answer. (hyper throws away what it still holds then; to tell the client what happened,
+//! write that and finish.)
 
 use std::collections::VecDeque;
 use std::error::Error;
@@ -270,7 +271,7 @@ impl Sender {
 
     /// Returns once a piece of `len` bytes would be taken. May be dropped and asked again.
     pub async fn ready(&self, len: usize) -> Result<(), Closed> {
-        self.until(|state| match state.unread {
+        self.when(|state| match state.unread {
             true => Some(Err(Closed)),
             false => self.shared.fits(state, len).then_some(Ok(())),
         })
@@ -278,7 +279,7 @@ impl Sender {
     }
 
     /// Waits for something that depends on the reader.
-    async fn until<T>(&self, mut found: impl FnMut(&State) -> Option<T>) -> T {
+    async fn when<T>(&self, mut found: impl FnMut(&State) -> Option<T>) -> T {
         loop {
             // Made before looking, so a reader that takes something in between is not missed.
             let taken = self.shared.taken.notified();
@@ -297,7 +298,7 @@ impl Sender {
 
     /// Returns once nobody reads any more.
     pub async fn closed(&self) {
-        self.until(|state| state.unread.then_some(())).await;
+        self.when(|state| state.unread.then_some(())).await;
     }
 
     /// Bytes that hyper has not taken yet.

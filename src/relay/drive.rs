@@ -41,6 +41,7 @@ use crate::audit::Audit;
 use crate::engine::{Action, Ask, Finish, Input, Limit, Parked, RunId, Show, Turn, fingerprint, parcel};
 use crate::ledger::{Answer, End, Ledger, Owner, Run as LedgerRun};
 use crate::policy::plan::TurnPlan;
+use crate::rare::rare;
 use crate::runs::Runs;
 use crate::store::Store;
 use crate::team::Team;
@@ -121,7 +122,7 @@ pub struct Started {
     pub request_id: String,
     /// The trace it belongs to.
     pub trace: Trace,
-    /// Cancelled when the client is gone.
+    /// Cancelled when the client is gone, also if that is seen only by its answer's body being dropped before its end.
     pub gone: CancellationToken,
     /// Cancelled when the process ends.
     pub shutdown: CancellationToken,
@@ -178,7 +179,7 @@ pub(super) struct Driver {
     answer: Option<Said>,
     /// For the engine's deadline and the sink's comments.
     alarm: Alarm,
-    /// Looked at only when one of them comes, whatever else is heard before.
+    /// Each comes once, if at all.
     ends: FuturesUnordered<Cancelled>,
 }
 
@@ -199,13 +200,17 @@ struct Charging(u32, Pin<Box<dyn Future<Output = Charged> + Send>>);
 impl Driver {
     pub(super) fn new(started: Box<Started>, run: Option<Owner>, sink: Box<Sink>) -> Self {
         let turn = Turn::new(started.plan.clone(), fastrand::u64(..));
-        let client: Cancelled = started.gone.clone().cancelled_owned().map(|()| Outside::Client);
-        let process: Cancelled = started.shutdown.clone().cancelled_owned().map(|()| Outside::Process);
+        let ends = rare(|| -> [Cancelled; 2] {
+            [
+                started.gone.clone().cancelled_owned().map(|()| Outside::Client),
+                started.shutdown.clone().cancelled_owned().map(|()| Outside::Process),
+            ]
+        });
         Self {
             watching: Watching::begin(&started, turn.decision()),
             answer: Said::begin(&started.parts, &started.trace),
             alarm: Alarm::new(started.since + started.plan.rules.limits.turn_timeout.0),
-            ends: [client, process].into_iter().collect(),
+            ends,
             turn_id: super::new_id(),
             turn,
             started,
@@ -243,7 +248,8 @@ impl Driver {
             if let Some(watching) = &mut self.watching {
                 watching.tell(&self.turn, self.audience != Audience::Client);
             }
-            if std::mem::take(&mut self.calls_began) {
+            let calls_began = std::mem::take(&mut self.calls_began);
+            if calls_began && self.sink.has_news() && !self.started.gone.is_cancelled() {
                 // They leave first: who answers them is at work while the client reads.
                 tokio::task::yield_now().await;
             }

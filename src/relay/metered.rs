@@ -22,6 +22,7 @@ use super::answer::Open;
 use super::body::BoxError;
 use super::ending::{self, Ending};
 use super::events::{Events, TooLarge};
+use crate::rare::rare;
 use crate::upstream::{Alarm, Received, is_event_stream};
 use crate::wire::error::ErrorReply;
 use crate::wire::failure::{Failure, FailureKind};
@@ -84,7 +85,7 @@ pub(super) struct Metered {
     left: usize,
     /// A chat's events.
     events: Option<Events>,
-    /// The end of the process; looked at only when it comes.
+    /// The end of the process.
     shutdown: FuturesUnordered<WaitForCancellationFutureOwned>,
     /// Nothing of the upstream's comes any more.
     over: bool,
@@ -104,7 +105,7 @@ impl Metered {
         let limits = passing.turn.as_ref().map(|turn| &turn.limits);
         let left = limits.map_or(usize::MAX, |limits| limits.reply.0);
         let events = limits.filter(|_| kind == Streams::Chat).map(|limits| Events::new(limits.event.0));
-        let shutdown = [passing.shutdown.clone().cancelled_owned()].into_iter().collect();
+        let shutdown = rare(|| [passing.shutdown.clone().cancelled_owned()]);
         let until = next(allowed, deadline);
         let kept = passing.turn.as_ref().and_then(|turn| turn.run.as_ref()).is_some_and(|run| run.keeps());
         let most = if kind == Streams::Chat && !kept { OF_A_CHAT } else { LOOKED_THROUGH };

@@ -231,13 +231,18 @@ impl Sink {
         }
     }
 
+    /// Whether something was written that has not been sent.
+    pub(super) const fn has_news(&self) -> bool {
+        !self.out.is_empty()
+    }
+
     /// Whether the client still has to take what was written before it gets more.
     pub(super) const fn is_full(&self) -> bool {
         self.waiting.is_some()
     }
 
-    /// Waits until there is room for what is waiting, or the client is gone. That a client leaves which waits for
-    /// nothing, or for what is to come, its connection tells.
+    /// Waits until there is room for what is waiting, or the client is gone. Where nothing is waiting it never returns:
+    /// that a client is gone which has taken everything so far, only its connection knows.
     pub(super) async fn wait(&mut self) -> Wait {
         if self.alone {
             return std::future::pending().await;

@@ -3,6 +3,7 @@
 //! ```text
 //! handshake ─▶ serve ──┬─ hyper is done ────────────────▶ end
 //!  TLS, sniff          ├─ client left: gone, a moment ──▶ end
+//!                      ├─ cut ──────────────────────────▶ end
 //!                      ├─ head too slow ────────────────▶ end
 //!                      └─ idle, draining: goodbye ──────▶ (hyper is done, or a moment)
 //! ```
@@ -41,6 +42,7 @@ use super::io::{Leaving, Observed, Observer, Protocol, Socket};
 use super::settings::Settings;
 use super::unreadable::Unreadable;
 use super::{Handler, Peer};
+use crate::rare::rare;
 
 /// After the client left, or was told goodbye: how long hyper may take to end by itself.
 const MOMENT: Duration = Duration::from_millis(50);
@@ -283,19 +285,20 @@ where
 /// What a connection is ended by, beside itself.
 struct Watch {
     activity: Arc<Activity>,
-    /// Looked at only when one of them comes, however often the connection is polled before.
-    outside: FuturesUnordered<Coming>,
+    /// Each comes once, if at all.
+    signals: FuturesUnordered<Boxed>,
     gone: CancellationToken,
     patience: Patience,
 }
 
-type Coming = Pin<Box<dyn Future<Output = Outside> + Send>>;
+/// Returns once, if at all.
+type Boxed = Pin<Box<dyn Future<Output = Signal> + Send>>;
 
-/// What comes once, if at all.
+/// What a connection hears from outside.
 #[derive(Debug, Clone, Copy)]
-enum Outside {
+enum Signal {
     /// The client left.
-    Left,
+    Gone,
     /// What is in flight is the last.
     Draining,
     /// It is over.
@@ -304,16 +307,15 @@ enum Outside {
 
 impl Watch {
     fn new<H>(shared: &Shared<H>, activity: Arc<Activity>, leaving: Leaving, cut: CancellationToken) -> Self {
-        let drain = shared.drain.clone();
-        let left = async move { leaving.closed().await };
-        let draining = async move { drain.reached(Stage::Refusing).await };
-        let outside: [Coming; 3] = [
-            Box::pin(left.map(|()| Outside::Left)),
-            Box::pin(draining.map(|()| Outside::Draining)),
-            Box::pin(cut.cancelled_owned().map(|()| Outside::Cut)),
-        ];
-        let (gone, patience) = (CancellationToken::new(), shared.bounds.patience);
-        Self { activity, outside: outside.into_iter().collect(), gone, patience }
+        let signals = rare(|| -> [Boxed; 3] {
+            let (leaving, drain, cut) = (leaving.clone(), shared.drain.clone(), cut.clone());
+            [
+                Box::pin(async move { leaving.closed().await }.map(|()| Signal::Gone)),
+                Box::pin(async move { drain.reached(Stage::Refusing).await }.map(|()| Signal::Draining)),
+                Box::pin(cut.cancelled_owned().map(|()| Signal::Cut)),
+            ]
+        });
+        Self { activity, signals, gone: CancellationToken::new(), patience: shared.bounds.patience }
     }
 
     async fn drive(mut self, mut connection: Pin<&mut impl Connection>) -> hyper::Result<()> {
@@ -323,13 +325,13 @@ impl Watch {
             tokio::select! {
                 biased;
                 result = looking(&self.activity, connection.as_mut()) => return result,
-                Some(outside) = self.outside.next() => match outside {
-                    Outside::Left => {
+                Some(signal) = self.signals.next() => match signal {
+                    Signal::Gone => {
                         self.gone.cancel();
                         end = Some(Instant::now() + MOMENT);
                     }
-                    Outside::Draining => connection.as_mut().goodbye(),
-                    Outside::Cut => return Ok(()),
+                    Signal::Draining => connection.as_mut().goodbye(),
+                    Signal::Cut => return Ok(()),
                 },
                 cause = expired(&self.activity, self.patience, timer.as_mut()), if end.is_none() => match cause {
                     Expired::Head => return Ok(()),

@@ -85,7 +85,7 @@ impl Drain {
 
     /// Returns once `stage` or a later one is reached.
     pub async fn reached(&self, stage: Stage) {
-        // A token of one's own: those who wait at one token share its lock, whenever they are polled.
+        // A token of one's own: all who wait at one token share its lock.
         let reached = self.0.each[stage as usize].child_token();
         reached.cancelled().await;
     }

@@ -64,7 +64,7 @@ struct Linger {
 ///
 /// The runtime remembers that a socket's reading side was closed, and only that: nothing has to be
 /// read for it, and bytes that were not asked for (a pipelined request) do not hide it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Leaving(Arc<TcpStream>);
 
 impl Leaving {

@@ -254,7 +254,7 @@ impl<H: Handler> Door<H> {
         // Neither is worth losing the connection for.
         let _ = stream.set_nodelay(true);
         let _ = SockRef::from(&stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE));
-        // A token of its own: connections that wait at one token share its lock, whenever they are polled.
+        // A token of its own: all that wait at one token share its lock.
         let (shared, cut) = (Arc::clone(&self.shared), self.cut.child_token());
         let open = Open::new(self.open.clone());
         self.workers.serve(stream, &self.shared.tasks, move |stream| async move {

@@ -157,7 +157,7 @@ pub enum Store {
     Redis(Redis),
 }
 
-/// What asks a shared store is boxed: a request has room for it in its own state only when there is one.
+// What a request asks a shared store is boxed: most need no room for it.
 impl Store {
     /// A store in this process's memory.
     #[must_use]

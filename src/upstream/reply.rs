@@ -389,7 +389,7 @@ impl Coming {
     }
 }
 
-/// Takes what is told next: not much more than a bite, and events as they lie there, if they are no larger.
+/// Takes what is told next: less than two bites, and whole events, if they are no larger than one.
 fn bite(left: &mut Bytes) -> Bytes {
     if left.len() < 2 * BITE {
         return std::mem::take(left);

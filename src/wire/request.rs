@@ -578,6 +578,24 @@ mod tests {
     }
 
     #[test]
+    fn tools_are_added_to_any_list_of_a_clients_own() {
+        let f = r#"{"type":"function","function":{"name":"f"}}"#;
+        let more = [(r#"{"o":1},{"p":2}"#, r#",{"o":1},{"p":2}"#), ("", "")];
+        for (owned, added) in more {
+            let with = |tools: &str| {
+                let out = Outgoing { owned, ..Outgoing::default() };
+                rendered(&format!(r#"{{"model":"m"{tools},"messages":[]}}"#), &out)
+            };
+            let alone = if owned.is_empty() { String::new() } else { format!(r#","tools":[{owned}]"#) };
+            for none in ["", r#","tools":[]"#, r#","tools":[ ]"#] {
+                assert_eq!(with(none).replace(r#","messages":[]"#, ""), format!(r#"{{"model":"m"{alone}}}"#));
+            }
+            let spaced = format!(r#","tools":[ {f} ]"#);
+            assert!(with(&spaced).contains(&format!(r#""tools":[ {f} {added}]"#)), "{}", with(&spaced));
+        }
+    }
+
+    #[test]
     fn a_forcing_choice_becomes_auto_and_a_list_keeps_its_names() {
         let with = |choice: &str| format!(r#"{{"model":"m","messages":[],"tool_choice":{choice}}}"#);
         let auto = Outgoing { choice: Choice::Auto, ..Outgoing::default() };

@@ -71,8 +71,8 @@ impl OwnedTool {
     }
 }
 
-/// Tools fanfold runs, sorted by name; no two have the same. Clones share them, so nearly every request of a team has
-/// the list that the team has.
+/// Tools fanfold runs, sorted by name; of those with the same name, the first. Clones share them, so nearly every
+/// request of a team has the list that the team has.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OwnedTools {
     tools: Arc<[Arc<OwnedTool>]>,
@@ -89,6 +89,7 @@ impl FromIterator<Arc<OwnedTool>> for OwnedTools {
     fn from_iter<I: IntoIterator<Item = Arc<OwnedTool>>>(tools: I) -> Self {
         let mut tools: Vec<_> = tools.into_iter().collect();
         tools.sort_by(|one, other| one.name.cmp(&other.name));
+        tools.dedup_by(|one, other| one.name == other.name);
         let definitions: Vec<&str> = tools.iter().map(|tool| &*tool.definition).collect();
         Self { definitions: definitions.join(",").into(), tools: tools.into() }
     }
@@ -220,7 +221,7 @@ mod tests {
 
     #[test]
     fn tools_are_found_by_name_and_written_in_the_order_of_names() {
-        let tools: OwnedTools = ["b", "a", "c"].map(tool).into_iter().collect();
+        let tools: OwnedTools = ["b", "a", "c", "a"].map(tool).into_iter().collect();
         assert_eq!(tools.definitions(), r#"{"a":1},{"b":1},{"c":1}"#);
         assert_eq!(tools.get("b"), Some(&tool("b")));
         assert_eq!(tools.get("d"), None);

@@ -61,6 +61,34 @@ async fn now_gives_a_moment_for_last_words_and_then_cuts() {
 }
 
 #[tokio::test]
+async fn who_has_not_said_what_it_speaks_does_not_hold_the_process() {
+    let (files, _) = Certificates::new();
+    for (tls, said) in
+        [(None, &b""[..]), (None, b"PRI * HT"), (Some(&files), b""), (Some(&files), b"\x16\x03\x01")]
+    {
+        let mut setup = Setup { tls: tls.map(Certificates::settings), ..Setup::default() };
+        // It is not this that ends them.
+        setup.settings.header_timeout = ms(600_000);
+        let server = Running::start(setup).await;
+        let _silent = server.say(said).await;
+        server.drain.advance(Stage::Now);
+        server.ended().await;
+    }
+}
+
+#[tokio::test]
+async fn a_connection_hears_of_every_stage_and_of_its_clients_leaving() {
+    let mut server = Running::plain().await;
+    let busy = server.say(get("/hang", "")).await;
+    server.hangs().await;
+    server.drain.advance(Stage::Refusing);
+    drop(busy);
+    server.gone().await;
+    server.drain.advance(Stage::Now);
+    server.ended().await;
+}
+
+#[tokio::test]
 async fn a_silent_http2_client_does_not_hold_the_process() {
     let server = Running::plain().await;
     let _silent = server.say(PREFACE).await;
