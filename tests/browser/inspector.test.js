@@ -37,6 +37,12 @@ async function visit(url, options = {}) {
   return { page, close: async () => { assert.deepEqual(wrong, []); await context.close(); } };
 }
 
+/** Selects the newest run, once the list is there: it comes after the page says that it is connected. */
+async function newest(page) {
+  await page.locator('.row').first().waitFor();
+  await page.keyboard.press('j');
+}
+
 async function ask(base, body, key) {
   const headers = { 'content-type': 'application/json', ...(key ? { authorization: `Bearer ${key}` } : {}) };
   const answer = await fetch(`${base}/v1/chat/completions`, { method: 'POST', headers, body: JSON.stringify(body) });
@@ -107,7 +113,7 @@ test('parallel calls overlap inside a bracket', async () => {
 
 test('every tab shows what was said', async () => {
   const { page, close } = await visit(DEMO_ADMIN);
-  await page.keyboard.press('j');
+  await newest(page);
   await page.locator('.badge.ok').waitFor();
   const panel = page.locator('#panel');
   assert.match(await panel.textContent(), /"city": "Paris"[\s\S]*light rain/);
@@ -132,7 +138,7 @@ test('copy as curl gives a command that works and has no secret', async () => {
   await ask(FANFOLD_URL, sent, 'token');
   await script('curl', [text('asked again')]);
   const { page, close } = await visit(FANFOLD_ADMIN);
-  await page.keyboard.press('j');
+  await newest(page);
   await page.locator('.badge.ok').waitFor();
   await page.click('#curl');
   const command = await page.evaluate(() => navigator.clipboard.readText());
@@ -245,7 +251,7 @@ test('it is dark where the system is, and as somebody chose', async () => {
   const { page, close } = await visit(DEMO_ADMIN, { colorScheme: 'dark' });
   const ground = () => page.evaluate(() => getComputedStyle(document.body).backgroundColor);
   assert.equal(await ground(), 'rgb(21, 23, 22)');
-  await page.keyboard.press('j');
+  await newest(page);
   await page.locator('.badge.ok').waitFor();
   await shot(page, 'dark');
   await page.click('#theme');
