@@ -22,35 +22,22 @@ pub(crate) fn rare<F: Future, const N: usize>(make: impl Fn() -> [F; N]) -> Futu
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::task::Wake;
-
+    use futures_test::task::new_count_waker;
     use tokio_util::sync::CancellationToken;
 
     use super::*;
-
-    #[derive(Default)]
-    struct Woken(AtomicUsize);
-
-    impl Wake for Woken {
-        fn wake(self: Arc<Self>) {
-            self.0.fetch_add(1, Ordering::Relaxed);
-        }
-    }
 
     #[test]
     fn waiting_wakes_nobody_and_each_comes_once() {
         let tokens = [CancellationToken::new(), CancellationToken::new()];
         let mut all = rare(|| tokens.clone().map(CancellationToken::cancelled_owned));
-        let woken = Arc::new(Woken::default());
-        let waker = woken.clone().into();
+        let (waker, woken) = new_count_waker();
         let mut poll = || all.poll_next_unpin(&mut Context::from_waker(&waker));
         for (n, token) in tokens.iter().enumerate() {
             assert_eq!(poll(), Poll::Pending);
-            assert_eq!(woken.0.load(Ordering::Relaxed), n);
+            assert_eq!(woken.get(), n);
             token.cancel();
-            assert_eq!(woken.0.load(Ordering::Relaxed), n + 1);
+            assert_eq!(woken.get(), n + 1);
             assert_eq!(poll(), Poll::Ready(Some(())));
         }
         assert_eq!(poll(), Poll::Ready(None));

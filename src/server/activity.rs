@@ -161,19 +161,9 @@ impl Activity {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::task::Wake;
+    use futures_test::task::new_count_waker;
 
     use super::*;
-
-    #[derive(Default)]
-    struct Woken(AtomicUsize);
-
-    impl Wake for Woken {
-        fn wake(self: Arc<Self>) {
-            self.0.fetch_add(1, Ordering::Relaxed);
-        }
-    }
 
     const PATIENCE: Patience = Patience { head: Duration::from_secs(10), idle: Duration::from_secs(120) };
 
@@ -199,8 +189,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_watcher_is_woken_by_an_end_unless_it_looks_anyway() {
-        let (activity, woken) = (Activity::new(), Arc::new(Woken::default()));
-        let waker = woken.clone().into();
+        let (activity, (waker, woken)) = (Activity::new(), new_count_waker());
         let mut sleep = Box::pin(tokio::time::sleep(Duration::ZERO));
         let mut look = || {
             let cx = &mut Context::from_waker(&waker);
@@ -213,7 +202,7 @@ mod tests {
                 activity.looks();
             }
             activity.end();
-            assert_eq!(woken.0.load(Ordering::Relaxed), times, "looks: {looks}");
+            assert_eq!(woken.get(), times, "looks: {looks}");
             look();
         }
     }
