@@ -1,9 +1,9 @@
 //! Threads that serve connections, each with a runtime of its own.
 //!
 //! ```text
-//!                                           ┌─▶ worker: clients ⇄ requests ⇄ upstreams, tools
-//!  listener ─ whoever has the fewest open ──┼─▶ worker: clients ⇄ requests ⇄ upstreams, tools
-//!                                           └─▶ worker: …
+//!            ┌─ accepts ─ worker ─┐                                  ┌─▶ worker: clients ⇄ requests ⇄ upstreams, tools
+//!  listener ─┼─ accepts ─ worker ─┼─ keeps it, or gives it to one ───┼─▶ worker: clients ⇄ requests ⇄ upstreams, tools
+//!            └─          …       ─┘  that has fewer connections      └─▶ worker: …
 //!  everything else: the runtime of the process
 //! ```
 //!
@@ -17,16 +17,21 @@
 
 use std::cell::OnceCell;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, Handle};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::debug;
+
+/// So many workers accept connections: a new one wakes all that do.
+const ENTRANCES: usize = 4;
 
 /// Where connections are served. The default has no threads of its own: whoever accepts a connection serves it.
 #[derive(Debug, Clone, Default)]
@@ -110,7 +115,60 @@ impl Drop for Threads {
 }
 
 impl Workers {
-    /// Serves a connection that was accepted on the runtime of the caller, on the thread with the fewest of them.
+    /// The ways in to a listener: one on each worker, up to [`ENTRANCES`], or one on the runtime of the caller if
+    /// there is no worker. Fails where the system has no descriptor left.
+    pub(crate) fn entrances(&self, socket: TcpListener) -> io::Result<Vec<Entrance>> {
+        if self.0.is_empty() {
+            return Ok(vec![Entrance { socket, workers: self.clone(), at: None }]);
+        }
+        let socket = socket.into_std()?;
+        let entrance = |(at, worker): (usize, &Worker)| {
+            let _its_own = worker.runtime.enter();
+            let socket = TcpListener::from_std(socket.try_clone()?)?;
+            Ok(Entrance { socket, workers: self.clone(), at: Some(at) })
+        };
+        self.0.iter().take(ENTRANCES).enumerate().map(entrance).collect()
+    }
+
+    /// The one with the fewest connections; `here`, if it has no more than that.
+    fn fewest(&self, here: usize) -> usize {
+        let open = |at: usize| self.0[at].open.load(Ordering::Relaxed);
+        (0..self.0.len()).min_by_key(|at| (open(*at), *at != here)).unwrap_or(here)
+    }
+
+    /// Tasks that have not ended, of all of them.
+    #[must_use]
+    pub fn tasks(&self) -> usize {
+        self.0.iter().map(|worker| worker.runtime.metrics().num_alive_tasks()).sum()
+    }
+}
+
+/// A listener on a worker, or on the runtime of the caller. All of them have the same socket; whoever comes first has
+/// the connection.
+#[derive(Debug)]
+pub(crate) struct Entrance {
+    socket: TcpListener,
+    workers: Workers,
+    /// Whose it is.
+    at: Option<usize>,
+}
+
+impl Entrance {
+    /// Does the accepting where this entrance is, as one of `all`.
+    pub(crate) fn attend<F>(self, all: &mut JoinSet<()>, accept: impl FnOnce(Self) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let runtime = self.at.map_or_else(Handle::current, |at| self.workers.0[at].runtime.clone());
+        all.spawn_on(accept(self), &runtime);
+    }
+
+    /// The next connection.
+    pub(crate) async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
+        self.socket.accept().await
+    }
+
+    /// Serves a connection that was accepted here: on this thread, unless another one has fewer.
     pub(crate) fn serve<F>(
         &self,
         stream: TcpStream,
@@ -119,11 +177,20 @@ impl Workers {
     ) where
         F: Future<Output = ()> + Send + 'static,
     {
-        let Some(at) = self.least() else {
+        let Some(here) = self.at else {
             tasks.spawn(serve(stream));
             return;
         };
-        let place = Place::new(self.clone(), at);
+        let at = self.workers.fewest(here);
+        let place = Place::new(self.workers.clone(), at);
+        if at == here {
+            let served = serve(stream);
+            tasks.spawn(async move {
+                let _place = place;
+                served.await;
+            });
+            return;
+        }
         // A socket belongs to the runtime that hears of it.
         let moved = stream.into_std();
         let task = async move {
@@ -133,18 +200,7 @@ impl Workers {
                 Err(error) => debug!(%error, "a connection was lost on its way to a worker"),
             }
         };
-        tasks.spawn_on(task, &self.0[at].runtime);
-    }
-
-    fn least(&self) -> Option<usize> {
-        let open = |at: &usize| self.0[*at].open.load(Ordering::Relaxed);
-        (0..self.0.len()).min_by_key(open)
-    }
-
-    /// Tasks that have not ended, of all of them.
-    #[must_use]
-    pub fn tasks(&self) -> usize {
-        self.0.iter().map(|worker| worker.runtime.metrics().num_alive_tasks()).sum()
+        tasks.spawn_on(task, &self.workers.0[at].runtime);
     }
 }
 
@@ -177,21 +233,43 @@ mod tests {
 
     use super::*;
 
-    /// Connections that answer with the name of the thread that serves them, and end when their client does.
-    async fn connected(workers: &Workers, tasks: &TaskTracker) -> (TcpStream, String) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let (stream, _) = listener.accept().await.unwrap();
-        workers.serve(stream, tasks, |mut stream| async move {
-            let name = std::thread::current().name().unwrap_or_default().to_owned();
-            stream.write_all(format!("{name}\n").as_bytes()).await.unwrap();
-            let _ = stream.read(&mut [0]).await;
-        });
-        let mut name = String::new();
-        while !name.ends_with('\n') {
-            name.push(char::from(client.read_u8().await.unwrap()));
+    /// A way in, and connections through it that answer with the name of the thread that serves them and end when
+    /// their client does.
+    struct Hall {
+        tasks: TaskTracker,
+        address: SocketAddr,
+        accepting: JoinSet<()>,
+    }
+
+    impl Hall {
+        /// With the entrances of these workers, or only the first so many.
+        async fn of(workers: &Workers, entrances: usize) -> Self {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let (tasks, address) = (TaskTracker::new(), listener.local_addr().unwrap());
+            let mut accepting = JoinSet::new();
+            for entrance in workers.entrances(listener).unwrap().into_iter().take(entrances) {
+                let tasks = tasks.clone();
+                entrance.attend(&mut accepting, |entrance| async move {
+                    while let Ok((stream, _)) = entrance.accept().await {
+                        entrance.serve(stream, &tasks, |mut stream| async move {
+                            let name = std::thread::current().name().unwrap_or_default().to_owned();
+                            stream.write_all(format!("{name}\n").as_bytes()).await.unwrap();
+                            let _ = stream.read(&mut [0]).await;
+                        });
+                    }
+                });
+            }
+            Self { tasks, address, accepting }
         }
-        (client, name.trim_end().to_owned())
+
+        async fn enter(&self) -> (TcpStream, String) {
+            let mut client = TcpStream::connect(self.address).await.unwrap();
+            let mut name = String::new();
+            while !name.ends_with('\n') {
+                name.push(char::from(client.read_u8().await.unwrap()));
+            }
+            (client, name.trim_end().to_owned())
+        }
     }
 
     async fn ended(workers: &Workers, left: usize) {
@@ -206,27 +284,45 @@ mod tests {
 
     #[tokio::test]
     async fn each_connection_goes_to_the_worker_that_has_the_fewest() {
-        let (threads, tasks) = (Threads::start(3, &Handle::current()).unwrap(), TaskTracker::new());
-        let workers = threads.workers();
-        let mut clients: BTreeMap<String, Vec<TcpStream>> = BTreeMap::new();
-        for _ in 0..9 {
-            let (client, name) = connected(workers, &tasks).await;
-            clients.entry(name).or_default().push(client);
+        for entrances in [1, 3] {
+            let threads = Threads::start(3, &Handle::current()).unwrap();
+            let workers = threads.workers();
+            let mut hall = Hall::of(workers, entrances).await;
+            let mut clients: BTreeMap<String, Vec<TcpStream>> = BTreeMap::new();
+            for _ in 0..9 {
+                let (client, name) = hall.enter().await;
+                clients.entry(name).or_default().push(client);
+            }
+            let each: Vec<_> = clients.iter().map(|(name, clients)| (name.as_str(), clients.len())).collect();
+            assert_eq!(each, [("worker-0", 3), ("worker-1", 3), ("worker-2", 3)]);
+            // Two of one worker leave: the next two take their places.
+            clients.get_mut("worker-1").unwrap().truncate(1);
+            ended(workers, 7 + entrances).await;
+            for _ in 0..2 {
+                let (client, name) = hall.enter().await;
+                assert_eq!(name, "worker-1");
+                clients.get_mut("worker-1").unwrap().push(client);
+            }
+            drop(clients);
+            ended(workers, entrances).await;
+            hall.accepting.shutdown().await;
+            ended(workers, 0).await;
+            TcpStream::connect(hall.address).await.unwrap_err();
+            hall.tasks.close();
+            hall.tasks.wait().await;
         }
-        let each: Vec<_> = clients.iter().map(|(name, clients)| (name.as_str(), clients.len())).collect();
-        assert_eq!(each, [("worker-0", 3), ("worker-1", 3), ("worker-2", 3)]);
-        // Two of one worker leave: the next two take their places.
-        clients.get_mut("worker-1").unwrap().truncate(1);
-        ended(workers, 7).await;
-        for _ in 0..2 {
-            let (client, name) = connected(workers, &tasks).await;
-            assert_eq!(name, "worker-1");
-            clients.get_mut("worker-1").unwrap().push(client);
+    }
+
+    #[tokio::test]
+    async fn a_connection_stays_where_it_was_accepted_if_no_other_worker_has_fewer() {
+        let threads = Threads::start(3, &Handle::current()).unwrap();
+        let hall = Hall::of(threads.workers(), 1).await;
+        for _ in 0..20 {
+            let (client, name) = hall.enter().await;
+            assert_eq!(name, "worker-0");
+            drop(client);
+            ended(threads.workers(), 1).await;
         }
-        drop(clients);
-        ended(workers, 0).await;
-        tasks.close();
-        tasks.wait().await;
     }
 
     #[tokio::test]
@@ -242,19 +338,20 @@ mod tests {
 
     #[tokio::test]
     async fn without_threads_a_connection_is_served_where_it_was_accepted() {
-        let tasks = TaskTracker::new();
-        let (_client, name) = connected(&Workers::default(), &tasks).await;
+        let hall = Hall::of(&Workers::default(), 1).await;
+        let (_client, name) = hall.enter().await;
         assert_eq!(Some(name.as_str()), std::thread::current().name());
         assert_eq!(Workers::default().tasks(), 0);
     }
 
     #[tokio::test]
     async fn the_end_of_the_threads_is_the_end_of_what_runs_on_them() {
-        let (threads, tasks) = (Threads::start(0, &Handle::current()).unwrap(), TaskTracker::new());
-        let (mut client, name) = connected(threads.workers(), &tasks).await;
+        let threads = Threads::start(0, &Handle::current()).unwrap();
+        let hall = Hall::of(threads.workers(), 1).await;
+        let (mut client, name) = hall.enter().await;
         assert_eq!(name, "worker-0");
         drop(threads);
         assert_eq!(client.read(&mut [0]).await.unwrap(), 0);
-        assert!(tasks.is_empty());
+        assert!(hall.tasks.is_empty());
     }
 }

@@ -16,6 +16,7 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpSocket, TcpStream, lookup_host};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
 use tokio::time;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -29,7 +30,7 @@ use super::io::Socket;
 use super::settings::{Settings, Tls};
 use super::tls::Certificate;
 pub use super::tls::TlsError;
-use crate::workers::Workers;
+use crate::workers::{Entrance, Workers};
 
 /// Connections the kernel holds for us.
 const BACKLOG: u32 = 1024;
@@ -123,7 +124,7 @@ impl std::error::Error for BindError {}
 /// A bound listener that does not accept yet.
 #[derive(Debug)]
 pub struct Listener {
-    socket: TcpListener,
+    entrances: Vec<Entrance>,
     address: SocketAddr,
     options: Options,
     tls: Option<Arc<ServerConfig>>,
@@ -141,8 +142,9 @@ impl Listener {
         };
         let wrong = || BindError::Address { setting, text: address.to_owned() };
         let found = lookup_host(address).await.map_err(|_| wrong())?.next().ok_or_else(wrong)?;
-        let bound = open(found, &options.settings).and_then(|socket| Ok((socket.local_addr()?, socket)));
-        let (address, socket) = bound.map_err(|error| {
+        let bound = open(found, &options.settings)
+            .and_then(|socket| Ok((socket.local_addr()?, options.workers.entrances(socket)?)));
+        let (address, entrances) = bound.map_err(|error| {
             if error.kind() == io::ErrorKind::AddrInUse {
                 BindError::Taken { setting, address: found }
             } else if error.kind() == io::ErrorKind::PermissionDenied {
@@ -151,7 +153,7 @@ impl Listener {
                 BindError::System { setting, address: found, error }
             }
         })?;
-        Ok(Self { socket, address, options, tls, certificate })
+        Ok(Self { entrances, address, options, tls, certificate })
     }
 
     /// The address that was bound.
@@ -181,11 +183,10 @@ impl Listener {
                 }
             });
         }
-        let door = Door {
+        let door = Arc::new(Door {
             room: Arc::new(Semaphore::new(self.options.connections.min(Semaphore::MAX_PERMITS))),
             refusing: Arc::new(Semaphore::new(REFUSING)),
             open: self.options.open,
-            workers: self.options.workers,
             cut: cut.clone(),
             shared: Arc::new(Shared {
                 handler,
@@ -194,11 +195,14 @@ impl Listener {
                 drain: drain.clone(),
                 tasks: tasks.clone(),
             }),
-        };
-        tokio::select! {
-            () = door.accept(self.socket) => {}
-            () = drain.reached(Stage::Refusing) => {}
+        });
+        let mut accepting = JoinSet::new();
+        for entrance in self.entrances {
+            entrance.attend(&mut accepting, |entrance| Arc::clone(&door).accept(entrance));
         }
+        drain.reached(Stage::Refusing).await;
+        // With the last of them the address is given up.
+        accepting.shutdown().await;
         tasks.close();
         tokio::select! {
             () = tasks.wait() => return,
@@ -224,20 +228,19 @@ struct Door<H> {
     room: Arc<Semaphore>,
     refusing: Arc<Semaphore>,
     open: Gauge,
-    workers: Workers,
     cut: CancellationToken,
     shared: Arc<Shared<H>>,
 }
 
 impl<H: Handler> Door<H> {
-    async fn accept(&self, socket: TcpListener) {
+    async fn accept(self: Arc<Self>, entrance: Entrance) {
         let mut trouble = Trouble::default();
         loop {
-            match socket.accept().await {
+            match entrance.accept().await {
                 Ok((stream, address)) => {
                     trouble = Trouble::default();
                     match Arc::clone(&self.room).try_acquire_owned() {
-                        Ok(place) => self.serve(stream, address, place),
+                        Ok(place) => self.serve(&entrance, stream, address, place),
                         Err(_) => self.refuse(stream, address),
                     }
                 }
@@ -250,14 +253,20 @@ impl<H: Handler> Door<H> {
         }
     }
 
-    fn serve(&self, stream: TcpStream, address: SocketAddr, place: OwnedSemaphorePermit) {
+    fn serve(
+        &self,
+        entrance: &Entrance,
+        stream: TcpStream,
+        address: SocketAddr,
+        place: OwnedSemaphorePermit,
+    ) {
         // Neither is worth losing the connection for.
         let _ = stream.set_nodelay(true);
         let _ = SockRef::from(&stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE));
         // A token of its own: all that wait at one token share its lock.
         let (shared, cut) = (Arc::clone(&self.shared), self.cut.child_token());
         let open = Open::new(self.open.clone());
-        self.workers.serve(stream, &self.shared.tasks, move |stream| async move {
+        entrance.serve(stream, &self.shared.tasks, move |stream| async move {
             let _held = (place, open);
             // A connection is large and long-lived: it sits in one box, not in nested futures.
             Box::pin(connection::run(shared, stream, address, cut)).await;
