@@ -20,6 +20,7 @@
 //! and no task is spawned to put a connection back: that was a tenth of the cost of a request.
 
 mod deaf;
+mod sips;
 
 use std::error::Error;
 use std::fmt;
@@ -46,6 +47,7 @@ use tokio::time::Instant;
 use tower_service::Service;
 
 use self::deaf::Deaf;
+use self::sips::Sips;
 
 /// How long a connection has not been used, and a runtime has not borrowed, before it borrows one.
 const RESTED: Duration = Duration::from_millis(100);
@@ -214,7 +216,7 @@ impl<C: Connect> Pool<C> {
     async fn connect(&self) -> Result<SendRequest<Body>, SendError<C::Error>> {
         let mut connector = self.connector.clone();
         let stream = connector.call(self.place.clone()).await.map_err(SendError::Connect)?;
-        let made = Builder::new().max_buf_size(self.head).handshake(Deaf::new(stream)).await;
+        let made = Builder::new().max_buf_size(self.head).handshake(Deaf::new(Sips::new(stream))).await;
         let (sender, connection) = made.map_err(|error| SendError::Exchange { error, reused: false })?;
         // It ends when its sender is dropped or its server closes it. How it ended, the request hears.
         TokioExecutor::new().execute(connection.map(|_ended| ()));

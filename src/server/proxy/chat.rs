@@ -162,7 +162,7 @@ impl Proxy {
                 let server = &asked.snapshot.server;
                 let client = Client {
                     headers: asked.headers.clone(),
-                    buffer: server.write_buffer.0 / 4,
+                    buffer: server.write_buffer.0 / 8,
                     keep_alive: server.keep_alive.0,
                 };
                 let gauge = Counted::new(asked.snapshot.parts.telemetry.turns_in_flight.clone());
