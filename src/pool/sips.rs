@@ -68,7 +68,7 @@ impl<S: Read + Write + Unpin> Write for Sips<S> {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::AsyncWriteExt;
+    use tokio::io::{AsyncWrite as _, AsyncWriteExt};
 
     use super::*;
 
