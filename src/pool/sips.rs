@@ -1,8 +1,8 @@
-//! Reads little at a time.
+//! Reads little at a time of what is long.
 //!
 //! hyper makes room for as much as a connection has to say, up to the longest head it may have, and what was read
-//! keeps that room. An answer that is read as fast as it comes needs none of it; one whose reader is slow would hold
-//! several times what waits for him.
+//! keeps that room. An answer that is read as fast as it comes needs none of it; a long one whose reader is slow would
+//! hold several times what waits for him.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -12,20 +12,29 @@ use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, Take};
 
-/// Bytes. hyper doubles its room whenever a read fills it: it stays at a power of two above this.
-pub(super) const SIP: u64 = 16 * 1024 - 1;
+/// Bytes after a request that are read as they come: what arrives together goes on together.
+const FREELY: u64 = 128 * 1024;
+/// Bytes of a read from then on. hyper doubles its room whenever a read fills it, and halves it after two that fill
+/// less than half: it stays at the power of two above this.
+const SIP: u64 = 16 * 1024 - 1;
 
-/// Reads at most [`SIP`] bytes at a time.
+/// Reads at most [`SIP`] bytes at a time, but for the first [`FREELY`] after something was written.
 #[derive(Debug)]
 pub(super) struct Sips<S>(TokioIo<Take<TokioIo<S>>>);
 
 impl<S: Read + Write + Unpin> Sips<S> {
     pub(super) fn new(stream: S) -> Self {
-        Self(TokioIo::new(TokioIo::new(stream).take(SIP)))
+        Self(TokioIo::new(TokioIo::new(stream).take(FREELY)))
     }
 
     fn stream(&mut self) -> Pin<&mut S> {
         Pin::new(self.0.inner_mut().get_mut().inner_mut())
+    }
+
+    /// The stream, before a request is written to it.
+    fn asked(&mut self) -> Pin<&mut S> {
+        self.0.inner_mut().set_limit(FREELY);
+        self.stream()
     }
 }
 
@@ -35,14 +44,18 @@ impl<S: Read + Write + Unpin> Read for Sips<S> {
         cx: &mut Context<'_>,
         into: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
-        self.0.inner_mut().set_limit(SIP);
+        let bounded = self.0.inner_mut();
+        // At its end it would say that the connection has ended.
+        if bounded.limit() == 0 {
+            bounded.set_limit(SIP);
+        }
         Pin::new(&mut self.0).poll_read(cx, into)
     }
 }
 
 impl<S: Read + Write + Unpin> Write for Sips<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.stream().poll_write(cx, bytes)
+        self.asked().poll_write(cx, bytes)
     }
 
     fn poll_write_vectored(
@@ -50,7 +63,7 @@ impl<S: Read + Write + Unpin> Write for Sips<S> {
         cx: &mut Context<'_>,
         pieces: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.stream().poll_write_vectored(cx, pieces)
+        self.asked().poll_write_vectored(cx, pieces)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -73,22 +86,27 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_read_takes_a_sip_and_all_is_read_in_the_end() {
+    async fn what_is_long_is_taken_in_sips_after_each_request_and_read_to_its_end() {
         let (mut other, here) = tokio::io::duplex(1024 * 1024);
-        let said: Vec<u8> = (0..100_000_u32).map(|n| n.to_le_bytes()[0]).collect();
         let mut sips = TokioIo::new(Sips::new(TokioIo::new(here)));
-        other.write_all(&said).await.unwrap();
-        drop(other);
-        let (mut heard, mut into) = (Vec::new(), vec![0; said.len()]);
-        loop {
-            let read = sips.read(&mut into).await.unwrap();
-            assert!(read as u64 <= SIP);
-            if read == 0 {
-                break;
+        let said: Vec<u8> = (0..300_000_u32).map(|n| n.to_le_bytes()[0]).collect();
+        let mut into = vec![0; said.len()];
+        for _ in 0..2 {
+            sips.write_all(b"?").await.unwrap();
+            other.write_all(&said).await.unwrap();
+            let (mut heard, mut reads) = (Vec::new(), Vec::new());
+            while heard.len() < said.len() {
+                let read = sips.read(&mut into).await.unwrap();
+                assert_ne!(read, 0);
+                heard.extend_from_slice(&into[..read]);
+                reads.push(read as u64);
             }
-            heard.extend_from_slice(&into[..read]);
+            assert!(heard == said);
+            assert_eq!(reads[0], FREELY);
+            assert!(reads.len() > 2 && reads[1..].iter().all(|read| *read <= SIP), "{reads:?}");
         }
-        assert_eq!(heard, said);
+        drop(other);
+        assert_eq!(sips.read(&mut into).await.unwrap(), 0);
     }
 
     #[tokio::test]
