@@ -11,6 +11,7 @@ import os
 import pathlib
 import socket
 import subprocess
+import sys
 import threading
 import time
 import urllib.request
@@ -19,15 +20,13 @@ import pytest
 import rotel
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "support"))
+from ports import free_port  # noqa: E402
+
 FANFOLD = pathlib.Path(os.environ["FANFOLD_BIN"]).resolve()
 LAB = pathlib.Path(os.environ["LAB_BIN"]).resolve()
 ROTEL = pathlib.Path(rotel.__file__).parent / "rotel-agent"
 PATIENCE = 20
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
 
 
 def until(what, why):

@@ -17,23 +17,21 @@ import asyncio
 import collections
 import json
 import os
+import pathlib
 import random
-import socket
 import sys
 import tempfile
 import time
 
 import openai
 
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "support"))
+from ports import free_port  # noqa: E402
+
 STAGES = {"link": 800, "upstream": 600, "killed": 600}
 AT_ONCE = 40
 SEED = int(os.environ.get("SEED", time.time_ns() % 1_000_000_000))
 CHANCE = random.Random(SEED)
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
 
 
 async def read_request(reader):
