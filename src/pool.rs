@@ -183,6 +183,9 @@ impl<C: Connect> Pool<C> {
 
     /// A free connection of this runtime, or a borrowed one.
     fn take(&self) -> Option<(Arc<Home>, SendRequest<Body>)> {
+        if self.keep == Keep::Never {
+            return None;
+        }
         let here = Handle::current().id();
         let homes = self.homes.load();
         let own = homes.iter().find(|home| home.runtime == here);
