@@ -47,7 +47,7 @@ use tokio::time::Instant;
 use tower_service::Service;
 
 use self::deaf::Deaf;
-use self::sips::Sips;
+use self::sips::{All, Sips};
 
 /// How long a connection has not been used, and a runtime has not borrowed, before it borrows one.
 const RESTED: Duration = Duration::from_millis(100);
@@ -87,6 +87,8 @@ pub enum SendError<E> {
 pub struct Pool<C> {
     /// One for each runtime that has sent requests.
     homes: Arc<ArcSwap<Vec<Arc<Home>>>>,
+    /// Counts the connections.
+    all: All,
     keep: Keep,
     connector: C,
     place: Uri,
@@ -142,7 +144,7 @@ impl<C> fmt::Debug for Pool<C> {
 impl<C: Connect> Pool<C> {
     /// Connections to the scheme, host and port of `place`. The head of an answer has at most `head` bytes.
     pub fn new(connector: C, place: Uri, keep: Keep, head: usize) -> Self {
-        Self { homes: Arc::default(), keep, connector, place, head, rested: RESTED }
+        Self { homes: Arc::default(), all: All::default(), keep, connector, place, head, rested: RESTED }
     }
 
     /// Sends a request, whose URI is only a path, and gives the head of its answer. `begins` hears when there is
@@ -219,7 +221,8 @@ impl<C: Connect> Pool<C> {
     async fn connect(&self) -> Result<SendRequest<Body>, SendError<C::Error>> {
         let mut connector = self.connector.clone();
         let stream = connector.call(self.place.clone()).await.map_err(SendError::Connect)?;
-        let made = Builder::new().max_buf_size(self.head).handshake(Deaf::new(Sips::new(stream))).await;
+        let made =
+            Builder::new().max_buf_size(self.head).handshake(Deaf::new(Sips::new(stream, &self.all))).await;
         let (sender, connection) = made.map_err(|error| SendError::Exchange { error, reused: false })?;
         // It ends when its sender is dropped or its server closes it. How it ended, the request hears.
         TokioExecutor::new().execute(connection.map(|_ended| ()));

@@ -1,40 +1,41 @@
-//! Reads little at a time of what is long.
+//! Reads little at a time where many read.
 //!
 //! hyper makes room for as much as a connection has to say, up to the longest head it may have, and what was read
-//! keeps that room. An answer that is read as fast as it comes needs none of it; a long one whose reader is slow would
-//! hold several times what waits for him.
+//! keeps that room. An answer that is read as fast as it comes needs none of it; one whose reader is slow would hold
+//! several times what waits for him. That is little for one connection, and much for a thousand.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, Take};
 
-/// Bytes after a request that are read as they come: what arrives together goes on together.
-const FREELY: u64 = 128 * 1024;
-/// Bytes of a read from then on. hyper doubles its room whenever a read fills it, and halves it after two that fill
-/// less than half: it stays at the power of two above this.
+/// So many connections may read as much as they like.
+const FEW: usize = 128;
+/// The bytes of a read if there are more. hyper doubles its room whenever a read fills it: it stays at the power of two
+/// above this.
 const SIP: u64 = 16 * 1024 - 1;
 
-/// Reads at most [`SIP`] bytes at a time, but for the first [`FREELY`] after something was written.
+/// All connections of a pool, one clone for each.
+pub(super) type All = Arc<()>;
+
+/// Reads at most [`SIP`] bytes at a time while there are more than [`FEW`] of its kind.
 #[derive(Debug)]
-pub(super) struct Sips<S>(TokioIo<Take<TokioIo<S>>>);
+pub(super) struct Sips<S> {
+    stream: TokioIo<Take<TokioIo<S>>>,
+    all: All,
+}
 
 impl<S: Read + Write + Unpin> Sips<S> {
-    pub(super) fn new(stream: S) -> Self {
-        Self(TokioIo::new(TokioIo::new(stream).take(FREELY)))
+    pub(super) fn new(stream: S, all: &All) -> Self {
+        Self { stream: TokioIo::new(TokioIo::new(stream).take(SIP)), all: Arc::clone(all) }
     }
 
     fn stream(&mut self) -> Pin<&mut S> {
-        Pin::new(self.0.inner_mut().get_mut().inner_mut())
-    }
-
-    /// The stream, before a request is written to it.
-    fn asked(&mut self) -> Pin<&mut S> {
-        self.0.inner_mut().set_limit(FREELY);
-        self.stream()
+        Pin::new(self.stream.inner_mut().get_mut().inner_mut())
     }
 }
 
@@ -44,18 +45,16 @@ impl<S: Read + Write + Unpin> Read for Sips<S> {
         cx: &mut Context<'_>,
         into: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
-        let bounded = self.0.inner_mut();
-        // At its end it would say that the connection has ended.
-        if bounded.limit() == 0 {
-            bounded.set_limit(SIP);
-        }
-        Pin::new(&mut self.0).poll_read(cx, into)
+        // One is the pool's own.
+        let many = Arc::strong_count(&self.all) > FEW + 1;
+        self.stream.inner_mut().set_limit(if many { SIP } else { u64::MAX });
+        Pin::new(&mut self.stream).poll_read(cx, into)
     }
 }
 
 impl<S: Read + Write + Unpin> Write for Sips<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.asked().poll_write(cx, bytes)
+        self.stream().poll_write(cx, bytes)
     }
 
     fn poll_write_vectored(
@@ -63,11 +62,11 @@ impl<S: Read + Write + Unpin> Write for Sips<S> {
         cx: &mut Context<'_>,
         pieces: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.asked().poll_write_vectored(cx, pieces)
+        self.stream().poll_write_vectored(cx, pieces)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.0.inner().get_ref().inner().is_write_vectored()
+        self.stream.inner().get_ref().inner().is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -86,24 +85,24 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_is_long_is_taken_in_sips_after_each_request_and_read_to_its_end() {
+    async fn with_many_a_read_takes_a_sip_and_all_is_read_in_the_end() {
+        let all = All::default();
         let (mut other, here) = tokio::io::duplex(1024 * 1024);
-        let mut sips = TokioIo::new(Sips::new(TokioIo::new(here)));
-        let said: Vec<u8> = (0..300_000_u32).map(|n| n.to_le_bytes()[0]).collect();
+        let mut sips = TokioIo::new(Sips::new(TokioIo::new(here), &all));
+        let said: Vec<u8> = (0..100_000_u32).map(|n| n.to_le_bytes()[0]).collect();
         let mut into = vec![0; said.len()];
-        for _ in 0..2 {
-            sips.write_all(b"?").await.unwrap();
+        let mut others: Vec<All> = vec![all.clone(); FEW];
+        for many in [true, false] {
             other.write_all(&said).await.unwrap();
-            let (mut heard, mut reads) = (Vec::new(), Vec::new());
+            let mut heard = Vec::new();
             while heard.len() < said.len() {
                 let read = sips.read(&mut into).await.unwrap();
-                assert_ne!(read, 0);
+                let most = if many { SIP } else { said.len() as u64 };
+                assert!(read > 0 && (heard.len() + read == said.len() || read as u64 == most));
                 heard.extend_from_slice(&into[..read]);
-                reads.push(read as u64);
             }
             assert!(heard == said);
-            assert_eq!(reads[0], FREELY);
-            assert!(reads.len() > 2 && reads[1..].iter().all(|read| *read <= SIP), "{reads:?}");
+            others.pop();
         }
         drop(other);
         assert_eq!(sips.read(&mut into).await.unwrap(), 0);
@@ -112,7 +111,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_written_arrives() {
         let (mut other, here) = tokio::io::duplex(1024);
-        let mut sips = TokioIo::new(Sips::new(TokioIo::new(here)));
+        let mut sips = TokioIo::new(Sips::new(TokioIo::new(here), &All::default()));
         assert!(sips.is_write_vectored());
         assert_eq!(sips.write_vectored(&[IoSlice::new(b"a"), IoSlice::new(b"b")]).await.unwrap(), 2);
         sips.write_all(b"c").await.unwrap();
