@@ -87,8 +87,8 @@ pub enum SendError<E> {
 pub struct Pool<C> {
     /// One for each runtime that has sent requests.
     homes: Arc<ArcSwap<Vec<Arc<Home>>>>,
-    /// Counts the connections.
-    all: All,
+    /// Counts the connections. The outer one is for clones of the pool, which count as one.
+    all: Arc<All>,
     keep: Keep,
     connector: C,
     place: Uri,
@@ -144,7 +144,7 @@ impl<C> fmt::Debug for Pool<C> {
 impl<C: Connect> Pool<C> {
     /// Connections to the scheme, host and port of `place`. The head of an answer has at most `head` bytes.
     pub fn new(connector: C, place: Uri, keep: Keep, head: usize) -> Self {
-        Self { homes: Arc::default(), all: All::default(), keep, connector, place, head, rested: RESTED }
+        Self { homes: Arc::default(), all: Arc::default(), keep, connector, place, head, rested: RESTED }
     }
 
     /// Sends a request, whose URI is only a path, and gives the head of its answer. `begins` hears when there is
@@ -464,6 +464,20 @@ mod tests {
 
     async fn read(answer: Response<Received>) -> Bytes {
         answer.into_body().collect().await.unwrap().to_bytes()
+    }
+
+    #[tokio::test]
+    async fn clones_of_a_pool_are_not_taken_for_connections() {
+        let (pool, _) = server(Keep::Never, answers).await;
+        let clones = vec![pool.clone(); 200];
+        let counted = || Arc::strong_count(&*pool.all) - 1;
+        assert_eq!(counted(), 0);
+        let answer = asked(&clones[7]).await;
+        assert_eq!(counted(), 1);
+        read(answer).await;
+        while counted() > 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
     }
 
     #[tokio::test]

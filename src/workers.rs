@@ -242,12 +242,12 @@ mod tests {
     }
 
     impl Hall {
-        /// With the entrances of these workers, or only the first so many.
-        async fn of(workers: &Workers, entrances: usize) -> Self {
+        /// With some of the entrances of these workers.
+        async fn of(workers: &Workers, which: std::ops::Range<usize>) -> Self {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let (tasks, address) = (TaskTracker::new(), listener.local_addr().unwrap());
             let mut accepting = JoinSet::new();
-            for entrance in workers.entrances(listener).unwrap().into_iter().take(entrances) {
+            for entrance in workers.entrances(listener).unwrap().drain(which) {
                 let tasks = tasks.clone();
                 entrance.attend(&mut accepting, |entrance| async move {
                     while let Ok((stream, _)) = entrance.accept().await {
@@ -287,7 +287,7 @@ mod tests {
         for entrances in [1, 3] {
             let threads = Threads::start(3, &Handle::current()).unwrap();
             let workers = threads.workers();
-            let mut hall = Hall::of(workers, entrances).await;
+            let mut hall = Hall::of(workers, 0..entrances).await;
             let mut clients: BTreeMap<String, Vec<TcpStream>> = BTreeMap::new();
             for _ in 0..9 {
                 let (client, name) = hall.enter().await;
@@ -316,10 +316,10 @@ mod tests {
     #[tokio::test]
     async fn a_connection_stays_where_it_was_accepted_if_no_other_worker_has_fewer() {
         let threads = Threads::start(3, &Handle::current()).unwrap();
-        let hall = Hall::of(threads.workers(), 1).await;
+        let hall = Hall::of(threads.workers(), 1..2).await;
         for _ in 0..20 {
             let (client, name) = hall.enter().await;
-            assert_eq!(name, "worker-0");
+            assert_eq!(name, "worker-1");
             drop(client);
             ended(threads.workers(), 1).await;
         }
@@ -338,7 +338,7 @@ mod tests {
 
     #[tokio::test]
     async fn without_threads_a_connection_is_served_where_it_was_accepted() {
-        let hall = Hall::of(&Workers::default(), 1).await;
+        let hall = Hall::of(&Workers::default(), 0..1).await;
         let (_client, name) = hall.enter().await;
         assert_eq!(Some(name.as_str()), std::thread::current().name());
         assert_eq!(Workers::default().tasks(), 0);
@@ -347,7 +347,7 @@ mod tests {
     #[tokio::test]
     async fn the_end_of_the_threads_is_the_end_of_what_runs_on_them() {
         let threads = Threads::start(0, &Handle::current()).unwrap();
-        let hall = Hall::of(threads.workers(), 1).await;
+        let hall = Hall::of(threads.workers(), 0..1).await;
         let (mut client, name) = hall.enter().await;
         assert_eq!(name, "worker-0");
         drop(threads);

@@ -19,7 +19,7 @@ const FEW: usize = 128;
 /// above this.
 const SIP: u64 = 16 * 1024 - 1;
 
-/// All connections of a pool, one clone for each.
+/// All connections of a pool, and the pool with all its clones, which are one: a clone for each.
 pub(super) type All = Arc<()>;
 
 /// Reads at most [`SIP`] bytes at a time while there are more than [`FEW`] of its kind.

@@ -1,12 +1,12 @@
-//! A bound address, and the loop that accepts from it until the drain.
+//! A bound address, and the loops that accept from it until the drain.
 //!
-//! Trouble with one connection, and with accepting itself, never ends the loop. Connections beyond
+//! Trouble with one connection, and with accepting itself, never ends a loop. Connections beyond
 //! the bound get a short 503 (plain) or a close (TLS).
 
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use http::StatusCode;
@@ -166,7 +166,7 @@ impl Listener {
     ///
     /// At [`Stage::Refusing`] the address is given up and each connection ends after what it has in
     /// flight. Returns when the last one ended, at the latest a second after [`Stage::Now`], when
-    /// the rest is cut. Dropping the future cuts everything at once.
+    /// the rest is cut. Dropping the future cuts everything at once, and the address is given up soon.
     pub async fn serve<H: Handler>(self, handler: Arc<H>, drain: Drain) {
         let tasks = TaskTracker::new();
         let cut = CancellationToken::new();
@@ -188,6 +188,7 @@ impl Listener {
             refusing: Arc::new(Semaphore::new(REFUSING)),
             open: self.options.open,
             cut: cut.clone(),
+            trouble: Mutex::default(),
             shared: Arc::new(Shared {
                 handler,
                 bounds: Bounds::new(&self.options.settings),
@@ -201,16 +202,19 @@ impl Listener {
             entrance.attend(&mut accepting, |entrance| Arc::clone(&door).accept(entrance));
         }
         drain.reached(Stage::Refusing).await;
-        // With the last of them the address is given up.
-        accepting.shutdown().await;
-        tasks.close();
+        let mut over = std::pin::pin!(async {
+            // With the last of them the address is given up.
+            accepting.shutdown().await;
+            tasks.close();
+            tasks.wait().await;
+        });
         tokio::select! {
-            () = tasks.wait() => return,
+            () = &mut over => return,
             () = async { drain.reached(Stage::Now).await; time::sleep(LAST_WORDS).await } => {}
         }
         debug!(connections = tasks.len(), "the drain ran out; what is left is cut");
         cut.cancel();
-        tasks.wait().await;
+        over.await;
     }
 }
 
@@ -229,28 +233,37 @@ struct Door<H> {
     refusing: Arc<Semaphore>,
     open: Gauge,
     cut: CancellationToken,
+    /// Of all who accept: what one lacks, all do.
+    trouble: Mutex<Trouble>,
     shared: Arc<Shared<H>>,
 }
 
 impl<H: Handler> Door<H> {
     async fn accept(self: Arc<Self>, entrance: Entrance) {
-        let mut trouble = Trouble::default();
+        let mut troubled = false;
         loop {
             match entrance.accept().await {
                 Ok((stream, address)) => {
-                    trouble = Trouble::default();
+                    if std::mem::take(&mut troubled) {
+                        *self.trouble() = Trouble::default();
+                    }
                     match Arc::clone(&self.room).try_acquire_owned() {
                         Ok(place) => self.serve(&entrance, stream, address, place),
                         Err(_) => self.refuse(stream, address),
                     }
                 }
                 Err(error) => {
-                    let Some(pause) = trouble.after(&error) else { continue };
+                    let Some(pause) = self.trouble().after(&error) else { continue };
+                    troubled = true;
                     warn!(%error, "cannot accept connections; trying again in {pause:?}");
                     time::sleep(pause).await;
                 }
             }
         }
+    }
+
+    fn trouble(&self) -> MutexGuard<'_, Trouble> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn serve(

@@ -110,12 +110,20 @@ pub(crate) struct Setup {
     pub(crate) connections: usize,
     pub(crate) bounds: Bounds,
     pub(crate) open: Gauge,
+    pub(crate) workers: Workers,
 }
 
 impl Default for Setup {
     fn default() -> Self {
         let bounds = Bounds { limit: 100_000, deadline: SOON * 3, rate: 0 };
-        Self { settings: Settings::default(), tls: None, connections: 1000, bounds, open: Gauge::noop() }
+        Self {
+            settings: Settings::default(),
+            tls: None,
+            connections: 1000,
+            bounds,
+            open: Gauge::noop(),
+            workers: Workers::default(),
+        }
     }
 }
 
@@ -146,7 +154,7 @@ impl Running {
             tls: setup.tls,
             connections: setup.connections,
             open: setup.open,
-            workers: Workers::default(),
+            workers: setup.workers,
         };
         let listener = Listener::bind("127.0.0.1:0", options).await.unwrap();
         let (address, drain, serving) = (listener.local_addr(), Drain::new(), TaskTracker::new());

@@ -1,6 +1,7 @@
 //! What there is only so much of.
 
 use super::*;
+use crate::workers::{Threads, Workers};
 
 #[tokio::test]
 async fn a_connection_too_many_is_told_so_and_fits_later() {
@@ -35,22 +36,25 @@ fn running_out_of_descriptors_passes() {
 
 async fn run_out_of_descriptors() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let server = Running::plain().await;
-    let maximum = getrlimit(Resource::Nofile).maximum;
-    setrlimit(Resource::Nofile, Rlimit { current: Some(50), maximum }).unwrap();
-    let mut clients = Vec::new();
-    let error = loop {
-        assert!(clients.len() < 100);
-        match TcpStream::connect(server.address).await {
-            Ok(client) => clients.push(client),
-            Err(error) => break error,
-        }
-    };
-    assert_eq!(error.raw_os_error(), Some(24), "{error}");
-    time::sleep(Duration::from_millis(20)).await;
-    drop(clients);
-    let served = async { while !server.ask("/ok").await.ends_with("ok") {} };
-    soon(served).await;
+    let threads = Threads::start(2, &tokio::runtime::Handle::current()).unwrap();
+    for workers in [Workers::default(), threads.workers().clone()] {
+        let server = Running::start(Setup { workers, ..Setup::default() }).await;
+        let maximum = getrlimit(Resource::Nofile).maximum;
+        setrlimit(Resource::Nofile, Rlimit { current: Some(50), maximum }).unwrap();
+        let mut clients = Vec::new();
+        let error = loop {
+            assert!(clients.len() < 100);
+            match TcpStream::connect(server.address).await {
+                Ok(client) => clients.push(client),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error.raw_os_error(), Some(24), "{error}");
+        time::sleep(Duration::from_millis(20)).await;
+        drop(clients);
+        let served = async { while !server.ask("/ok").await.ends_with("ok") {} };
+        soon(served).await;
+    }
 }
 
 #[tokio::test]
@@ -98,7 +102,7 @@ async fn a_head_too_large_is_431() {
 async fn a_taken_port_is_told_with_what_to_do() {
     let server = Running::plain().await;
     let options = super::super::listener::Options {
-        workers: crate::workers::Workers::default(),
+        workers: Workers::default(),
         setting: "listen",
         settings: super::super::settings::Settings::default(),
         tls: None,
