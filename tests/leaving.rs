@@ -39,6 +39,10 @@ tools:
     http: { method: GET, url: 'LAB/tool/hang/{label}' }
     effect: read
     at_once: 1
+  glance:
+    parameters: { type: object, properties: { label: { type: string } }, required: [label], additionalProperties: false }
+    http: { method: GET, url: 'LAB/tool/echo/{label}' }
+    effect: read
   save:
     parameters: { type: object, properties: { label: { type: string } }, required: [label], additionalProperties: false }
     http: { method: POST, url: 'LAB/tool/sleep/{label}?ms=400' }
@@ -276,6 +280,17 @@ async fn before_the_first_byte_of_a_relayed_chat() {
     let rounds = |_: &str| json!([{ "steps": ["stall"] }]);
     let none = "x-fanfold-tools: none\r\n";
     each_way("relay-unanswered", rounds, none, None, asked, answer_left, 1).await.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn between_two_rounds() {
+    let rounds = |script: &str| json!([call("glance", script), { "steps": ["stall"] }]);
+    let again = |seen: &Snapshot, script: &str| seen.of_script(script).count() == 2;
+    let both = each_way("next-round", rounds, "", None, again, answer_left, 2).await;
+    for way in WAYS {
+        assert_eq!(runs(&both.lab.journal(), &format!("next-round-{way:?}")), 1, "{way:?}");
+    }
+    both.end().await;
 }
 
 fn begun_answer() -> Value {

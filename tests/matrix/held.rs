@@ -50,6 +50,21 @@ pub(super) const SECTIONS: [(&str, &[Row]); 4] = [
                 &["src/tools/mcp/tests.rs::changed_tools_are_offered_and_a_tool_of_before_still_runs"],
             ),
             (
+                "a tool server changes a tool that is pinned",
+                &["tests/tool_servers.rs::a_pinned_tool_is_offered_as_it_was_accepted_and_no_other"],
+            ),
+            (
+                "a redirect on the tool's own origin, once and without an end",
+                &[
+                    "src/tools/http/tests.rs::redirects_on_the_own_origin_are_followed_where_that_does_no_harm",
+                    "src/tools/http/tests.rs::redirects_without_an_end_are_cut_off",
+                ],
+            ),
+            (
+                "a result that is compressed, which nobody asked for",
+                &["src/tools/http/tests.rs::what_is_no_text_is_described"],
+            ),
+            (
                 "a command forks, or leaves its group",
                 &[
                     "src/tools/command/tests.rs::who_forks_is_not_waited_for_and_its_children_end_with_it",
@@ -126,6 +141,7 @@ pub(super) const SECTIONS: [(&str, &[Row]); 4] = [
                     "tests/leaving.rs::in_the_middle_of_a_relayed_stream",
                 ],
             ),
+            ("leaves between rounds", &["tests/leaving.rs::between_two_rounds"]),
             (
                 "leaves over TLS, HTTP/2, behind an extra byte",
                 &[
@@ -224,6 +240,10 @@ pub(super) const SECTIONS: [(&str, &[Row]); 4] = [
             (
                 "disk full",
                 &["src/audit/tests.rs::what_cannot_be_written_is_refused_or_goes_on_until_it_can_be_again"],
+            ),
+            (
+                "the clock jumps back",
+                &["src/store/meter.rs::a_clock_that_goes_back_neither_gives_nor_blocks"],
             ),
             ("no descriptors left", &["src/server/tests/bounds.rs::running_out_of_descriptors_passes"]),
             (

@@ -11,12 +11,13 @@ import sys
 
 def free_port() -> int:
     """A port of 127.0.0.1 that nobody has."""
-    while True:
+    for _ in range(1000):
         try:
             with socket.create_server(("127.0.0.1", random.randrange(12000, 30000))) as server:
                 return server.getsockname()[1]
-        except OSError:
-            pass
+        except OSError as error:
+            why = error
+    raise why
 
 
 if __name__ == "__main__":
