@@ -475,9 +475,12 @@ mod tests {
         let answer = asked(&clones[7]).await;
         assert_eq!(counted(), 1);
         read(answer).await;
-        while counted() > 0 {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        let ended = async {
+            while counted() > 0 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), ended).await.unwrap();
     }
 
     #[tokio::test]

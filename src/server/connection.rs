@@ -92,8 +92,8 @@ impl Bounds {
 }
 
 /// Bytes for a slow reader wait in the kernel, which takes twice what it is asked for, and in hyper; both are asked for
-/// a quarter of the setting. The pipe of the answer gets an eighth, and what the upstream said beyond it the last one, where
-/// many wait: see [`crate::pool`].
+/// a quarter of the setting. The pipe of the answer gets an eighth, and what the upstream said beyond it the last one,
+/// where many wait: see [`crate::pool`].
 pub(crate) fn quarter(settings: &Settings) -> usize {
     (settings.write_buffer.0 / 4).clamp(16 * 1024, 1024 * 1024)
 }
