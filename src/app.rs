@@ -18,6 +18,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use secrecy::ExposeSecret;
 use serde_json::value::RawValue;
+use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -202,10 +203,22 @@ struct Keeper {
     config: Arc<ArcSwap<Box<RawValue>>>,
     /// Who serves connections.
     workers: Workers,
+    /// Who does the rest.
+    runtime: Handle,
     /// Who waits for what is sent to a collector.
     exporters: TaskTracker,
     /// Cancelled when nothing more is to be done beside serving.
     upkeep: CancellationToken,
+}
+
+impl Keeper {
+    /// Metrics as text; what is not counted as it happens is looked at now.
+    fn metrics(&self) -> String {
+        let tasks = self.runtime.metrics().num_alive_tasks() + self.workers.tasks();
+        #[expect(clippy::cast_precision_loss, reason = "a gauge")]
+        self.telemetry.tasks.set(tasks as f64);
+        self.telemetry.render()
+    }
 }
 
 impl App {
@@ -234,6 +247,7 @@ impl App {
             runs: Runs::new(&file.runs),
             config: Arc::new(ArcSwap::from_pointee(shown(loaded))),
             workers: workers.clone(),
+            runtime: Handle::current(),
             exporters: admin_listeners.clone(),
             upkeep: upkeep.clone(),
         };
@@ -304,10 +318,10 @@ impl App {
             base_url: format!("{scheme}://{}/v1", app.proxy_address),
             tasks: app.admin_listeners.clone(),
         };
-        let render = telemetry.clone();
+        let keeper = app.keeper.clone();
         let visitors = Visitors::new(app.admin_address, &file.admin.hosts);
         let admin_side = Admin::new(
-            Arc::new(move || render.render()),
+            Arc::new(move || keeper.metrics()),
             app.tool_servers.readiness.clone(),
             drain.clone(),
             visitors,
@@ -344,10 +358,6 @@ impl App {
                 keeper.ledger.sweep();
                 #[expect(clippy::cast_precision_loss, reason = "a gauge")]
                 keeper.telemetry.parked.set(keeper.store.parked() as f64);
-                let here = tokio::runtime::Handle::current().metrics().num_alive_tasks();
-                let alive = here + keeper.workers.tasks();
-                #[expect(clippy::cast_precision_loss, reason = "a gauge")]
-                keeper.telemetry.tasks.set(alive as f64);
             }
         });
     }
@@ -381,7 +391,7 @@ impl App {
     /// Metrics as text.
     #[must_use]
     pub fn metrics(&self) -> String {
-        self.keeper.telemetry.render()
+        self.keeper.metrics()
     }
 
     /// The tools that can be called now.

@@ -208,8 +208,8 @@ async fn drained(process: &Process) {
         }
     };
     timeout(LATE + LATE / 2, up).await.expect("the tool server comes back");
-    // The gauge of tasks is looked at every five seconds.
-    sleep(Duration::from_secs(6)).await;
+    // What ended just now is cleared away.
+    sleep(Duration::from_secs(2)).await;
 }
 
 /// Bytes a minute, by the method of least squares.

@@ -73,7 +73,7 @@ table! {
     TURNS_IN_FLIGHT "fanfold_turns_in_flight" Kind::Gauge, "", "Turns that are running.";
     CALLS_IN_FLIGHT "fanfold_tool_calls_in_flight" Kind::Gauge, "", "Tool calls that are running.";
     CONNECTIONS "fanfold_connections" Kind::Gauge, "", "Open client connections.";
-    TASKS "fanfold_tasks" Kind::Gauge, "", "Tasks of the process that have not ended, looked at every five seconds.";
+    TASKS "fanfold_tasks" Kind::Gauge, "", "Tasks of the process that have not ended.";
     TURNS "fanfold_turns_total" Kind::Counter, "team outcome", "Turns that ended.";
     MIXED_REPLIES "fanfold_mixed_replies_total" Kind::Counter, "", "Replies with owned and foreign calls.";
     PARKED "fanfold_parked_entries" Kind::Gauge, "", "Parked results of mixed replies in this process's memory.";
