@@ -1,29 +1,19 @@
-//! What heals by asking again, upstreams that cannot be reached or trusted, and chats that only go
-//! through. The table of all other faults of an upstream is `tests/matrix.rs`.
-
-#![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+//! What heals by asking again, and chats that only go through. The table of all other faults of an upstream is `tests/matrix.rs`.
 
 mod support;
 
-use futures_util::FutureExt;
 use serde_json::{Value, json};
-use support::client::{self, Got};
-use support::faults::{CONFIG, ask, chunk, code, comments, each, named, script, status, text};
+use support::faults::{self, ask, chunk, code, comments, each, named, script, status, text};
 use support::fold::{self, Folded};
-use support::gateway::{Gateway, closed_port, soon};
+use support::gateway::Gateway;
 use support::lab::Lab;
-
-/// A tool makes a chat a turn.
-const TOOL: &str = "
-tools:
-  save:
-    parameters: { type: object, properties: { label: { type: string } }, required: [label], additionalProperties: false }
-    http: { method: POST, url: 'LAB/tool/count/{label}' }
-    effect: write
-";
+use support::proxy::with;
 
 async fn gateway(lab: &Lab) -> Gateway {
-    Gateway::start(lab, &format!("{CONFIG}{TOOL}")).await
+    // A tool makes a chat a turn.
+    let look = json!({ "effect": "read", "http": { "method": "GET", "url": "LAB/tool/echo/look" } });
+    let config = with(faults::config(lab), json!({ "tools": { "look": look } }));
+    Gateway::start(lab, &faults::yaml(&config)).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -72,148 +62,6 @@ async fn what_heals_by_asking_again_is_not_seen_by_the_client() {
     )
     .await;
     assert!(gateway.metric("fanfold_upstream_retries_total{reason=\"busy\"}") >= 4.0);
-    gateway.ends_at_baseline(&lab).await;
-}
-
-/// A configuration whose only upstream is somewhere else.
-fn elsewhere(base_url: &str, more: &str) -> String {
-    format!(
-        "upstreams: {{ main: {{ base_url: '{base_url}', connect_timeout: 300ms, breaker: {{ connects: 1000 }}{more} }} }}\n"
-    )
-}
-
-async fn without_an_upstream(config: &str) -> (Vec<Got>, f64, Gateway) {
-    let lab = Lab::start().await;
-    let tool = "tools: { look: { http: { method: GET, url: 'LAB/tool/echo/look' }, effect: read } }\n";
-    let gateway = Gateway::start(&lab, &format!("{config}{tool}")).await;
-    let mut answers = Vec::new();
-    for (stream, headers) in [
-        (false, vec![]),
-        (true, vec![]),
-        (false, vec![("x-fanfold-tools", "none")]),
-        (true, vec![("x-fanfold-tools", "none")]),
-    ] {
-        answers.push(ask(&gateway, "x", stream, &headers).await);
-    }
-    let retries = |reason: &str| format!("fanfold_upstream_retries_total{{reason=\"{reason}\"}}");
-    let again = ["unreachable", "unresolved", "connect_timeout", "tls"]
-        .map(|reason| gateway.metric(&retries(reason)));
-    (answers, again.iter().sum(), gateway)
-}
-
-async fn unreachable(config: String, status: u16, wanted: &str, again: f64) {
-    let (answers, retried, gateway) = without_an_upstream(&config).await;
-    for got in &answers {
-        assert_eq!(
-            (got.status.as_u16(), code(&config, got).as_str()),
-            (status, wanted),
-            "{config}: {}",
-            got.body
-        );
-        let message = got.json()["error"]["message"].as_str().unwrap_or_default().to_owned();
-        assert!(!message.contains("127.0.0.1") && !message.contains("os error"), "internals: {message}");
-    }
-    assert!((retried - again * 4.0).abs() < 0.1, "{config}: asked again {retried} times in 4 requests");
-    soon(gateway.app.stop()).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_upstream_that_cannot_be_reached_is_asked_again_and_then_told() {
-    let (closed, _held) = closed_port();
-    let full = full_house();
-    let hole = full.0;
-    tokio::join!(
-        unreachable(elsewhere(&format!("http://{closed}/v1"), ""), 502, "upstream_unreachable", 2.0).boxed(),
-        unreachable(
-            elsewhere(&format!("http://{}/v1", "x".repeat(64)), ""),
-            502,
-            "upstream_unreachable",
-            2.0
-        )
-        .boxed(),
-        unreachable(elsewhere(&format!("http://{hole}/v1"), ""), 504, "upstream_timeout", 1.0).boxed(),
-    );
-}
-
-/// A listener whose queue is full, so that connecting to it takes for ever.
-fn full_house() -> (std::net::SocketAddr, Vec<std::net::TcpStream>, socket2::Socket) {
-    let (address, socket) = closed_port();
-    socket.listen(0).expect("a listener");
-    let patience = std::time::Duration::from_millis(200);
-    let connect = || std::net::TcpStream::connect_timeout(&address, patience).ok();
-    let taken = std::iter::from_fn(connect).take(64).collect();
-    (address, taken, socket)
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_upstream_that_is_not_trusted_is_not_asked_again() {
-    let plain = Lab::start().await;
-    let (untrusted, folder) = tls_server(None).await;
-    let (expired, folder_of_expired) = tls_server(Some((2020, 1, 1))).await;
-    let ca = |folder: &tempfile::TempDir| format!(", ca: '{}'", folder.path().join("cert.pem").display());
-    let other = tls_server(None).await;
-    let url = |at: &std::net::SocketAddr| format!("https://localhost:{}/v1", at.port());
-    let garbage = plain.url().replace("http:", "https:");
-    tokio::join!(
-        unreachable(elsewhere(&format!("{garbage}/v1"), ""), 502, "upstream_tls_error", 0.0).boxed(),
-        unreachable(elsewhere(&url(&untrusted), &ca(&other.1)), 502, "upstream_tls_error", 0.0).boxed(),
-        unreachable(elsewhere(&url(&expired), &ca(&folder_of_expired)), 502, "upstream_tls_error", 0.0)
-            .boxed(),
-        unreachable(
-            elsewhere(&format!("https://127.0.0.1:{}/v1", untrusted.port()), &ca(&folder)),
-            502,
-            "upstream_tls_error",
-            0.0
-        )
-        .boxed(),
-    );
-}
-
-/// A server that shakes hands as `localhost` and then says nothing. Its certificate is in the folder.
-async fn tls_server(ends: Option<(i32, u8, u8)>) -> (std::net::SocketAddr, tempfile::TempDir) {
-    let key = rcgen::KeyPair::generate().unwrap();
-    let mut parameters = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
-    if let Some((year, month, day)) = ends {
-        parameters.not_after = rcgen::date_time_ymd(year, month, day);
-    }
-    let certificate = parameters.self_signed(&key).unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join("cert.pem"), certificate.pem()).unwrap();
-    let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![certificate.der().clone()], key.into())
-        .unwrap();
-    let acceptor = tokio_rustls::TlsAcceptor::from(std::sync::Arc::new(config));
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let tasks = tokio_util::task::TaskTracker::new();
-    tasks.spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            let _refused = acceptor.accept(stream).await;
-        }
-    });
-    (address, folder)
-}
-
-#[tokio::test]
-async fn an_answer_that_comes_before_the_body_was_read_counts() {
-    let lab = Lab::start().await;
-    lab.script(
-        "early",
-        json!({ "early": true, "rounds": [{ "steps": status(413, json!({})) }], "repeat": true }),
-    );
-    let config = "upstreams: { main: { base_url: LAB/at/early/v1 } }\ntools: { look: { http: { method: GET, url: 'LAB/tool/echo/look' }, effect: read } }\n";
-    let gateway = Gateway::start(&lab, config).await;
-    for headers in [vec![], vec![("x-fanfold-tools", "none")]] {
-        let body =
-            json!({ "model": "m", "messages": [{ "role": "user", "content": "x".repeat(4_000_000) }] });
-        let url = format!("{}/chat/completions", gateway.base_url());
-        let got = soon(client::send(http::Method::POST, &url, &headers, Some(&body))).await.unwrap();
-        assert_eq!((got.status.as_u16(), code("early", &got).as_str()), (413, "told"));
-    }
     gateway.ends_at_baseline(&lab).await;
 }
 

@@ -1,13 +1,15 @@
 //! The fault matrix: what is made of every fault, in every state of a turn.
 //!
-//! `matrix/upstream.rs` and `matrix/tools.rs` are tables whose cells are played against the real proxy;
-//! `matrix/held.rs` says which test holds the rows that need more than a script. The tables of all cells
-//! with their results go to `tmp/fault-matrix` in cargo's target folder; their sizes are in README.md.
+//! `matrix/upstream.rs`, `matrix/reach.rs` and `matrix/tools.rs` are tables whose cells are played against the
+//! real program; `matrix/held.rs` says which test holds the rows that need more than a script. The tables of all
+//! cells with their results go to `tmp/fault-matrix` in cargo's target folder; their sizes are in README.md.
 
 mod support;
 
 #[path = "matrix/held.rs"]
 mod held;
+#[path = "matrix/reach.rs"]
+mod reach;
 #[path = "matrix/tools.rs"]
 mod tools;
 #[path = "matrix/upstream.rs"]
@@ -57,7 +59,9 @@ fn every_other_row_has_a_test_that_is_there() {
 #[test]
 fn the_readme_says_how_large_it_is() {
     let mut wanted = String::from("| faults of | faults | cells |\n|---|---|---|\n");
-    for (name, (faults, cells)) in [("the upstream", upstream::size()), ("a tool", tools::size())] {
+    for (name, (faults, cells)) in
+        [("the upstream", upstream::size()), ("the way to it", reach::size()), ("a tool", tools::size())]
+    {
         let _ = writeln!(wanted, "| {name} | {faults} | {cells} |");
     }
     for (name, rows) in held::SECTIONS {

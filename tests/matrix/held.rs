@@ -93,18 +93,6 @@ pub(super) const SECTIONS: [(&str, &[Row]); 4] = [
                 &["tests/faults.rs::what_heals_by_asking_again_is_not_seen_by_the_client"],
             ),
             (
-                "name not found, refused, black hole",
-                &["tests/faults.rs::an_upstream_that_cannot_be_reached_is_asked_again_and_then_told"],
-            ),
-            (
-                "TLS wrong, expired, garbage",
-                &["tests/faults.rs::an_upstream_that_is_not_trusted_is_not_asked_again"],
-            ),
-            (
-                "answers before it read the body",
-                &["tests/faults.rs::an_answer_that_comes_before_the_body_was_read_counts"],
-            ),
-            (
                 "a storm of failures",
                 &["tests/failover.rs::a_storm_opens_the_breaker_and_a_reload_keeps_it_open"],
             ),

@@ -2,14 +2,17 @@
 //! by the tool's effect, whole and streamed, in the first round and after another tool wrote.
 
 use std::path::Path;
+use std::time::Duration;
 
+use futures_util::future::join_all;
 use serde_json::{Value, json};
 
-use super::support::faults::{ask, each};
 use super::support::fold::{self, Folded};
-use super::support::gateway::{Gateway, closed_port};
+use super::support::gateway::{closed_port, soon};
 use super::support::lab::Lab;
 use super::support::matrix::Cells;
+use super::support::process::Process;
+use super::support::stage::Stage;
 
 const EFFECTS: [&str; 3] = ["read", "idempotent", "write"];
 
@@ -22,6 +25,18 @@ enum Mode {
 }
 
 const MODES: [Mode; 3] = [Mode::Whole, Mode::Unbegun, Mode::Begun];
+
+/// How long a child sleeps that its parent leaves behind: as nobody else does.
+const NAP: &str = "31.4159";
+
+/// Whether a process of this machine has this argument.
+fn runs_somewhere(argument: &str) -> bool {
+    let commands = std::fs::read_dir("/proc").expect("processes").filter_map(|entry| {
+        // It may have ended since.
+        std::fs::read_to_string(entry.ok()?.path().join("cmdline")).ok()
+    });
+    commands.into_iter().any(|command| command.split('\0').any(|word| word == argument))
+}
 
 /// How often a tool may run.
 #[derive(Debug, Clone, Copy)]
@@ -78,6 +93,7 @@ fn rows() -> Vec<Row> {
     vec![
         elsewhere("refused", "http://CLOSED/{label}", "error: unreachable: the connection was refused"),
         elsewhere("no such name", "http://NOBODY/{label}", "error: unreachable: its name was not found"),
+        elsewhere("blocked by policy", "http://inside.example:4/{label}", "error: blocked by policy"),
         elsewhere("no TLS there", "https://PLAIN/{label}", "error: unreachable: TLS failed"),
         http(
             "404",
@@ -127,7 +143,7 @@ fn rows() -> Vec<Row> {
             "head -c 1000000 /dev/zero | tr '\\0' x",
             "4096 bytes that end in xxxxxxxxxxxxxxxxxxxxxxxxxxx… [cut: 4 KiB of 1000000 bytes]",
         ),
-        command("leaves a child with its output", "sleep 30 & echo fine", "fine\\n"),
+        command("leaves a child with its output", &format!("sleep {NAP} & echo fine"), "fine\\n"),
         written(LATE_UNKNOWN, command("late: does not end", "exec sleep 30", LATE)),
         written(
             LATE_UNKNOWN,
@@ -143,7 +159,7 @@ pub(super) fn size() -> (usize, usize) {
 }
 
 /// The configuration: each row three times, once for each effect.
-fn config(rows: &[Row], lab: &Lab, closed: &str, folder: &Path) -> String {
+fn config(rows: &[Row], lab: &Lab, closed: &str, folder: &Path) -> Value {
     let parameters = json!({ "type": "object", "properties": { "label": { "type": "string" } }, "required": ["label"], "additionalProperties": false });
     let mut tools = json!({ "save": { "effect": "write", "parameters": parameters, "http": { "method": "POST", "url": "LAB/tool/count/{label}" } } });
     for (n, row) in rows.iter().enumerate() {
@@ -160,10 +176,14 @@ fn config(rows: &[Row], lab: &Lab, closed: &str, folder: &Path) -> String {
     let tools = tools.to_string().replace("CLOSED", closed).replace("PLAIN", &plain);
     // No name at all, so nobody is asked for it.
     let tools = tools.replace("NOBODY", &"x".repeat(64));
-    let tools = tools.replace("FOLDER", &folder.display().to_string());
-    format!(
-        "upstreams: {{ main: {{ base_url: LAB/v1 }} }}\nlimits: {{ tool_result: 4KiB }}\ntools: {tools}\n"
-    )
+    let tools = tools.replace("FOLDER", &folder.display().to_string()).replace("LAB", &lab.url());
+    let tools: Value = serde_json::from_str(&tools).expect("JSON as before");
+    json!({
+        "upstreams": { "main": { "base_url": lab.base_url() } },
+        "routes": [{ "model": "*", "upstreams": ["main"] }],
+        "limits": { "tool_result": "4KiB" },
+        "tools": tools,
+    })
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -171,25 +191,35 @@ async fn every_fault_of_a_tool_is_news_for_the_model() {
     let (lab, folder) = (Lab::start().await, tempfile::tempdir().expect("a folder"));
     let (closed, _held) = closed_port();
     let (rows, cells) = (rows(), Cells::default());
-    let gateway = Gateway::start(&lab, &config(&rows, &lab, &closed.to_string(), folder.path())).await;
-    let mut all = Vec::new();
+    let config = config(&rows, &lab, &closed.to_string(), folder.path());
+    let stage = Stage::in_folder(lab, config, async |folder| {
+        // Whose name leads inside has not thereby named an address of the inside.
+        std::fs::write(folder.path().join("hosts"), "127.0.0.1 localhost inside.example\n").expect("written");
+        Process::with_hosts(folder).await
+    })
+    .await;
     for (n, row) in rows.iter().enumerate() {
+        let mut all = Vec::new();
         for (effect, name) in EFFECTS.iter().enumerate() {
             for mode in MODES {
-                all.extend([false, true].map(|after| (format!("t{n}_{name}"), row, effect, mode, after)));
+                all.extend([false, true].map(|after| (format!("t{n}_{name}"), effect, mode, after)));
             }
         }
-    }
-    each(
-        all,
-        |(_, row, ..)| row.fault.to_owned(),
-        async |(tool, row, effect, mode, after)| {
-            let got = cell(&lab, &gateway, folder.path(), &tool, mode, after).await;
+        let played = all.into_iter().map(async |(tool, effect, mode, after)| {
+            let got = cell(&stage, folder.path(), &tool, mode, after).await;
             cells.note(row.fault, column(effect, mode, after), wanted(row, effect, after), got);
-        },
-    )
-    .await;
-    gateway.ends_at_baseline(&lab).await;
+        });
+        join_all(played).await;
+        stage.calm(row.fault).await;
+        // What it left behind is nobody's child, so the process does not know of it.
+        soon(async {
+            while runs_somewhere(NAP) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        })
+        .await;
+    }
+    stage.ends().await;
     cells.settle("tools", size().1);
 }
 
@@ -233,7 +263,7 @@ fn line(told: &str, runs: usize, saved: usize) -> String {
     format!("done, told `{told}`, ran {runs}, the other {saved}")
 }
 
-async fn cell(lab: &Lab, gateway: &Gateway, folder: &Path, tool: &str, mode: Mode, after: bool) -> String {
+async fn cell(stage: &Stage, folder: &Path, tool: &str, mode: Mode, after: bool) -> String {
     let label = format!("{tool}_{}{}", mode as usize, usize::from(after));
     let text = (mode == Mode::Begun).then_some("Hel");
     let call = |tool: &str, label: &str| json!([{ "name": tool, "arguments": { "label": label } }]);
@@ -244,17 +274,17 @@ async fn cell(lab: &Lab, gateway: &Gateway, folder: &Path, tool: &str, mode: Mod
         rounds.insert(0, json!({ "reply": { "calls": call("save", &other) } }));
     }
     rounds[0]["reply"]["text"] = json!(text);
-    lab.script(&label, json!({ "rounds": rounds }));
+    stage.lab.script(&label, json!({ "rounds": rounds }));
     // The others would only make each question longer.
     let offered = format!("{tool},save");
-    let got = ask(gateway, &label, mode != Mode::Whole, &[("x-fanfold-tools", &offered)]).await;
+    let got = stage.ask(&label, mode != Mode::Whole, &[("x-fanfold-tools", &offered)]).await;
     let end = match fold::answer(&got) {
         Ok(Folded::Reply(reply)) if reply.text.ends_with("done") && reply.finish == "stop" => {
             "done".to_owned()
         }
         other => format!("{other:?}"),
     };
-    let seen = lab.journal();
+    let seen = stage.lab.journal();
     let started = |label: &str| seen.tools.get(label).map_or(0, |runs| runs.started);
     let noted = std::fs::read_to_string(folder.join(&label)).map_or(0, |text| text.lines().count());
     let runs = usize::try_from(started(&label)).expect("few") + noted;

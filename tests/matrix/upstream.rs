@@ -2,30 +2,28 @@
 //! has nothing in it yet, and for one whose stream has begun; in the first round of a turn, and after a
 //! tool with effects ran.
 
+use futures_util::future::join_all;
 use serde_json::{Value, json};
 
 use super::support::client::Got;
-use super::support::faults::{CONFIG, ask, chunk, code, comments, each, named, status, text};
-use super::support::gateway::Gateway;
+use super::support::faults::{self, chunk, code, comments, named, status, text};
+use super::support::gateway::metric;
 use super::support::lab::Lab;
 use super::support::matrix::Cells;
+use super::support::proxy::with;
+use super::support::stage::Stage;
 
 /// One tool that writes, one that reads; each counts its runs under a label.
-const TOOLS: &str = "
-tools:
-  save:
-    parameters: { type: object, properties: { label: { type: string } }, required: [label], additionalProperties: false }
-    http: { method: POST, url: 'LAB/tool/count/{label}' }
-    effect: write
-  look:
-    parameters: { type: object, properties: { label: { type: string } }, required: [label], additionalProperties: false }
-    http: { method: GET, url: 'LAB/tool/count/{label}' }
-    effect: read
-";
+pub(super) fn tools(lab: &Lab) -> Value {
+    let parameters = json!({ "type": "object", "properties": { "label": { "type": "string" } }, "required": ["label"], "additionalProperties": false });
+    let url = format!("{}/tool/count/{{label}}", lab.url());
+    let tool = |method: &str, effect: &str| json!({ "effect": effect, "parameters": parameters, "http": { "method": method, "url": url } });
+    json!({ "save": tool("POST", "write"), "look": tool("GET", "read") })
+}
 
 /// When the fault comes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Column {
+pub(super) enum Column {
     /// In the first round; the client wants one JSON.
     Whole,
     /// In the first round; of the stream nothing was sent.
@@ -38,6 +36,8 @@ enum Column {
     Begun,
     /// In the middle of the first round's text, which is shown as it comes.
     Amid,
+    /// In the middle of the text of a chat whose bytes go through.
+    RelayedAmid,
     /// In the round after a tool wrote; one JSON.
     WholeWritten,
     /// In the round after a tool wrote; the stream has no text.
@@ -49,12 +49,12 @@ enum Column {
 }
 
 use Column::{
-    Amid, AmidWritten, Begun, BegunWritten, Relayed, RelayedUnbegun, Unbegun, UnbegunWritten, Whole,
-    WholeWritten,
+    Amid, AmidWritten, Begun, BegunWritten, Relayed, RelayedAmid, RelayedUnbegun, Unbegun, UnbegunWritten,
+    Whole, WholeWritten,
 };
 
 impl Column {
-    const fn name(self) -> &'static str {
+    pub(super) const fn name(self) -> &'static str {
         match self {
             Whole => "whole, first round",
             Unbegun => "stream not begun, first round",
@@ -62,6 +62,7 @@ impl Column {
             RelayedUnbegun => "stream not begun, relayed",
             Begun => "stream begun, second round",
             Amid => "stream begun, first round",
+            RelayedAmid => "stream begun, relayed",
             WholeWritten => "whole, after a write",
             UnbegunWritten => "stream not begun, after a write",
             BegunWritten => "stream begun, after a write",
@@ -69,33 +70,42 @@ impl Column {
         }
     }
 
-    const fn streams(self) -> bool {
+    pub(super) const fn streams(self) -> bool {
         !matches!(self, Whole | Relayed | WholeWritten)
     }
 
     /// The tool that ran before.
-    const fn tool(self) -> Option<&'static str> {
+    pub(super) const fn tool(self) -> Option<&'static str> {
         match self {
-            Whole | Unbegun | Relayed | RelayedUnbegun | Amid => None,
+            Whole | Unbegun | Relayed | RelayedUnbegun | RelayedAmid | Amid => None,
             Begun => Some("look"),
             WholeWritten | UnbegunWritten | BegunWritten | AmidWritten => Some("save"),
         }
     }
 
-    const fn has_text_before(self) -> bool {
+    /// Bytes of the answer go through, for want of tools.
+    pub(super) const fn relayed(self) -> bool {
+        matches!(self, Relayed | RelayedUnbegun | RelayedAmid)
+    }
+
+    pub(super) const fn has_text_before(self) -> bool {
         matches!(self, Begun | BegunWritten)
     }
 }
 
 /// Of a fault that leaves nothing to be shown.
-const BEFORE: [Column; 8] =
+pub(super) const BEFORE: [Column; 8] =
     [Whole, Unbegun, Relayed, RelayedUnbegun, Begun, WholeWritten, UnbegunWritten, BegunWritten];
+/// The same where a relayed chat goes through as it is.
+const OWN: [Column; 6] = [Whole, Unbegun, Begun, WholeWritten, UnbegunWritten, BegunWritten];
 /// Of a fault behind some text.
-const MIDDLE: [Column; 4] = [Whole, Amid, WholeWritten, AmidWritten];
+const MIDDLE: [Column; 5] = [Whole, Amid, RelayedAmid, WholeWritten, AmidWritten];
+/// Of a fault in what events say: those of a relayed chat go through as they are.
+const READ: [Column; 4] = [Whole, Amid, WholeWritten, AmidWritten];
 
 /// A fault.
-struct Row {
-    fault: &'static str,
+pub(super) struct Row {
+    pub(super) fault: &'static str,
     steps: Value,
     columns: &'static [Column],
     /// Requests the upstream sees in the round that fails, as long as none of it was shown.
@@ -103,10 +113,10 @@ struct Row {
     /// What a client gets that has got nothing yet.
     status: u16,
     code: &'static str,
-    retry_after: &'static str,
+    pub(super) retry_after: &'static str,
 }
 
-fn row(fault: &'static str, steps: Value, asked: usize, status: u16, code: &'static str) -> Row {
+pub(super) fn row(fault: &'static str, steps: Value, asked: usize, status: u16, code: &'static str) -> Row {
     Row { fault, steps, columns: &BEFORE, asked, status, code, retry_after: "" }
 }
 
@@ -226,6 +236,17 @@ fn before_anything_is_shown() -> Vec<Row> {
             "upstream_error",
         ),
         row("200 with other JSON", json!([{ "json": { "hello": 1 } }]), 2, 502, "upstream_invalid_reply"),
+        // Through a relay it goes as it is, with the header that says so.
+        Row {
+            columns: &OWN,
+            ..row(
+                "compressed, which nobody asked for",
+                json!([{ "head": { "headers": { "content-type": "text/event-stream", "content-encoding": "gzip" } } }, { "send": "x" }]),
+                2,
+                502,
+                "upstream_invalid_reply",
+            )
+        },
         row("only the end mark", json!([{ "events": ["[DONE]"] }]), 2, 502, "upstream_invalid_reply"),
         row("error inside the stream", error(json!("server_error")), 2, 502, "upstream_error"),
         row("error inside the stream with a number", error(json!(422)), 1, 422, "422"),
@@ -333,7 +354,15 @@ fn in_the_middle() -> Vec<Row> {
             "upstream_error",
         ),
     ];
-    rows.into_iter().map(behind_text).collect()
+    let relayed = ["upstream_truncated", "upstream_timeout", "upstream_reply_too_large"];
+    let by_what_it_says = |row: Row| {
+        if relayed.contains(&row.code) && row.fault != "too many calls" {
+            row
+        } else {
+            Row { columns: &READ, ..row }
+        }
+    };
+    rows.into_iter().map(behind_text).map(by_what_it_says).collect()
 }
 
 fn rows() -> Vec<Row> {
@@ -349,11 +378,11 @@ pub(super) fn size() -> (usize, usize) {
 }
 
 /// What a cell has to be.
-fn wanted(row: &Row, column: Column) -> String {
+pub(super) fn wanted(row: &Row, column: Column) -> String {
     let written = column.tool() == Some("save");
     let code = if written { "turn_failed_after_tools" } else { row.code };
-    let shown = column.streams() && (column.tool().is_some() || column == Amid);
-    let asked = if matches!(column, Amid | AmidWritten) { 1 } else { row.asked };
+    let shown = column.streams() && (column.tool().is_some() || matches!(column, Amid | RelayedAmid));
+    let asked = if matches!(column, Amid | RelayedAmid | AmidWritten) { 1 } else { row.asked };
     let (status, again, after) = match (shown, written) {
         (true, _) => (200, "", ""),
         (false, true) => (424, "false", ""),
@@ -362,7 +391,7 @@ fn wanted(row: &Row, column: Column) -> String {
     told(status, code, after, again, asked, usize::from(column.tool().is_some()))
 }
 
-fn told(status: u16, code: &str, after: &str, again: &str, asked: usize, ran: usize) -> String {
+pub(super) fn told(status: u16, code: &str, after: &str, again: &str, asked: usize, ran: usize) -> String {
     let some = |name: &str, value: &str| {
         if value.is_empty() { String::new() } else { format!(", {name}: {value}") }
     };
@@ -373,26 +402,31 @@ fn told(status: u16, code: &str, after: &str, again: &str, asked: usize, ran: us
 #[tokio::test(flavor = "multi_thread")]
 async fn every_fault_of_an_upstream_has_its_answer() {
     let lab = Lab::start().await;
-    let gateway = Gateway::start(&lab, &format!("{CONFIG}{TOOLS}")).await;
-    let (rows, cells) = (rows(), Cells::default());
-    let all = rows.iter().flat_map(|row| row.columns.iter().map(move |column| (row, *column)));
-    each(
-        all,
-        |(row, _)| row.fault.to_owned(),
-        async |(row, column)| {
-            let got = cell(&lab, &gateway, row, column).await;
-            cells.note(row.fault, column.name(), wanted(row, column), got);
-        },
-    )
-    .await;
-    assert!(gateway.metric("fanfold_upstream_credentials_refused_total{upstream=\"main\"}") >= 4.0);
-    gateway.ends_at_baseline(&lab).await;
+    let config = with(faults::config(&lab), json!({ "tools": tools(&lab) }));
+    let stage = Stage::start(lab, config).await;
+    let cells = Cells::default();
+    for row in rows() {
+        let played = row.columns.iter().map(async |column| {
+            let got = cell(&stage, &row, *column).await;
+            cells.note(row.fault, column.name(), wanted(&row, *column), got);
+        });
+        join_all(played).await;
+        stage.calm(row.fault).await;
+    }
+    let refused = "fanfold_upstream_credentials_refused_total{upstream=\"main\"}";
+    assert!(metric(&stage.process.metrics().await, refused) >= 4.0);
+    stage.ends().await;
     cells.settle("upstream", size().1);
 }
 
-async fn cell(lab: &Lab, gateway: &Gateway, row: &Row, column: Column) -> String {
+/// A name that fits into a path.
+pub(super) fn label(name: &str) -> String {
+    name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect()
+}
+
+async fn cell(stage: &Stage, row: &Row, column: Column) -> String {
     let name = named(row.fault, column.name());
-    let label: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
+    let label = label(&name);
     let mut rounds = vec![json!({ "steps": row.steps })];
     if let Some(tool) = column.tool() {
         let text = column.has_text_before().then_some("Hel");
@@ -400,14 +434,14 @@ async fn cell(lab: &Lab, gateway: &Gateway, row: &Row, column: Column) -> String
         rounds.insert(0, json!({ "reply": { "text": text, "calls": calls } }));
     }
     let fails = rounds.len() - 1;
-    lab.script(&name, json!({ "rounds": rounds, "repeat": true, "lenient": true }));
+    stage.lab.script(&name, json!({ "rounds": rounds, "repeat": true, "lenient": true }));
     // Without owned tools a chat goes through as bytes.
     let none = [("x-fanfold-tools", "none")];
-    let headers = if matches!(column, Relayed | RelayedUnbegun) { &none[..] } else { &[] };
-    let got = ask(gateway, &name, column.streams(), headers).await;
+    let headers = if column.relayed() { &none[..] } else { &[] };
+    let got = stage.ask(&name, column.streams(), headers).await;
     let code = code(&name, &got);
     has_what_it_should(&name, column, &got);
-    let seen = lab.journal();
+    let seen = stage.lab.journal();
     let asked = seen.of_script(&name).filter(|(_, request)| request.round == Some(fails)).count();
     let ran = seen.tools.get(label.as_str()).map_or(0, |runs| runs.started);
     let (after, again) = (got.header("retry-after"), got.header("x-should-retry"));
@@ -415,7 +449,7 @@ async fn cell(lab: &Lab, gateway: &Gateway, row: &Row, column: Column) -> String
 }
 
 fn has_what_it_should(name: &str, column: Column, got: &Got) {
-    if column.has_text_before() || matches!(column, Amid | AmidWritten) {
+    if column.has_text_before() || matches!(column, Amid | RelayedAmid | AmidWritten) {
         assert!(got.body.contains("Hel"), "{name}: what was shown stays: {}", got.body);
     }
     if column.tool() == Some("save") {

@@ -6,18 +6,36 @@ use serde_json::{Value, json};
 use super::client::{self, Got};
 use super::fold::{self, Folded};
 use super::gateway::{Gateway, SOON};
+use super::lab::Lab;
+use super::proxy::with;
 
-/// A proxy for many failures: so many of them would open a breaker. Models that begin with
+/// A proxy for many failures in front of a lab: so many of them would open a breaker. Models that begin with
 /// `script:late` belong to an upstream that is given up soon.
-pub const CONFIG: &str = "
-upstreams:
-  main: { base_url: LAB/v1, breaker: { requests: 1000000 }, retries: { per_second: 10000 } }
-  late: { base_url: LAB/v1, head_timeout: 1500ms, stall_timeout: 1500ms, breaker: { requests: 1000000 } }
-routes:
-  - { model: 'script:late*', upstreams: [late] }
-  - { model: '*', upstreams: [main] }
-limits: { event: 64KiB, reply: 256KiB }
-";
+pub fn config(lab: &Lab) -> Value {
+    json!({
+        "upstreams": {
+            "main": patient(&lab.base_url()),
+            "late": with(patient(&lab.base_url()), json!({ "head_timeout": "1500ms", "stall_timeout": "1500ms" })),
+        },
+        "routes": [
+            { "model": "script:late*", "upstreams": ["late"] },
+            { "model": "*", "upstreams": ["main"] },
+        ],
+        "limits": { "event": "64KiB", "reply": "256KiB" },
+    })
+}
+
+/// An upstream whose breaker stays closed.
+pub fn patient(base_url: &str) -> Value {
+    json!({ "base_url": base_url, "breaker": { "requests": 1_000_000, "connects": 1_000_000 },
+        "retries": { "per_second": 10_000 } })
+}
+
+/// A configuration as text to which others can be added.
+pub fn yaml(config: &Value) -> String {
+    let members = config.as_object().expect("an object").iter();
+    members.map(|(name, value)| format!("{name}: {value}\n")).collect()
+}
 
 /// An answer with this status and a body that says `told`.
 pub fn status(status: u16, headers: Value) -> Value {
@@ -49,12 +67,21 @@ pub async fn each<C>(cases: impl IntoIterator<Item = C>, name: impl Fn(&C) -> St
     stream::iter(late).map(|case| play(case)).buffer_unordered(24).collect::<Vec<()>>().await;
 }
 
+/// A chat that plays a script.
+pub fn chat(script: &str, stream: bool) -> Value {
+    json!({ "model": format!("script:{script}"), "stream": stream,
+        "messages": [{ "role": "user", "content": "hi" }] })
+}
+
 /// Asks for a script. What every answer has to have, it has.
 pub async fn ask(gateway: &Gateway, script: &str, stream: bool, headers: &[(&str, &str)]) -> Got {
-    let body = json!({ "model": format!("script:{script}"), "stream": stream,
-        "messages": [{ "role": "user", "content": "hi" }] });
-    let url = format!("{}/chat/completions", gateway.base_url());
-    let asked = client::send(http::Method::POST, &url, headers, Some(&body));
+    ask_with(&gateway.base_url(), script, &chat(script, stream), headers).await
+}
+
+/// The same of any proxy, with any body.
+pub async fn ask_with(base_url: &str, script: &str, body: &Value, headers: &[(&str, &str)]) -> Got {
+    let url = format!("{base_url}/chat/completions");
+    let asked = client::send(http::Method::POST, &url, headers, Some(body));
     let got = tokio::time::timeout(SOON, asked).await.unwrap_or_else(|_| panic!("{script}: no answer"));
     let got = got.unwrap_or_else(|error| panic!("{script}: the answer broke off: {error}"));
     assert!(!got.header("x-request-id").is_empty(), "{script}");

@@ -11,7 +11,7 @@ use std::sync::{Mutex, PoisonError};
 #[derive(Debug)]
 struct Cell {
     fault: String,
-    column: &'static str,
+    column: String,
     wanted: String,
     got: String,
 }
@@ -22,15 +22,15 @@ pub struct Cells(Mutex<Vec<Cell>>);
 
 impl Cells {
     /// Notes what became of a cell.
-    pub fn note(&self, fault: &str, column: &'static str, wanted: String, got: String) {
-        let cell = Cell { fault: fault.to_owned(), column, wanted, got };
+    pub fn note(&self, fault: &str, column: impl Into<String>, wanted: String, got: String) {
+        let cell = Cell { fault: fault.to_owned(), column: column.into(), wanted, got };
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(cell);
     }
 
     /// Writes the table of a section, and fails if a cell is wrong or if there are not so many.
     pub fn settle(self, section: &str, number: usize) {
         let mut cells = self.0.into_inner().unwrap_or_else(PoisonError::into_inner);
-        cells.sort_by(|a, b| (&a.fault, a.column).cmp(&(&b.fault, b.column)));
+        cells.sort_by(|a, b| (&a.fault, &a.column).cmp(&(&b.fault, &b.column)));
         let mut table = String::from("| fault | column | result | |\n|---|---|---|---|\n");
         let mut wrong = String::new();
         for Cell { fault, column, wanted, got } in &cells {

@@ -7,6 +7,7 @@
 pub mod client;
 pub mod collector;
 pub mod demo;
+pub mod door;
 pub mod faults;
 pub mod fold;
 pub mod gateway;
@@ -18,5 +19,6 @@ pub mod proxy;
 pub mod raw;
 pub mod redis;
 pub mod scripts;
+pub mod stage;
 pub mod store;
 pub mod tls;

@@ -76,8 +76,31 @@ impl Process {
 
     /// The same, in a folder that has its configuration already.
     pub async fn in_folder(folder: TempDir) -> Self {
-        let mut child =
-            command(folder.path()).arg("serve").stderr(Stdio::piped()).spawn().expect("it starts");
+        let command = command(folder.path());
+        Self::of(command, folder).await
+    }
+
+    /// The same, with a name service that knows only what the file `hosts` of the folder says at the moment.
+    pub async fn with_hosts(folder: TempDir) -> Self {
+        fs::write(folder.path().join("nsswitch.conf"), "hosts: files\n").expect("written");
+        let mounts =
+            "mount --bind hosts /etc/hosts && mount --bind nsswitch.conf /etc/nsswitch.conf && exec \"$@\"";
+        let mut command = Command::new("/usr/bin/unshare");
+        command.args([
+            "--map-root-user",
+            "--mount",
+            "/bin/sh",
+            "-c",
+            mounts,
+            "sh",
+            BINARY.unwrap_or_default(),
+        ]);
+        command.current_dir(folder.path()).env_clear().stdin(Stdio::null()).kill_on_drop(true);
+        Self::of(command, folder).await
+    }
+
+    async fn of(mut command: Command, folder: TempDir) -> Self {
+        let mut child = command.arg("serve").stderr(Stdio::piped()).spawn().expect("it starts");
         let stderr = child.stderr.take().expect("piped");
         let log = Arc::new(Mutex::new(String::new()));
         let (growing, grown) = watch::channel(0);

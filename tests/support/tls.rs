@@ -19,14 +19,19 @@ pub struct Certificate {
 impl Certificate {
     /// A new one in a folder of its own.
     pub fn new() -> Self {
+        Self::of("localhost", false)
+    }
+
+    /// One of this name; it may be over already.
+    pub fn of(name: &str, expired: bool) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
-        let der = written(&folder);
+        let der = written(&folder, name, expired);
         Self { folder, der }
     }
 
     /// Replaces both files; clients trust the new one only.
     pub fn renew(&mut self) {
-        self.der = written(&self.folder);
+        self.der = written(&self.folder, "localhost", false);
     }
 
     /// The line of the configuration that names the files.
@@ -75,9 +80,14 @@ impl Certificate {
     }
 }
 
-fn written(folder: &TempDir) -> CertificateDer<'static> {
-    let made = rcgen::generate_simple_self_signed(vec!["localhost".into()]).expect("a certificate");
-    std::fs::write(folder.path().join("cert.pem"), made.cert.pem()).expect("written");
-    std::fs::write(folder.path().join("key.pem"), made.signing_key.serialize_pem()).expect("written");
-    made.cert.der().clone()
+fn written(folder: &TempDir, name: &str, expired: bool) -> CertificateDer<'static> {
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let mut parameters = rcgen::CertificateParams::new(vec![name.to_owned()]).expect("a name");
+    if expired {
+        parameters.not_after = rcgen::date_time_ymd(2020, 1, 1);
+    }
+    let made = parameters.self_signed(&key).expect("a certificate");
+    std::fs::write(folder.path().join("cert.pem"), made.pem()).expect("written");
+    std::fs::write(folder.path().join("key.pem"), key.serialize_pem()).expect("written");
+    made.der().clone()
 }
