@@ -49,9 +49,10 @@ const WAYS: [(Way, &str, usize, u16, &str); 9] = [
     (LeftAlone, "left alone after a storm", 0, 503, "upstream_unavailable"),
 ];
 
+/// An answer that does not wait for the body.
 const EARLY: &str = "HTTP/1.1 413 Payload Too Large\r\ncontent-type: application/json\r\ncontent-length: 63\r\n\r\n{\"error\":{\"message\":\"m\",\"type\":\"t\",\"param\":null,\"code\":\"told\"}}";
 
-/// What is shown to whom is said to trust all but one.
+/// What the doors show. All but the last are in the file that is trusted.
 struct Certificates {
     good: Certificate,
     expired: Certificate,
