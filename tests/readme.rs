@@ -286,7 +286,7 @@ fn what_telemetry_costs_is_measured_for_every_scenario_with_the_command_that_is_
         let ratio: f64 = cell.parse().unwrap();
         assert!((0.5..3.0).contains(&ratio), "{cell}");
     }
-    assert!(only("sh bench").ends_with(" -- telemetry\n") && source.contains("pub async fn part"));
+    assert!(only("sh bench") == "tests/bench/run telemetry\n" && source.contains("pub async fn part"));
 }
 
 #[test]

@@ -1,10 +1,12 @@
 //! What every server can do: relayed paths, whole chats, bursts; as ratios to the bare relay.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::TIMES;
+use crate::account::resident;
 use crate::lab::{Lab, Target};
 use crate::load::{Shot, fire};
 use crate::report::Part;
@@ -12,6 +14,8 @@ use crate::stats::Measured;
 
 /// Words in a streamed burst, beside which there are its beginning and its end.
 const BURST: f64 = 256.0;
+/// Words in a short stream, with the same beginning and end.
+const SHORT: f64 = 2.0;
 
 /// A thing to ask for, and what it may cost at 32 connections as ratios of processor time.
 struct Scenario {
@@ -40,16 +44,26 @@ pub async fn part(time: Duration) -> Part {
             "CPU µs",
             "ratio",
             "CPU µs/chunk",
+            "further chunk",
+            "MiB",
         ],
     );
     part.note(
-        "CPU: processor time of the server per request; ratio: to the bare relay's. fanfold has keys, quotas, a budget, \
+        "CPU: processor time of the server per request; ratio: to the bare relay's. Further chunk: what a stream of 256 \
+         chunks takes beyond one of two, for each chunk. MiB: resident afterwards. fanfold has keys, quotas, a budget, \
          metrics, the inspector and its log on.",
     );
+    // What a short stream took, by connections.
+    let mut short = HashMap::new();
     for scenario in scenarios() {
         for connections in scenario.connections {
             let results = side_by_side(&targets, &scenario.shot, *connections, time).await;
-            lines(&mut part, &scenario, *connections, &targets, &results);
+            let shorter = short.get(connections).filter(|_| scenario.chunks == BURST);
+            let memory: Vec<f64> = targets.iter().map(|target| resident(target.pid)).collect();
+            lines(&mut part, &scenario, *connections, &targets, &results, shorter, &memory);
+            if scenario.chunks == SHORT {
+                short.insert(*connections, results);
+            }
         }
     }
     part
@@ -62,11 +76,11 @@ fn scenarios() -> Vec<Scenario> {
         Shot::post("/v1/embeddings", r#"{"model":"plain","input":"lorem ipsum dolor sit amet"}"#);
     vec![
         scenario("relayed GET", Shot::get("/v1/files"), &[1, 32], 0.0, relayed),
-        scenario("relayed POST", embeddings, &[32], 0.0, relayed),
+        scenario("relayed POST", embeddings, &[1, 32], 0.0, relayed),
         scenario("chat 30 B", Shot::chat("plain", 30, false), &[1, 32], 0.0, [Some(1.6), Some(2.5)]),
         scenario("chat 64 KiB", Shot::chat("plain", 65_536, false), &[1, 32], 0.0, [Some(4.0), None]),
-        scenario("chat 1 MiB", Shot::chat("plain", 1_048_576, false), &[1, 8], 0.0, [None, None]),
-        scenario("chat 30 B, streamed", Shot::chat("plain", 30, true), &[1, 32], 0.0, [None, None]),
+        scenario("chat 1 MiB", Shot::chat("plain", 1_048_576, false), &[1, 32], 0.0, [None, None]),
+        scenario("chat 30 B, streamed", Shot::chat("plain", 30, true), &[1, 32], SHORT, [None, None]),
         scenario("256 chunks at once", Shot::chat("burst", 30, true), &[1, 32], BURST, [None, Some(2.0)]),
     ]
 }
@@ -91,9 +105,18 @@ pub async fn side_by_side(
     all.iter().map(|results| Measured::median(results)).collect()
 }
 
-fn lines(part: &mut Part, scenario: &Scenario, connections: usize, targets: &[Target], results: &[Measured]) {
+fn lines(
+    part: &mut Part,
+    scenario: &Scenario,
+    connections: usize,
+    targets: &[Target],
+    results: &[Measured],
+    shorter: Option<&Vec<Measured>>,
+    memory: &[f64],
+) {
     let base = results[0];
-    for (target, result) in targets.iter().zip(results) {
+    let further = |at: usize| Some((results[at].cpu - shorter?[at].cpu) / (scenario.chunks - SHORT));
+    for (at, (target, result)) in targets.iter().zip(results).enumerate() {
         let ratio = result.cpu / base.cpu;
         let chunk = if scenario.chunks > 0.0 { (result.cpu / scenario.chunks).into() } else { Value::Null };
         part.row(vec![
@@ -107,12 +130,18 @@ fn lines(part: &mut Part, scenario: &Scenario, connections: usize, targets: &[Ta
             result.cpu.into(),
             ratio.into(),
             chunk,
+            further(at).into(),
+            memory[at].into(),
         ]);
     }
     for (at, most) in scenario.most.iter().enumerate().filter(|_| connections == 32) {
         if let Some(most) = most {
             let figure = format!("CPU, {}, {}", scenario.name, targets[at + 1].name);
             part.bound(figure, results[at + 1].cpu / base.cpu, *most, "× relay");
+            if let Some((ours, relays)) = further(at + 1).zip(further(0)) {
+                let figure = format!("CPU, each further chunk at once, {}", targets[at + 1].name);
+                part.bound(figure, ours / relays, *most, "× relay");
+            }
         }
     }
 }

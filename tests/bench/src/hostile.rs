@@ -134,6 +134,9 @@ fn lines(part: &mut Part, (attack, held): (Attack, bool), clients: usize, all: &
         return;
     }
     part.bound(format!("good p99 under {name}"), harmed.good.p99 / base.p99, 1.25, "× without");
+    // What is the machine's own share is not in this one.
+    let figure = format!("good p99 under {name}, beside the same on another fanfold");
+    part.bound(figure, harmed.good.p99 / all[2].good.p99, 1.25, "× elsewhere");
     if attack == Attack::ReadsNothing {
         part.bound(
             format!("memory per client, {name}"),

@@ -92,7 +92,7 @@ impl Lab {
         self.up(name, port, admin, child).await
     }
 
-    /// The bare relay, fanfold without tools and with ten, and nginx where there is one.
+    /// The bare relay, fanfold without tools and with ten, and nginx.
     pub async fn side_by_side(&mut self) -> Vec<Target> {
         let more = format!("{ROOM}{TEAMS}");
         let mut targets = vec![
@@ -100,24 +100,18 @@ impl Lab {
             self.fanfold("fanfold", &Setup { more: &more, ..Setup::default() }).await,
             self.fanfold("fanfold, 10 tools", &Setup { tools: 10, more: &more, ..Setup::default() }).await,
         ];
-        targets.extend(self.nginx().await);
+        targets.push(self.nginx().await);
         targets
     }
 
-    /// `None`, and a word about it, where it is not installed.
-    pub async fn nginx(&mut self) -> Option<Target> {
+    async fn nginx(&mut self) -> Target {
         let port = free_port();
         let config = self.folder.0.join("nginx.conf");
         std::fs::write(&config, nginx(&self.folder.0, port, self.upstream)).expect("a configuration");
         let mut command = Command::new("nginx");
         command.arg("-c").arg(&config).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
-        match command.spawn() {
-            Ok(child) => Some(self.up("nginx", port, 0, child).await),
-            Err(error) => {
-                eprintln!("nginx is left out, it does not start ({error}): apt-get install nginx-light");
-                None
-            }
-        }
+        let child = command.spawn().expect("nginx is installed: tests/bench/run does that");
+        self.up("nginx", port, 0, child).await
     }
 
     async fn up(&mut self, name: &'static str, port: u16, admin: u16, child: Child) -> Target {

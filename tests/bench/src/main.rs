@@ -1,13 +1,13 @@
-//! fanfold's benchmark: one command that starts a scripted upstream, a bare relay, nginx if it is installed,
-//! and fanfold, drives them in turn, three times, and prints medians and their ratios to the bare relay.
+//! fanfold's benchmark: it starts a scripted upstream, a bare relay, nginx and fanfold, drives them in turn,
+//! three times, and prints medians and their ratios to the bare relay.
 //!
 //! ```text
-//! cargo build --release && cargo run --release --manifest-path tests/bench/Cargo.toml [-- PART… [SECONDS]]
+//! tests/bench/run [PART…] [SECONDS]
 //! ```
 //!
 //! | part | what it measures |
 //! |---|---|
-//! | `chat` | relayed requests, whole chats of three sizes, 256 chunks at once: latency and processor time, beside the bare relay and nginx |
+//! | `chat` | relayed requests, whole chats of three sizes, 256 chunks at once: latency, processor time and memory, beside the bare relay and nginx |
 //! | `streams` | 16 and 1,000 streams of 20 chunks a second: lateness of each chunk, processor time, memory |
 //! | `turns` | turns with tool calls, beside a client that runs its calls itself |
 //! | `early` | early start, with an upstream that writes slowly |
@@ -21,7 +21,7 @@
 //! what is there. Each figure that fanfold is held to stands at the end with its bound.
 //!
 //! It wants a quiet machine with two cores or more, and leave to open 10,500 files at once (`ulimit -Hn`), here and
-//! in fanfold. `FANFOLD_BIN` is another fanfold to measure. Everything listens on loopback, runs for a bounded time
+//! in fanfold, and nginx, which `run` installs. `FANFOLD_BIN` is another fanfold to measure. Everything listens on loopback, runs for a bounded time
 //! and ends with the benchmark, also when that is interrupted.
 
 mod account;
