@@ -6,115 +6,48 @@
 //! ```
 
 mod fixed;
+mod snapshot;
+mod start_error;
 mod tool_servers;
 
-use std::collections::BTreeMap;
-use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use secrecy::ExposeSecret;
-use serde_json::value::RawValue;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::fixed::Fixed;
+use self::snapshot::{Keeper, capacity, ledger_settings, log_remarks, shown, snapshot};
+pub use self::start_error::StartError;
 use self::tool_servers::ToolServers;
 use crate::admin::Admin;
 use crate::admin::inspector::{InUse, Inspector};
-use crate::audit::Audit;
-use crate::config::file::File;
 use crate::config::watch::{Cause, Watcher};
 use crate::config::{self, Flags, Loaded, process_env};
-use crate::ledger::{self, Ledger};
-use crate::policy::settings::Limits;
-use crate::relay::{Parts, Slots};
+use crate::ledger::Ledger;
 use crate::runs::Runs;
 use crate::server::body::InFlightBudget;
 use crate::server::drain::{Drain, Stage};
-use crate::server::listener::{BindError, Listener, Options};
+use crate::server::listener::{Listener, Options};
 use crate::server::proxy::{Proxy, Shutdown, Snapshot};
 use crate::server::visitors::Visitors;
-use crate::store::{Bounds, Capacity, Health, Store};
+use crate::store::{Health, Store};
 use crate::team::fair::Queue;
-use crate::team::{Defaults, Teams};
-use crate::telemetry::redact::Redact;
-use crate::telemetry::traces::{Tracer, Wrong, resolve};
 use crate::telemetry::{Telemetry, log, metrics};
 use crate::tools::{Catalog, Standing};
 use crate::units::Secret;
-use crate::upstream::{Routes, Setup, State, Upstream};
+use crate::upstream::{State, Upstream};
 use crate::workers::Workers;
 
 /// How often histograms and parked results are swept.
 const UPKEEP: Duration = Duration::from_secs(5);
 /// How long turns get to say goodbye once they are told to end.
 const GOODBYE: Duration = Duration::from_secs(3);
-
-/// Why fanfold does not start.
-#[derive(Debug)]
-pub enum StartError {
-    /// An address cannot be listened on.
-    Bind(BindError),
-    /// An upstream cannot be used as configured.
-    Upstream {
-        /// Its name.
-        name: String,
-        /// The setting below it.
-        setting: &'static str,
-        /// What is wrong.
-        message: String,
-    },
-    /// The store cannot be used as configured.
-    Store {
-        /// The setting below `store`.
-        setting: &'static str,
-        /// What is wrong.
-        message: String,
-    },
-    /// A required tool server does not come up.
-    ToolServer {
-        /// Its name.
-        name: String,
-        /// Why not.
-        why: String,
-    },
-    /// Tools of tool servers have a name that somebody else has: both owners, and what to do.
-    Clash(String),
-    /// The audit log cannot be written.
-    Audit(String),
-    /// What is to be redacted cannot be looked for.
-    Redact(String),
-    /// Traces cannot be sent as configured.
-    Traces(String),
-    /// The system refuses something.
-    System(String),
-}
-
-impl fmt::Display for StartError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Bind(error) => error.fmt(f),
-            Self::Upstream { name, setting, message } => write!(f, "upstreams.{name}.{setting}: {message}"),
-            Self::Store { setting, message } => write!(f, "store.{setting}: {message}"),
-            Self::ToolServer { name, why } => {
-                write!(f, "the tool server `{name}` is required, but is not up: {why}")
-            }
-            Self::Clash(message)
-            | Self::Audit(message)
-            | Self::Redact(message)
-            | Self::Traces(message)
-            | Self::System(message) => f.write_str(message),
-        }
-    }
-}
-
-impl std::error::Error for StartError {}
 
 /// What the system tells the process. Listened for before anything is served: until then each of
 /// these signals would end the process on the spot.
@@ -183,42 +116,6 @@ pub struct App {
     listeners: TaskTracker,
     admin_listeners: TaskTracker,
     upkeep: CancellationToken,
-}
-
-/// The most operations of OpenAPI documents the log names as left out.
-const MOST_REMARKS: usize = 20;
-
-/// What outlives a reload.
-#[derive(Clone)]
-struct Keeper {
-    telemetry: Telemetry,
-    store: Arc<Store>,
-    /// The places of turns.
-    turns: Queue,
-    /// The places of calls.
-    calls: Queue,
-    ledger: Arc<Ledger>,
-    runs: Option<Arc<Runs>>,
-    /// The settings in use, for the inspector.
-    config: Arc<ArcSwap<Box<RawValue>>>,
-    /// Who serves connections.
-    workers: Workers,
-    /// Who does the rest.
-    runtime: Handle,
-    /// Who waits for what is sent to a collector.
-    exporters: TaskTracker,
-    /// Cancelled when nothing more is to be done beside serving.
-    upkeep: CancellationToken,
-}
-
-impl Keeper {
-    /// Metrics as text; what is not counted as it happens is looked at now.
-    fn metrics(&self) -> String {
-        let tasks = self.runtime.metrics().num_alive_tasks() + self.workers.tasks();
-        #[expect(clippy::cast_precision_loss, reason = "a gauge")]
-        self.telemetry.tasks.set(tasks as f64);
-        self.telemetry.render()
-    }
 }
 
 impl App {
@@ -521,135 +418,6 @@ impl App {
             Ok(Err(problems)) => failed(&problems.to_string()),
             Err(error) => failed(&error.to_string()),
         }
-    }
-}
-
-fn ledger_settings(limits: &Limits, deny: bool) -> ledger::Settings {
-    ledger::Settings {
-        age: limits.ledger_for.0,
-        answer: limits.ledger_answer.0,
-        lease: limits.ledger_lease.0,
-        deny,
-    }
-}
-
-/// What the store may keep.
-fn capacity(limits: &Limits) -> Capacity {
-    let parked = Bounds {
-        entries: limits.parked_entries as usize,
-        bytes: limits.parked_bytes.0,
-        age: limits.parked_for.0,
-    };
-    let records = Bounds {
-        entries: limits.ledger_entries as usize,
-        bytes: limits.ledger_bytes.0,
-        age: limits.ledger_for.0,
-    };
-    Capacity { parked, records }
-}
-
-/// The settings as the inspector shows them.
-fn shown(loaded: &Loaded) -> Box<RawValue> {
-    let shown = serde_json::json!({
-        "source": loaded.name(),
-        "settings": loaded.effective().unwrap_or_default(),
-        "warnings": loaded.warnings().collect::<Vec<_>>(),
-    });
-    serde_json::value::to_raw_value(&shown).unwrap_or_default()
-}
-
-/// What a configuration amounts to. Of what was in use `before`, the audit log's chain goes on, teams keep what
-/// they share, and upstreams whose settings stay remember what they learned.
-fn snapshot(
-    loaded: &Loaded,
-    catalog: &Arc<Catalog>,
-    keeper: &Keeper,
-    before: Option<&Snapshot>,
-) -> Result<Snapshot, StartError> {
-    let file = &loaded.file;
-    let open = |secret: &Secret| {
-        config::secret::open(secret, &process_env).map(|secret| secret.expose_secret().to_owned())
-    };
-    let known = |name: &str| before.and_then(|before| before.routes.upstreams().find(|u| *u.name == *name));
-    let mut upstreams = BTreeMap::new();
-    for (name, settings) in &file.upstreams {
-        let of_team = |(team, of): (&String, &crate::team::settings::Settings)| {
-            Some((team.clone(), of.upstream_keys.get(name)?.clone()))
-        };
-        let team_keys = file.teams.iter().filter_map(of_team).collect();
-        let setup = Setup {
-            team_keys: &team_keys,
-            before: known(name).map(|upstream| &**upstream),
-            telemetry: &keeper.telemetry,
-        };
-        let upstream = Upstream::new(name, settings, setup, open).map_err(|e| StartError::Upstream {
-            name: name.clone(),
-            setting: e.setting,
-            message: e.message,
-        })?;
-        upstreams.insert(name.clone(), Arc::new(upstream));
-    }
-    let audited = before.and_then(|before| before.parts.audit.as_deref());
-    let audit = file.audit.as_ref().map(|audit| Audit::open(audit, audited, &keeper.telemetry));
-    let audit = audit.transpose().map_err(StartError::Audit)?.map(Arc::new);
-    let redact = Redact::new(&file.redact).map_err(|wrong| {
-        StartError::Redact(wrong.iter().map(|wrong| wrong.message.as_str()).collect::<Vec<_>>().join("; "))
-    })?;
-    let limits = Arc::new(file.limits.clone());
-    let specs: Vec<_> = catalog.iter().map(|tool| tool.spec().clone()).collect();
-    let of_tools = catalog.iter().filter_map(|tool| Some((tool.spec().name.clone(), tool.at_once()?)));
-    let slots = Slots::new(keeper.calls.clone(), of_tools);
-    let defaults = Defaults { calls_at_once: limits.calls_at_once_per_team };
-    Ok(Snapshot {
-        teams: Teams::new(&file.teams, &specs, defaults, before.map(|before| &before.teams)),
-        routes: Routes::new(&file.routes, upstreams),
-        parts: Arc::new(Parts {
-            tools: catalog.clone(),
-            slots: Arc::new(slots),
-            ledger: keeper.ledger.clone(),
-            audit,
-            store: keeper.store.clone(),
-            telemetry: keeper.telemetry.clone(),
-            redact: Arc::new(redact),
-            log_content: file.log.content,
-            runs: keeper.runs.clone(),
-            runs_content: file.runs.content,
-            traces: tracer(file, keeper).map_err(StartError::Traces)?,
-        }),
-        policy: file.policy.clone(),
-        limits,
-        server: file.server.clone(),
-        prices: Arc::new(file.prices.clone()),
-        currency: file.currency.as_str().into(),
-    })
-}
-
-/// What takes the spans of turns. A reload makes a new one; what the one before still has is sent when the last
-/// turn that knows it is over.
-fn tracer(file: &File, keeper: &Keeper) -> Result<Option<Arc<Tracer>>, String> {
-    let Some(settings) = &file.traces else { return Ok(None) };
-    let open = |secret: &Secret| {
-        config::secret::open(secret, &process_env).map(|secret| secret.expose_secret().to_owned())
-    };
-    let in_words = |mistakes: Vec<Wrong>| {
-        let each = mistakes.iter().map(|mistake| format!("traces.{}: {}", mistake.setting, mistake.message));
-        each.collect::<Vec<_>>().join("; ")
-    };
-    let Some(resolved) = resolve(settings, &process_env, &open).map_err(in_words)? else { return Ok(None) };
-    let (tracer, exporter) = Tracer::new(settings, resolved, &keeper.telemetry);
-    keeper.exporters.spawn(exporter.run(keeper.upkeep.clone()));
-    Ok(Some(Arc::new(tracer)))
-}
-
-/// Says which operations of OpenAPI documents are left out.
-fn log_remarks(catalog: &Catalog) {
-    let remarks = catalog.remarks();
-    for remark in remarks.iter().take(MOST_REMARKS) {
-        tracing::warn!(document = &*remark.entry, "left out of an OpenAPI document: {}", remark.unmapped);
-    }
-    if remarks.len() > MOST_REMARKS {
-        let more = remarks.len() - MOST_REMARKS;
-        tracing::warn!("{more} more operations are left out: `fanfold check` lists them");
     }
 }
 
