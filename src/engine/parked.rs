@@ -117,42 +117,56 @@ pub fn parked_names(messages: &Raw) -> Vec<String> {
 
 /// Restores what is parked for these messages. `find` gives the entries kept under a foreign id,
 /// with the fingerprint of the conversation they belong to. `None` if nothing was restored.
-pub fn restore(messages: &Raw, mut find: impl FnMut(&str) -> Vec<([u8; 32], Parked)>) -> Option<Raw> {
+///
+/// Each entry is put back once, however often its ids return, and all of them have `most` bytes at most: of more,
+/// the first stay as the client wrote them.
+pub fn restore<'a>(
+    messages: &Raw,
+    most: usize,
+    find: impl Fn(&str) -> &'a [([u8; 32], Parked)],
+) -> Option<Raw> {
     let list = messages.elements(MOST_MESSAGES).ok()?;
-    let mut out: Vec<Raw> = Vec::with_capacity(list.len() + 8);
-    let mut restored = false;
     let mut prefixes = Prefixes::of(&list);
+    let (mut found, mut seen) = (Vec::new(), HashSet::new());
     let mut at = 0;
     while at < list.len() {
-        let found = called_ids(&list[at]).and_then(|ids| {
-            let mut entries = find(ids.first()?);
-            entries.retain(|(_, parked)| parked.foreign().eq(ids.iter().map(String::as_str)));
-            if entries.iter().any(|(_, parked)| !parked.has_unique_ids()) {
-                let print = prefixes.until(at);
-                entries.retain(|(theirs, parked)| parked.has_unique_ids() || *theirs == print);
-            }
-            let (_, parked) = entries.into_iter().next()?;
+        let kept = called_ids(&list[at]).filter(|ids| !seen.contains(ids)).and_then(|ids| {
+            let mut entries = find(ids.first()?).iter();
+            let (_, parked) = entries.find(|(print, parked)| {
+                parked.foreign().eq(ids.iter().map(String::as_str))
+                    && (parked.has_unique_ids() || *print == prefixes.until(at))
+            })?;
             let answers = answers(&list[at + 1..], ids.len());
-            Some((parked, answers))
+            answers_all(&answers, parked).then(|| {
+                if parked.has_unique_ids() {
+                    seen.insert(ids);
+                }
+                Kept { at, parked, answers }
+            })
         });
-        match found {
-            Some((parked, answers)) if answers_all(&answers, &parked) => {
-                restored = true;
-                at += 1 + answers.len();
-                put_back(&parked, &answers, &mut out);
-            }
-            _ => {
-                out.push(list[at].clone());
-                at += 1;
-            }
-        }
+        at += 1 + kept.as_ref().map_or(0, |kept| kept.answers.len());
+        found.extend(kept);
     }
-    restored.then(|| {
-        let mut text = Vec::new();
-        let empty = Raw::parse("[]").ok()?;
-        crate::wire::request::append_elements(&mut text, &empty, out.iter().map(Raw::bytes));
-        Some(Raw::trusted(text.into()))
-    })?
+    let mut left = most;
+    let fit = found.iter().rev().take_while(|kept| match left.checked_sub(kept.parked.size()) {
+        Some(less) => {
+            left = less;
+            true
+        }
+        None => false,
+    });
+    let fit = fit.count();
+    let found = &found[found.len() - fit..];
+    (!found.is_empty()).then(|| Raw::trusted(put_back(&list, found).into()))
+}
+
+/// An entry, and where in a conversation it belongs.
+struct Kept<'a> {
+    /// The place of the message with its foreign calls.
+    at: usize,
+    parked: &'a Parked,
+    /// The messages after it: the answers, with the ids they answer.
+    answers: Vec<(String, Raw)>,
 }
 
 /// Whether these are the answers to the foreign calls, each of them once.
@@ -161,13 +175,30 @@ fn answers_all(answers: &[(String, Raw)], parked: &Parked) -> bool {
         && parked.foreign().all(|wanted| answers.iter().any(|(id, _)| id == wanted))
 }
 
-fn put_back(parked: &Parked, answers: &[(String, Raw)], out: &mut Vec<Raw>) {
-    out.extend(parked.before.iter().cloned());
-    out.push(parked.assistant.clone());
-    for slot in &parked.slots {
-        let answer = || answers.iter().find(|(id, _)| *id == slot.id).map(|(_, message)| message.clone());
-        out.extend(slot.ours.clone().or_else(answer));
+/// The conversation with these entries in it, as text.
+fn put_back(list: &[Raw], found: &[Kept<'_>]) -> Vec<u8> {
+    let mut out: Vec<&Raw> = Vec::with_capacity(list.len() + 8);
+    let mut next = 0;
+    for Kept { at, parked, answers } in found {
+        out.extend(&list[next..*at]);
+        next = at + 1 + answers.len();
+        out.extend(&parked.before);
+        out.push(&parked.assistant);
+        for slot in &parked.slots {
+            let answer = || answers.iter().find(|(id, _)| *id == slot.id).map(|(_, message)| message);
+            out.extend(slot.ours.as_ref().or_else(answer));
+        }
     }
+    out.extend(&list[next..]);
+    let mut text = b"[".to_vec();
+    for (i, message) in out.into_iter().enumerate() {
+        if i > 0 {
+            text.push(b',');
+        }
+        text.extend_from_slice(message.bytes());
+    }
+    text.push(b']');
+    text
 }
 
 /// The ids of an assistant message's calls.
@@ -200,6 +231,9 @@ fn text(members: &Members, name: &str) -> Option<String> {
 mod tests {
     use super::*;
 
+    /// More than any of these need.
+    const MOST: usize = 1 << 20;
+
     fn raw(text: &str) -> Raw {
         Raw::parse(text.to_owned()).unwrap()
     }
@@ -226,10 +260,8 @@ mod tests {
 
     fn restored(id: &str, question: &str) -> Option<Raw> {
         let print = fingerprint(&raw(r#"[{"content":"q","role":"user"}]"#));
-        restore(
-            &history(id, question),
-            |wanted| if wanted == id { vec![(print, parked(id))] } else { vec![] },
-        )
+        let kept = [(print, parked(id))];
+        restore(&history(id, question), MOST, |wanted| if wanted == id { &kept } else { &[] })
     }
 
     #[test]
@@ -246,11 +278,37 @@ mod tests {
     }
 
     #[test]
+    fn what_returns_again_and_again_is_put_back_once() {
+        let one = history("call_abcDEF123", "q");
+        let many = vec![&one.text()[1..one.text().len() - 1]; 50].join(",");
+        let kept = [([0; 32], parked("call_abcDEF123"))];
+        let restored = restore(&raw(&format!("[{many}]")), MOST, |_| &kept).unwrap();
+        assert_eq!(restored.text().matches("ours").count(), 1);
+        assert_eq!(restored.text().matches("theirs").count(), 50);
+    }
+
+    #[test]
+    fn what_does_not_fit_stays_as_the_client_wrote_it_and_the_last_is_put_back_first() {
+        let two = [history("call_abcDEF123", "q"), history("call_ghiJKL456", "q")];
+        let both = two.each_ref().map(|one| &one.text()[1..one.text().len() - 1]).join(",");
+        let size = parked("call_abcDEF123").size();
+        let kept = ["call_abcDEF123", "call_ghiJKL456"].map(|id| ([0; 32], parked(id)));
+        let restored = |most| {
+            restore(&raw(&format!("[{both}]")), most, |_| &kept)
+                .map(|messages| messages.text().find("ours").map(|at| at > messages.text().len() / 2))
+        };
+        assert_eq!(restored(2 * size), Some(Some(false)));
+        assert_eq!(restored(2 * size - 1), Some(Some(true)));
+        assert_eq!(restored(size - 1), None);
+    }
+
+    #[test]
     fn a_history_that_lacks_an_answer_is_left_alone() {
         let messages = raw(
             r#"[{"role":"assistant","tool_calls":[{"id":"call_abcDEF123"}]},{"role":"user","content":"never mind"}]"#,
         );
-        assert_eq!(restore(&messages, |id| vec![([0; 32], parked(id))]), None);
+        let kept = [([0; 32], parked("call_abcDEF123"))];
+        assert_eq!(restore(&messages, MOST, |_| &kept), None);
     }
 
     #[test]
@@ -258,7 +316,8 @@ mod tests {
         let messages = raw(
             r#"[{"role":"assistant","tool_calls":[{"id":"call_abcDEF123"}]},{"role":"tool","tool_call_id":"call_other","content":"x"}]"#,
         );
-        assert_eq!(restore(&messages, |id| vec![([0; 32], parked(id))]), None);
+        let kept = [([0; 32], parked("call_abcDEF123"))];
+        assert_eq!(restore(&messages, MOST, |_| &kept), None);
     }
 
     #[test]
@@ -274,6 +333,6 @@ mod tests {
 
     #[test]
     fn nothing_parked_nothing_changed() {
-        assert_eq!(restore(&history("call_f", "q"), |_| vec![]), None);
+        assert_eq!(restore(&history("call_f", "q"), MOST, |_| &[]), None);
     }
 }

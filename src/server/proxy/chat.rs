@@ -187,7 +187,7 @@ impl Proxy {
                     since: asked.since,
                 });
                 let response = begin(started, run, client, &self.tasks, (place, reservation, gauge)).await;
-                // Without an answer there is nobody to read one.
+                // A turn that ends without an answer has nobody to read one.
                 Ok(response.unwrap_or_default())
             }
         }
@@ -252,9 +252,11 @@ async fn restore_parked(asked: &Asked, request: &mut ChatRequest) -> bool {
             return false;
         }
     };
-    let found: HashMap<&str, Vec<Bytes>> = names.iter().map(String::as_str).zip(found).collect();
-    let find = |name: &str| found.get(name).into_iter().flatten().filter_map(parcel::decode).collect();
-    match restore(&messages, find) {
+    let read = |kept: Vec<Bytes>| kept.iter().filter_map(parcel::decode).collect::<Vec<_>>();
+    let found: HashMap<&str, Vec<_>> =
+        names.iter().map(String::as_str).zip(found.into_iter().map(read)).collect();
+    let find = |name: &str| found.get(name).map(Vec::as_slice).unwrap_or_default();
+    match restore(&messages, asked.snapshot.limits.body.0, find) {
         Some(messages) => {
             request.set_messages(messages);
             true

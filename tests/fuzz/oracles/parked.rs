@@ -7,6 +7,9 @@ use fanfold::wire::raw::{Kind, Raw};
 
 use super::Choices;
 
+/// The most bytes that are put back: now and then too few.
+const MOST: usize = 1024;
+
 pub fn hold(data: &[u8]) {
     let whole = Bytes::copy_from_slice(data);
     if let Some((print, parked)) = parcel::decode(&whole) {
@@ -46,7 +49,9 @@ fn made_up(data: &[u8]) {
     let names = parked_names(&history);
     let Ok(said) = history.elements(usize::MAX) else { return };
     let print = fanfold::engine::fingerprint(&Raw::parse(&b"[]"[..]).expect("JSON"));
-    let Some(restored) = restore(&history, |_| vec![(print, parked.clone())]) else { return };
+    let kept = [(print, parked.clone())];
+    let Some(restored) = restore(&history, MOST, |_| &kept) else { return };
+    assert!(restored.bytes().len() <= history.bytes().len() + MOST, "more than may be put back");
     assert!(!names.is_empty(), "restored what was not asked for");
     let restored = Raw::parse(restored.bytes().clone()).expect("JSON").elements(usize::MAX).expect("a list");
     for message in said.iter().filter(|message| !message.text().contains("tool_calls")) {
