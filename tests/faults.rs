@@ -89,6 +89,13 @@ async fn a_relayed_stream_that_breaks_off_ends_with_an_error_event() {
         ("finished without the end mark", vec![json!({ "events": [chunk(json!({}), json!("stop"))] })], None),
         ("finished, then much that says nothing", finished_long_ago, None),
         ("ended with the mark only", vec![json!({ "events": ["[DONE]"] })], None),
+        (
+            "the mark, then a reset",
+            vec![json!({ "events": ["[DONE]"] }), json!({ "wait_ms": 50 }), json!("reset")],
+            None,
+        ),
+        ("the mark, then closed", vec![json!({ "events": ["[DONE]"] }), json!("close")], None),
+        ("the mark, then nothing", vec![json!({ "events": ["[DONE]"] }), json!("stall")], None),
     ];
     each(
         cases.iter(),

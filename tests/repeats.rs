@@ -227,6 +227,26 @@ async fn an_answer_over_its_bound_is_one_error_and_no_second_run() {
     scene.end().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn who_joined_an_answer_that_becomes_too_large_reads_so_at_the_end_of_the_stream() {
+    let scene = Scene::new("limits: { ledger_answer: 1KiB }").await;
+    let call = json!({ "reply": { "text": "Let me see.", "calls": [{ "name": "save", "arguments": {} }] } });
+    let long = json!({ "reply": { "text": "word ".repeat(400) } });
+    scene.lab.script("talks", json!({ "rounds": [call, long] }));
+    let (headers, body) = ([("idempotency-key", "k")], chat("talks", true));
+    let second = async {
+        soon(scene.lab.wait_until(|seen| seen.all_tools.running == 1)).await;
+        scene.send(&headers, &body).await
+    };
+    let (first, joined) = tokio::join!(scene.send(&headers, &body), second);
+    assert!(first.body.ends_with("data: [DONE]\n\n"), "{first:?}");
+    assert_eq!(joined.status, 200);
+    let last = joined.body.trim_end().rsplit("\n\n").next().unwrap();
+    assert!(last.starts_with("data: {\"error\"") && last.contains("turn_failed_after_tools"), "{joined:?}");
+    assert_eq!(scene.ran("save"), 1);
+    scene.end().await;
+}
+
 #[tokio::test]
 async fn what_is_too_old_or_too_much_is_forgotten() {
     for more in

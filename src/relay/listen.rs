@@ -6,7 +6,9 @@ use http_body_util::StreamBody;
 
 use super::body::{Body, BoxError};
 use super::error_response;
+use super::sink::error_event;
 use crate::ledger::{Answer, Heard, Listener};
+use crate::upstream::is_event_stream;
 use crate::wire::error::ErrorReply;
 
 /// Names the request whose answer this is.
@@ -23,11 +25,14 @@ pub async fn listen(listener: Listener, own: &HeaderMap) -> Response<Body> {
         };
     }
     let Some((status, headers)) = listener.tape.head().await else { return broke_off(own) };
-    let body = futures_util::stream::unfold(Some((listener, 0)), |state| async {
+    let events = is_event_stream(&headers);
+    let body = futures_util::stream::unfold(Some((listener, 0)), move |state| async move {
         let (listener, at) = state?;
         match listener.tape.piece(at).await {
             Heard::Piece(piece) => Some((Ok(Frame::data(piece)), Some((listener, at + 1)))),
             Heard::End => None,
+            // Pieces are whole events.
+            Heard::Lost if events => Some((Ok(Frame::data(error_event(&lost()))), None)),
             Heard::Lost => Some((Err(BoxError::from("the recording broke off")), None)),
         }
     });
@@ -54,13 +59,17 @@ fn response(status: StatusCode, headers: HeaderMap, body: Body, of: &str, own: &
     response
 }
 
-fn broke_off(own: &HeaderMap) -> Response<Body> {
-    let error = ErrorReply::new(
+fn lost() -> ErrorReply {
+    ErrorReply::new(
         424,
         "turn_failed_after_tools",
         "An earlier attempt of this request was running, and its answer is not to be had: it broke off, or is too large to be kept. Tools with effects may have run; check them before you repeat it.",
-    );
-    let mut response = error_response(&error.never_retry());
+    )
+    .never_retry()
+}
+
+fn broke_off(own: &HeaderMap) -> Response<Body> {
+    let mut response = error_response(&lost());
     response.headers_mut().extend(own.clone());
     response
 }

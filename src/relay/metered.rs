@@ -22,6 +22,7 @@ use super::answer::Open;
 use super::body::BoxError;
 use super::ending::{self, Ending};
 use super::events::{Events, TooLarge};
+use super::sink::error_event;
 use crate::rare::rare;
 use crate::upstream::{Alarm, Received, is_event_stream};
 use crate::wire::error::ErrorReply;
@@ -39,6 +40,8 @@ const OF_A_CHAT: usize = 4 * 1024;
 const NEAR: usize = 1024;
 /// The mark at the end of a stream.
 const DONE: &[u8] = b"data: [DONE]\n\n";
+/// How long the end of a body may take after that mark.
+const REST: Duration = Duration::from_secs(1);
 
 /// What a reply's body is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -144,6 +147,10 @@ impl Metered {
             Streams::Chat => whole.starts_with(b"data") || memchr::memmem::find(&whole, b"data").is_some(),
         };
         if progress {
+            if self.kind != Streams::Bytes && whole.trim_ascii_end().ends_with(b"[DONE]") {
+                // Nothing that matters comes after it.
+                self.allowed = self.allowed.min(REST);
+            }
             self.until = next(self.allowed, self.deadline);
         }
         self.remember(&whole);
@@ -242,6 +249,15 @@ impl Metered {
         self.open.end(outcome, usage_in(&self.tail), self.status.as_u16(), &self.tail);
     }
 
+    /// Whether its reader has the end of a stream, whatever becomes of the body.
+    fn is_told(&mut self) -> bool {
+        if self.kind == Streams::Bytes {
+            return false;
+        }
+        self.note(ending::ending(&self.tail));
+        matches!(self.ending, Ending::Failed | Ending::Done)
+    }
+
     /// The reply broke off: what the client gets last.
     fn broke(
         &mut self,
@@ -249,6 +265,10 @@ impl Metered {
         error: &ErrorReply,
         cause: BoxError,
     ) -> Option<Result<Frame<Bytes>, BoxError>> {
+        if self.is_told() {
+            self.end("ok");
+            return None;
+        }
         self.end(outcome);
         if self.kind == Streams::Bytes {
             return Some(Err(cause));
@@ -257,7 +277,7 @@ impl Metered {
         // then reads why.
         let half = self.kind == Streams::Events && !ending::is_between_events(&self.tail);
         let between: &[u8] = if half { b"\n\n" } else { b"" };
-        let event = [between, b"data: ", &error.to_event(), b"\n\n"].concat();
+        let event = [between, &error_event(error)].concat();
         Some(Ok(Frame::data(event.into())))
     }
 }

@@ -1,7 +1,8 @@
 //! Where an answer goes: into a stream of events, or into one object.
 //!
 //! Both take the same parts, so both say the same. The head of the response is decided as late as
-//! the client allows: a stream's when its first content is there, an object's when it is complete.
+//! the client allows: a stream's when its first content is there, an object's when it is complete. A sink that is
+//! dropped before its answer was ended says that too: its turn broke off.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -90,6 +91,8 @@ pub(super) struct Sink {
     run: Option<Arc<Run>>,
     /// The client is gone, and what is written is for the recording only.
     alone: bool,
+    /// The answer was ended.
+    ended: bool,
 }
 
 impl Sink {
@@ -106,6 +109,7 @@ impl Sink {
             silent_since: Instant::now(),
             run,
             alone: false,
+            ended: false,
         }
     }
 
@@ -273,14 +277,11 @@ impl Sink {
 
     /// Ends the answer. What is still waiting leaves as fast as the client takes it.
     pub(super) async fn finish(mut self: Box<Self>, finish: &Finish, totals: Totals) -> Result<(), Gone> {
+        self.ended = true;
         match finish {
             Finish::Gone => return Ok(()),
             Finish::Failed(error) if self.answer.is_some() => return self.refuse(error, totals),
-            Finish::Failed(error) => {
-                self.out.extend_from_slice(b"data: ");
-                self.out.extend_from_slice(&error.to_event());
-                self.out.extend_from_slice(b"\n\n");
-            }
+            Finish::Failed(error) => self.out.extend_from_slice(&error_event(error)),
             Finish::Answer(reason) => {
                 if self.envelope.is_none() {
                     self.begin(&Head::default());
@@ -349,6 +350,35 @@ impl Sink {
     }
 }
 
+impl Drop for Sink {
+    fn drop(&mut self) {
+        if self.ended {
+            return;
+        }
+        let message = "The turn broke off inside fanfold; its log says more. Tools may have run: check before you repeat it.";
+        let error = ErrorReply::new(500, "internal_error", message).never_retry();
+        if self.answer.is_some() {
+            // Whoever is gone does not hear it.
+            let _gone = self.refuse(&error, Totals::default());
+            return;
+        }
+        self.out.extend_from_slice(&error_event(&error));
+        let flushed = self.flush();
+        if let Some(run) = &self.run {
+            run.tape.end();
+        }
+        if let (Ok(true), Some(sender)) = (flushed, self.sender.take()) {
+            sender.finish();
+        }
+    }
+}
+
+/// An error as the last event of a stream.
+#[must_use]
+pub(super) fn error_event(error: &ErrorReply) -> Bytes {
+    [b"data: ".as_slice(), &error.to_event(), b"\n\n"].concat().into()
+}
+
 /// The headers that tell an SDK whether and when to come back.
 #[must_use]
 pub fn error_headers(error: &ErrorReply) -> HeaderMap {
@@ -370,4 +400,60 @@ pub fn error_response(error: &ErrorReply) -> Response<Body> {
     *response.headers_mut() = error_headers(error);
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+
+    use super::*;
+    use crate::wire::raw::Raw;
+
+    fn sink(stream: bool) -> (Sink, oneshot::Receiver<Response<Body>>) {
+        let (answer, head) = oneshot::channel();
+        let options = Options {
+            stream,
+            include_usage: false,
+            headers: HeaderMap::from_iter([(HeaderName::from_static("x-request-id"), "r1".parse().unwrap())]),
+            fallback: Fallback { request_id: "r1".into(), created: 1, model: "m".into() },
+            buffer: 1024,
+            keep_alive: Duration::from_secs(10),
+        };
+        (Sink::new(options, answer, None), head)
+    }
+
+    async fn read(response: Response<Body>) -> String {
+        let body = response.into_body().collect().await.expect("a clean end").to_bytes();
+        String::from_utf8(body.to_vec()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_turn_that_breaks_off_before_its_answer_is_an_error_nobody_repeats() {
+        for stream in [false, true] {
+            let (sink, head) = sink(stream);
+            drop(sink);
+            let response = head.await.unwrap();
+            assert_eq!(response.status(), 500);
+            assert_eq!(response.headers()["x-should-retry"], "false");
+            assert_eq!(response.headers()["x-request-id"], "r1");
+            assert!(read(response).await.contains("\"internal_error\""));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stream_whose_turn_breaks_off_ends_with_an_error_event() {
+        let (mut sink, head) = sink(true);
+        sink.show(&Show::Begin(Head::default()));
+        sink.show(&Show::Part(Box::new(Part { text: Some(Raw::string("Hel")), ..Part::default() })));
+        assert_eq!(sink.flush(), Ok(true));
+        drop(sink);
+        let response = head.await.unwrap();
+        assert_eq!(response.status(), 200);
+        let text = read(response).await;
+        let last = text.trim_end().rsplit("\n\n").next().unwrap();
+        assert!(
+            text.contains("Hel") && last.contains("\"internal_error\"") && !text.contains("[DONE]"),
+            "{text}"
+        );
+    }
 }
