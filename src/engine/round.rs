@@ -7,7 +7,7 @@ use super::{AskId, CallPart, Opening, Part, RunId};
 use crate::policy::plan::TurnPlan;
 use crate::policy::retry::Tries;
 use crate::policy::settings::InterimText;
-use crate::wire::call::{Assembler, Call, TooManyCalls, canonical};
+use crate::wire::call::{Assembler, Call, MOST_CALLS, TooManyCalls, canonical};
 use crate::wire::fold::{FoldedMembers, Text};
 use crate::wire::message;
 use crate::wire::raw::Raw;
@@ -230,11 +230,15 @@ impl Round {
 
     /// The reply is complete: opens wrappers, decides whose the remaining calls are, and gives what
     /// the client sees of foreign calls that only appear now.
-    pub(super) fn complete(&mut self, plan: &TurnPlan, fresh: &mut dyn FnMut() -> String) -> Vec<CallPart> {
-        self.complete = true;
+    pub(super) fn complete(
+        &mut self,
+        plan: &TurnPlan,
+        fresh: &mut dyn FnMut() -> String,
+    ) -> Result<Vec<CallPart>, TooManyCalls> {
         self.changed =
             self.assembler.calls().iter().any(|c| c.sent_id.as_deref() != Some(&c.id) || c.is_irregular());
-        self.open_wrappers(fresh);
+        self.open_wrappers(fresh)?;
+        self.complete = true;
         let mut parts = Vec::new();
         for at in 0..self.calls.len() {
             if matches!(self.standings[at].whose, Whose::Open) {
@@ -248,16 +252,21 @@ impl Round {
                 self.standings[at].whose = whose;
             }
         }
-        parts
+        Ok(parts)
     }
 
-    /// Puts the calls a wrapper holds in its place.
-    fn open_wrappers(&mut self, fresh: &mut dyn FnMut() -> String) {
+    /// Puts the calls a wrapper holds in its place. Each holds so many at most, and so does the reply; if they are
+    /// more, nothing has changed.
+    fn open_wrappers(&mut self, fresh: &mut dyn FnMut() -> String) -> Result<(), TooManyCalls> {
+        let opened: Vec<_> = self.assembler.calls().iter().map(Call::unwrapped).collect();
+        if opened.iter().map(|inner| inner.as_ref().map_or(1, Vec::len)).sum::<usize>() > MOST_CALLS {
+            return Err(TooManyCalls);
+        }
         let (mut calls, mut standings, mut moved) = (Vec::new(), Vec::new(), Vec::new());
-        let assembled = std::mem::take(&mut self.assembler).into_calls();
-        for (call, standing) in assembled.into_iter().zip(std::mem::take(&mut self.standings)) {
+        let assembled = std::mem::take(&mut self.assembler).into_calls().into_iter();
+        for ((call, standing), inner) in assembled.zip(std::mem::take(&mut self.standings)).zip(opened) {
             moved.push(calls.len());
-            if let Some(inner) = call.unwrapped() {
+            if let Some(inner) = inner {
                 self.changed = true;
                 for (name, arguments) in inner {
                     calls.push(Call::made(fresh(), name, &arguments));
@@ -274,6 +283,7 @@ impl Round {
             }
         }
         (self.calls, self.standings) = (calls, standings);
+        Ok(())
     }
 
     /// The call at `at`, complete or not.

@@ -354,6 +354,22 @@ fn a_wrapper_is_opened_into_its_calls() {
 }
 
 #[test]
+fn wrappers_hold_no_more_calls_than_a_reply_may_have() {
+    let mut s = Scene::begun(plan());
+    let uses = vec![r#"{"recipient_name":"functions.read"}"#; 200].join(",");
+    assert!(s.call(0, "read", "{}").is_empty());
+    // Another call has begun, so this one is complete.
+    assert_eq!(
+        s.call(1, "multi_tool_use.parallel", &format!(r#"{{"tool_uses":[{uses}]}}"#)),
+        ["run 1 read {}"]
+    );
+    s.call(2, "multi_tool_use.parallel", &format!(r#"{{"tool_uses":[{uses}]}}"#));
+    let told = s.end("tool_calls");
+    assert_eq!((told[0].as_str(), told.len()), ("stop 1", 2), "{told:?}");
+    assert!(told[1].contains("upstream_reply_too_large"), "{told:?}");
+}
+
+#[test]
 fn news_of_progress_give_a_call_more_time_but_no_more_than_the_most() {
     let mut s = Scene::begun(plan());
     s.call(0, "read", "{}");

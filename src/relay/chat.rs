@@ -4,7 +4,8 @@ use bytes::Bytes;
 
 use crate::engine::{CallPart, Part};
 use crate::wire::fold::{FoldedMembers, Text};
-use crate::wire::raw::{Kind, Member, Members, Raw, write_string};
+use crate::wire::named::Named;
+use crate::wire::raw::{Kind, Member, Raw, write_string};
 use crate::wire::reply::{FinishReason, Head};
 use crate::wire::texts::Texts;
 
@@ -277,7 +278,7 @@ pub(super) struct Folding {
     round: u32,
     members: FoldedMembers,
     around: FoldedMembers,
-    top: Members,
+    top: Named<Raw>,
     calls: Vec<FoldedCall>,
 }
 
@@ -305,7 +306,7 @@ impl Folding {
         part.members.iter().for_each(|m| self.members.add(m));
         part.around.iter().for_each(|m| self.around.add(m));
         // Members of the reply are told again, not continued.
-        part.top.iter().for_each(|m| self.top.put(m));
+        part.top.iter().for_each(|m| self.top.put(m, m.value.clone()));
         for part in &part.calls {
             if self.calls.len() <= part.index {
                 self.calls.resize_with(part.index + 1, FoldedCall::default);
@@ -359,7 +360,7 @@ impl Folding {
             out.extend_from_slice(b",\"usage\":");
             out.extend_from_slice(usage.bytes());
         }
-        write_members(&mut out, &self.top);
+        write_members(&mut out, &self.top.to_members(Raw::clone));
         if let Some(own) = own {
             out.extend_from_slice(b",\"fanfold\":");
             out.extend_from_slice(own.bytes());

@@ -14,6 +14,9 @@ use super::raw::{Kind, Raw, write_string};
 use super::reply::CallPiece;
 use super::scan::{Broken, Scan};
 
+/// How much of a reply's arguments may be looked at to see whether a call has ended, in bytes. Only servers that
+/// name the function in every piece make us look, and what they name is the call that is there.
+const MOST_LOOKED_AT: usize = 16 << 20;
 /// The most calls one reply may have.
 pub const MOST_CALLS: usize = 256;
 /// The function name by which the gpt-4 family sometimes wraps several calls in one.
@@ -119,14 +122,28 @@ impl Call {
         }
     }
 
-    /// Whether `piece` cannot be more of this call, since it names a function again.
-    fn is_over(&self, piece: &CallPiece) -> bool {
+    /// Whether `piece` cannot be more of this call, since it names a function again. What that takes is taken from
+    /// what may still be looked at.
+    fn is_over(&self, piece: &CallPiece, left: &mut usize) -> bool {
         let Some(name) = &piece.name else { return false };
-        if self.name.is_empty() {
-            return false;
+        if self.name.is_empty() || *name != self.name {
+            return !self.name.is_empty();
         }
         let more = piece.arguments.as_ref().is_some_and(|a| a.text() != "\"\"");
-        *name != self.name || (more && self.has_arguments() && self.parses())
+        if !more || !self.has_arguments() {
+            return false;
+        }
+        let looked_at = left.checked_sub(self.size());
+        *left = looked_at.unwrap_or_default();
+        looked_at.is_some() && self.parses()
+    }
+
+    /// The size of the arguments so far, in bytes.
+    fn size(&self) -> usize {
+        match &self.arguments {
+            Arguments::Text(text) => text.len(),
+            Arguments::Value(raw) => raw.bytes().len(),
+        }
     }
 
     /// The call as an element of `tool_calls`.
@@ -183,9 +200,17 @@ impl Call {
 }
 
 /// The calls of one reply, in the order in which they were opened.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Assembler {
     calls: Vec<Call>,
+    /// How much of arguments may still be looked at, in bytes.
+    left: usize,
+}
+
+impl Default for Assembler {
+    fn default() -> Self {
+        Self { calls: Vec::new(), left: MOST_LOOKED_AT }
+    }
 }
 
 /// A reply has more than [`MOST_CALLS`] calls.
@@ -212,27 +237,28 @@ impl Assembler {
     }
 
     /// The call that `piece` continues.
-    fn place(&self, piece: &CallPiece) -> Option<usize> {
+    fn place(&mut self, piece: &CallPiece) -> Option<usize> {
         if piece.complete {
             return None;
         }
-        let last = |wanted: &dyn Fn(&Call) -> bool| self.calls.iter().rposition(wanted);
+        let Self { calls, left } = self;
+        let last = |wanted: &dyn Fn(&Call) -> bool| calls.iter().rposition(wanted);
         match (piece.index, &piece.id) {
             (Some(index), id) => {
                 let at = last(&|call| call.index == Some(index))?;
-                let call = &self.calls[at];
+                let call = &calls[at];
                 let continues = match (id, &call.sent_id) {
                     (Some(new), Some(old)) => new == old,
-                    (Some(_) | None, None) | (None, Some(_)) => !call.is_over(piece),
+                    (Some(_) | None, None) | (None, Some(_)) => !call.is_over(piece, left),
                 };
                 continues.then_some(at)
             }
             (None, Some(id)) => {
-                last(&|call| call.sent_id.as_ref() == Some(id)).filter(|at| !self.calls[*at].is_over(piece))
+                last(&|call| call.sent_id.as_ref() == Some(id)).filter(|at| !calls[*at].is_over(piece, left))
             }
             (None, None) => {
-                let at = self.calls.len().checked_sub(1)?;
-                (piece.name.is_none() || self.calls[at].name.is_empty()).then_some(at)
+                let at = calls.len().checked_sub(1)?;
+                (piece.name.is_none() || calls[at].name.is_empty()).then_some(at)
             }
         }
     }
@@ -429,6 +455,16 @@ mod tests {
             p().id("a").args(""),
         ]);
         assert_eq!(calls, ["a f {}"]);
+    }
+
+    #[test]
+    fn a_long_call_that_is_named_in_every_piece_stays_one_call() {
+        let mut pieces = vec![p().index(0).name("f").args(&format!("{{\"x\":\"{}", "y".repeat(1 << 20)))];
+        pieces.extend((0..200).map(|_| p().index(0).name("f").args("y")));
+        pieces.push(p().index(0).name("f").args("\"}"));
+        let calls = assembled(pieces);
+        assert_eq!(calls.len(), 1);
+        assert!(calls[0].ends_with("y\"}"));
     }
 
     #[test]

@@ -1,11 +1,11 @@
 //! A chunk of a stream as servers usually write it, read in one pass.
 //!
 //! What is not plainly one (an error, a second choice, a whole message, usage in an unusual place, members of an
-//! unusual kind or twice there) is left to [`decode`](super::reply::decode), which reads with care.
+//! unusual kind, twice there or without number) is left to [`decode`](super::reply::decode), which reads with care.
 
 use bytes::Bytes;
 
-use super::raw::{Member, Raw};
+use super::raw::{MAX_MEMBERS, Member, Raw};
 use super::reply::{CallPiece, FinishReason, MOST_CALLS_IN_A_PIECE, Piece, filled};
 use super::scan::{Broken, Scan};
 
@@ -62,6 +62,11 @@ impl<'a> Chunk<'a> {
         Member::of_parts(self.share(name), self.share(value))
     }
 
+    fn keep(members: &mut Vec<Member>, member: Member) -> Result<(), Broken> {
+        members.push(member);
+        if members.len() < MAX_MEMBERS / 2 { Ok(()) } else { Err(Broken) }
+    }
+
     fn top(&mut self, name: &'a str, scan: &mut Scan<'a>) -> Result<(), Broken> {
         if name == "\"choices\"" {
             return self.choices(scan);
@@ -81,7 +86,7 @@ impl<'a> Chunk<'a> {
             }
             _ => {
                 let member = self.member(name, value);
-                self.piece.top.push(member);
+                return Self::keep(&mut self.piece.top, member);
             }
         }
         Ok(())
@@ -111,7 +116,7 @@ impl<'a> Chunk<'a> {
                 "\"usage\"" => return Err(Broken),
                 _ => {
                     let member = self.member(name, value);
-                    self.piece.around.push(member);
+                    return Self::keep(&mut self.piece.around, member);
                 }
             }
             Ok(())
@@ -134,7 +139,7 @@ impl<'a> Chunk<'a> {
                 "\"tool_calls\"" => return Err(Broken),
                 _ => {
                     let member = self.member(name, value);
-                    self.piece.members.push(member);
+                    return Self::keep(&mut self.piece.members, member);
                 }
             }
             Ok(())
@@ -160,7 +165,7 @@ impl<'a> Chunk<'a> {
                     call.kind = self.given(value).filter(|_| !usual);
                 }
                 _ if value == "null" => {}
-                _ => call.members.push(self.member(name, value)),
+                _ => return Self::keep(&mut call.members, self.member(name, value)),
             }
             Ok(())
         })?;
@@ -175,7 +180,7 @@ impl<'a> Chunk<'a> {
                 "\"name\"" => call.name = filled(value),
                 "\"arguments\"" => call.arguments = self.given(value),
                 _ if value == "null" => {}
-                _ => call.function.push(self.member(name, value)),
+                _ => return Self::keep(&mut call.function, self.member(name, value)),
             }
             Ok(())
         })

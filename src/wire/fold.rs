@@ -7,6 +7,9 @@
 //! Strings are joined as text, still escaped: a surrogate pair that the network cut in two is whole
 //! again afterwards.
 
+use std::collections::HashMap;
+
+use super::named::Named;
 use super::raw::{Kind, Member, Members, Raw, write_string};
 use super::texts::Texts;
 
@@ -123,7 +126,7 @@ fn without_halves(text: &str) -> String {
 enum Folded {
     Once(Raw),
     Text(Text),
-    List(Vec<Folded>),
+    List(List),
     Object(FoldedMembers),
 }
 
@@ -141,7 +144,7 @@ impl Folded {
                 }
             }
             (Kind::String, Self::Text(text)) => text.push(piece),
-            (Kind::Array, Self::List(list)) => add_elements(list, piece),
+            (Kind::Array, Self::List(list)) => list.add(piece),
             (Kind::Object, Self::Object(members)) => {
                 for member in &piece.members().unwrap_or_default() {
                     members.add(member);
@@ -160,8 +163,9 @@ impl Folded {
                 Some(Self::Text(text))
             }
             Kind::Array => {
-                let elements = raw.elements(MOST_ELEMENTS).ok()?;
-                Some(Self::List(elements.into_iter().map(Self::Once).collect()))
+                let mut list = List::default();
+                raw.elements(MOST_ELEMENTS).ok()?.into_iter().for_each(|element| list.push(element));
+                Some(Self::List(list))
             }
             Kind::Object => {
                 let mut members = FoldedMembers::default();
@@ -181,7 +185,7 @@ impl Folded {
             Self::Object(members) => members.to_members().to_raw(),
             Self::List(list) => {
                 let mut out = vec![b'['];
-                for (i, element) in list.iter().enumerate() {
+                for (i, element) in list.elements.iter().enumerate() {
                     if i > 0 {
                         out.push(b',');
                     }
@@ -192,45 +196,60 @@ impl Folded {
             }
         }
     }
+}
 
-    fn index(&self) -> Option<Raw> {
-        match self {
-            Self::Once(raw) if raw.kind() == Kind::Object => raw.members().ok()?.find("index").cloned(),
-            Self::Object(members) => members.find("index").map(Self::to_raw),
-            Self::Once(_) | Self::Text(_) | Self::List(_) => None,
+/// Elements of an array, and where the one with each `index` is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct List {
+    elements: Vec<Folded>,
+    places: HashMap<Raw, usize>,
+}
+
+impl List {
+    /// Adds more elements, or more of those that are there.
+    fn add(&mut self, piece: &Raw) {
+        for element in piece.elements(MOST_ELEMENTS).unwrap_or_default() {
+            match index(&element).and_then(|index| self.places.get(&index)) {
+                Some(at) => self.elements[*at].add(&element),
+                None => self.push(element),
+            }
+        }
+    }
+
+    fn push(&mut self, element: Raw) {
+        if self.elements.len() < MOST_ELEMENTS {
+            if let Some(index) = index(&element) {
+                self.places.insert(index, self.elements.len());
+            }
+            self.elements.push(Folded::Once(element));
         }
     }
 }
 
-fn add_elements(list: &mut Vec<Folded>, piece: &Raw) {
-    for element in piece.elements(MOST_ELEMENTS).unwrap_or_default() {
-        let new = Folded::Once(element.clone());
-        let same =
-            new.index().and_then(|index| list.iter().rposition(|old| old.index().as_ref() == Some(&index)));
-        match same {
-            Some(at) => list[at].add(&element),
-            None if list.len() < MOST_ELEMENTS => list.push(new),
-            None => {}
-        }
+fn index(element: &Raw) -> Option<Raw> {
+    let mut index = None;
+    if element.kind() == Kind::Object {
+        index = element.members().ok()?.find("index").cloned();
     }
+    index
 }
 
 /// Members that may be told in pieces, in the order in which they first came.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct FoldedMembers(Vec<(Member, Folded)>);
+pub struct FoldedMembers(Named<Folded>);
 
 impl FoldedMembers {
     /// Adds one piece of one member.
     pub fn add(&mut self, piece: &Member) {
         let name = piece.name();
-        match self.0.iter_mut().find(|(first, _)| first.is(&name)) {
-            Some((_, value)) if REPEATED.contains(&name.as_ref()) => {
+        match self.0.get_mut(&name) {
+            Some(value) if REPEATED.contains(&name.as_ref()) => {
                 if piece.value.kind() != Kind::Null {
                     *value = Folded::Once(piece.value.clone());
                 }
             }
-            Some((_, value)) => value.add(&piece.value),
-            None => self.0.push((piece.clone(), Folded::Once(piece.value.clone()))),
+            Some(value) => value.add(&piece.value),
+            None => self.0.put(piece, Folded::Once(piece.value.clone())),
         }
     }
 
@@ -240,14 +259,10 @@ impl FoldedMembers {
         self.0.is_empty()
     }
 
-    fn find(&self, name: &str) -> Option<&Folded> {
-        self.0.iter().find(|(member, _)| member.is(name)).map(|(_, value)| value)
-    }
-
     /// The whole members.
     #[must_use]
     pub fn to_members(&self) -> Members {
-        self.0.iter().map(|(member, value)| member.with_value(value.to_raw())).collect()
+        self.0.to_members(Folded::to_raw)
     }
 }
 
@@ -294,6 +309,15 @@ mod tests {
             ]),
             r#"{"r":[{"index":0,"type":"t","text":"ab","format":"f"},{"index":1,"type":"t","text":"c"}]}"#
         );
+    }
+
+    #[test]
+    fn many_elements_with_an_index_find_their_own() {
+        let elements = |text: &str| -> String {
+            let each: Vec<_> = (0..30_000).map(|i| format!(r#"{{"index":{i},"x":"{text}"}}"#)).collect();
+            format!(r#"{{"r":[{}]}}"#, each.join(","))
+        };
+        assert_eq!(folded(&[&elements("a"), &elements("b"), &elements("c")]), elements("abc"));
     }
 
     #[test]

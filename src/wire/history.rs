@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 
 use bytes::Bytes;
+use indexmap::IndexSet;
 use serde::de::IgnoredAny;
 
 use super::raw::{Kind, Members, Raw};
@@ -123,13 +124,13 @@ impl Shape {
 /// Definitions for the tools that were called in a history, separated by commas, for servers that want some beside it.
 #[must_use]
 pub fn called_tools(messages: &Raw, appended: &[Raw]) -> String {
-    let mut names: Vec<String> = Vec::new();
+    let mut names: IndexSet<String> = IndexSet::new();
     for message in each(messages).iter().chain(appended) {
         let members = message.members().unwrap_or_default();
         for call in members.present("tool_calls").map(each).unwrap_or_default() {
             let function = call.members().ok().and_then(|c| c.find("function")?.members().ok());
             let name = function.and_then(|f| Some(f.find("name")?.as_string()?.into_owned()));
-            names.extend(name.filter(|name| !names.contains(name)));
+            names.extend(name);
         }
     }
     names.iter().map(|name| definition(name)).collect::<Vec<_>>().join(",")

@@ -11,6 +11,7 @@ pub mod failure;
 pub mod fold;
 pub mod history;
 pub mod message;
+pub mod named;
 pub mod raw;
 pub mod repeat;
 pub mod reply;

@@ -321,14 +321,6 @@ impl Members {
         }
     }
 
-    /// The same with a member that is there already.
-    pub fn put(&mut self, member: &Member) {
-        match self.0.iter_mut().find(|m| m.name == member.name || m.is(&member.name())) {
-            Some(known) => known.value = member.value.clone(),
-            None => self.0.push(member.clone()),
-        }
-    }
-
     /// Drops a member.
     pub fn remove(&mut self, name: &str) {
         self.0.retain(|m| !m.is(name));

@@ -6,7 +6,7 @@
 use bytes::Bytes;
 
 use super::error::Said;
-use super::raw::{Member, Raw, ReadError, each_element, each_member, string};
+use super::raw::{MAX_MEMBERS, Member, Raw, ReadError, each_element, each_member, string};
 
 /// The most calls one event may carry.
 pub(super) const MOST_CALLS_IN_A_PIECE: usize = 1024;
@@ -132,7 +132,7 @@ pub fn decode(text: &Bytes, legacy: bool) -> Result<Decoded, ReadError> {
     }
     let mut reader = Reader { text, legacy, piece: Piece::default(), inner: None };
     let (mut choices, mut error, mut flat_error) = (None, None, false);
-    each_member(text, |name, value| {
+    few_members(text, |name, value| {
         match name {
             "\"choices\"" => choices = Some(value),
             "\"error\"" => error = (value != "null").then_some(value),
@@ -225,7 +225,7 @@ impl<'a> Reader<'a> {
     fn choice(&mut self, value: &'a str) -> Result<bool, ReadError> {
         let (mut delta, mut other) = (None, false);
         let mut around = Vec::new();
-        each_member(value.as_bytes(), |name, value| {
+        few_members(value.as_bytes(), |name, value| {
             match name {
                 "\"index\"" => other = value.parse::<u64>().is_ok_and(|index| index > 0),
                 "\"delta\"" => delta = Some(value),
@@ -252,7 +252,7 @@ impl<'a> Reader<'a> {
     }
 
     fn delta(&mut self, value: &'a str) -> Result<(), ReadError> {
-        each_member(value.as_bytes(), |name, value| {
+        few_members(value.as_bytes(), |name, value| {
             match name {
                 "\"role\"" => {}
                 "\"content\"" if value.starts_with('"') => {
@@ -299,7 +299,7 @@ impl<'a> Reader<'a> {
     fn call(&mut self, value: &'a str) -> Result<(), ReadError> {
         let mut call = CallPiece { complete: self.piece.message.is_some(), ..CallPiece::default() };
         let mut function = None;
-        each_member(value.as_bytes(), |name, value| {
+        few_members(value.as_bytes(), |name, value| {
             match name {
                 "\"index\"" => call.index = value.parse().ok(),
                 "\"id\"" => call.id = filled(value),
@@ -320,7 +320,7 @@ impl<'a> Reader<'a> {
     }
 
     fn function(&self, call: &mut CallPiece, value: &'a str) -> Result<(), ReadError> {
-        each_member(value.as_bytes(), |name, value| {
+        few_members(value.as_bytes(), |name, value| {
             match name {
                 "\"name\"" => call.name = filled(value),
                 "\"arguments\"" => call.arguments = self.given(value),
@@ -337,6 +337,16 @@ impl<'a> Reader<'a> {
         self.piece.calls.push(call);
         Ok(())
     }
+}
+
+/// Visits the members of an object like [`each_member`]; more than [`MAX_MEMBERS`] are an error.
+fn few_members<'a>(text: &'a [u8], mut visit: impl FnMut(&'a str, &'a str) -> bool) -> Result<(), ReadError> {
+    let mut count = 0;
+    each_member(text, |name, value| {
+        count += 1;
+        count <= MAX_MEMBERS && visit(name, value)
+    })?;
+    if count > MAX_MEMBERS { Err(ReadError::TooMany) } else { Ok(()) }
 }
 
 /// A string that is not empty.
@@ -435,6 +445,26 @@ mod tests {
             decode(&Bytes::from_static(b"{\"error\":null,\"choices\":[]}"), false),
             Ok(Decoded::Piece(_))
         ));
+    }
+
+    #[test]
+    fn members_without_number_are_refused_wherever_they_stand() {
+        let many = |n: usize| (0..n).map(|i| format!("\"m{i}\":{i}")).collect::<Vec<_>>().join(",");
+        for n in [MAX_MEMBERS - 3, MAX_MEMBERS + 1] {
+            let many = many(n);
+            for text in [
+                format!(r#"{{{many},"choices":[]}}"#),
+                format!(r#"{{"choices":[{{{many}}}]}}"#),
+                format!(r#"{{"choices":[{{"delta":{{{many}}}}}]}}"#),
+                format!(r#"{{"choices":[{{"message":{{{many}}}}}]}}"#),
+                format!(r#"{{"choices":[{{"delta":{{"tool_calls":[{{{many}}}]}}}}]}}"#),
+                format!(r#"{{"choices":[{{"delta":{{"tool_calls":[{{"function":{{{many}}}}}]}}}}]}}"#),
+            ] {
+                let text = Bytes::from(text);
+                assert_eq!(decode(&text, false).is_err(), n > MAX_MEMBERS, "{n} in {text:.60?}");
+                assert_eq!(super::super::chunk::read(&text), None, "this is for the careful reader");
+            }
+        }
     }
 
     #[test]

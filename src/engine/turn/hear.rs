@@ -4,8 +4,9 @@ use super::{Stage, Turn};
 use crate::engine::round::Held;
 use crate::engine::{Action, Limit, Part, Show};
 use crate::policy::settings::InterimText;
+use crate::wire::call::TooManyCalls;
 use crate::wire::failure::{Failure, FailureKind};
-use crate::wire::raw::{Kind, Member};
+use crate::wire::raw::{Kind, Member, Raw};
 use crate::wire::reply::{FinishReason, Head, Piece};
 use crate::wire::texts::Texts;
 
@@ -21,12 +22,9 @@ impl Turn {
         let ids = &mut self.ids;
         let (part, closed, changed) = match round.add(piece, &self.plan, &mut || ids.call_id()) {
             Ok(heard) => heard,
-            Err(crate::wire::call::TooManyCalls) => {
-                self.record.limits.push(Limit::CallsInReply);
+            Err(TooManyCalls) => {
                 actions.push(Action::Cancel);
-                let failure = Failure::new(FailureKind::TooLarge, "too many calls in one reply");
-                self.ask_failed(&failure, actions);
-                return;
+                return self.too_many_calls(actions);
             }
         };
         self.begin(&head, actions);
@@ -37,6 +35,12 @@ impl Turn {
         for at in changed {
             self.reopen(at, actions);
         }
+    }
+
+    fn too_many_calls(&mut self, actions: &mut Vec<Action>) {
+        self.record.limits.push(Limit::CallsInReply);
+        let failure = Failure::new(FailureKind::TooLarge, "too many calls in one reply");
+        self.ask_failed(&failure, actions);
     }
 
     /// Hears texts and nothing else.
@@ -89,8 +93,9 @@ impl Turn {
         let says = |member: &Member| member.value.kind() != Kind::Null;
         let told = part.text.is_some() || part.members.iter().any(says) || !part.calls.is_empty();
         for member in std::mem::take(&mut part.top) {
-            if self.top.find(&member.name()) != Some(&member.value) {
-                self.top_news.put(&member);
+            if self.top.get(&member.name()) != Some(&member.value) {
+                let value = member.value.clone();
+                self.top_news.put(&member, value);
             }
         }
         if !told && !part.around.iter().any(says) {
@@ -114,9 +119,9 @@ impl Turn {
     /// The members of the reply that are new or changed since the client saw some last. Servers
     /// repeat them in every chunk, also in chunks that say nothing else.
     pub(super) fn take_top(&mut self) -> Vec<Member> {
-        let news = std::mem::take(&mut self.top_news).into_vec();
+        let news = std::mem::take(&mut self.top_news).to_members(Raw::clone).into_vec();
         for member in &news {
-            self.top.put(member);
+            self.top.put(member, member.value.clone());
         }
         news
     }
@@ -141,7 +146,9 @@ impl Turn {
             return self.ask_failed(&Failure::new(FailureKind::Truncated, "ended without a finish"), actions);
         }
         let ids = &mut self.ids;
-        let parts = round.complete(&self.plan, &mut || ids.call_id());
+        let Ok(parts) = round.complete(&self.plan, &mut || ids.call_id()) else {
+            return self.too_many_calls(actions);
+        };
         let tokens = self.usage.add(round.usage.as_ref());
         if let Some(record) = self.record.rounds.last_mut() {
             record.ended = Some(self.now);

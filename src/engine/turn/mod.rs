@@ -21,7 +21,8 @@ use crate::policy::plan::TurnPlan;
 use crate::policy::retry::Tries;
 use crate::wire::error::ErrorReply;
 use crate::wire::failure::{Fact, Failure, FailureKind};
-use crate::wire::raw::{Members, Raw};
+use crate::wire::named::Named;
+use crate::wire::raw::Raw;
 use crate::wire::reply::Head;
 use crate::wire::request::Choice;
 use crate::wire::tool::{OnDisconnect, Outcome, OutcomeKind};
@@ -77,8 +78,8 @@ pub struct Turn {
     begun: bool,
     text_shown: bool,
     /// Members of the reply as the client saw them last, and those it has not seen.
-    top: Members,
-    top_news: Members,
+    top: Named<Raw>,
+    top_news: Named<Raw>,
     /// The upstream that is asked, by its place in the plan. A turn stays with one that answers.
     target: usize,
     /// What each upstream turned out to refuse in this turn.
@@ -111,8 +112,8 @@ impl Turn {
             times_repeated: 0,
             begun: false,
             text_shown: false,
-            top: Members::default(),
-            top_news: Members::default(),
+            top: Named::default(),
+            top_news: Named::default(),
             target: 0,
             refused,
             formatting: false,
