@@ -150,8 +150,10 @@ fn has_error_object(body: &Bytes) -> bool {
 pub struct Said {
     /// The message.
     pub message: String,
-    /// The code, numbers as text.
+    /// The code, numbers as text; the type where there is none.
     pub code: String,
+    /// `type`.
+    pub kind: String,
     /// `param`.
     pub param: String,
 }
@@ -193,8 +195,10 @@ impl Said {
         if depth == 0 && message.is_none() {
             return None;
         }
-        let code = text("code").or_else(|| text("type")).unwrap_or_default();
-        Some(Self { message: message.unwrap_or_default(), code, param: text("param").unwrap_or_default() })
+        let kind = text("type").unwrap_or_default();
+        let code = text("code").unwrap_or_else(|| kind.clone());
+        let param = text("param").unwrap_or_default();
+        Some(Self { message: message.unwrap_or_default(), code, kind, param })
     }
 }
 

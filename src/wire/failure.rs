@@ -340,14 +340,11 @@ impl Failure {
     /// An error object inside a 200: mapped to the status its code means.
     #[must_use]
     pub fn in_reply(said: &Said) -> Self {
-        let status = match said.code.as_str() {
-            "rate_limit_exceeded" | "rate_limit_error" | "insufficient_quota" => 429,
-            "server_error" | "api_error" | "internal_server_error" | "" => 502,
-            "invalid_request_error" | "invalid_value" | "context_length_exceeded" => 400,
-            "tool_use_failed" => return Self::of_status(400, error_body(said), None),
-            number => number.parse().ok().filter(|n| (400..600).contains(n)).unwrap_or(502),
-        };
-        if status == 429 || status == 503 || (400..500).contains(&status) {
+        if said.code == "tool_use_failed" {
+            return Self::of_status(400, error_body(said), None);
+        }
+        let status = status_of(&said.code).or_else(|| status_of(&said.kind)).unwrap_or(502);
+        if kind_of_status(status, said) != FailureKind::ServerError {
             let mut failure = Self::of_status(status, error_body(said), None);
             failure.detail = format!("inside the reply: {}", short(&said.message));
             return failure;
@@ -364,6 +361,23 @@ impl Failure {
     pub fn may_wait(&self) -> bool {
         self.wait.is_none_or(|wait| wait <= LONGEST_WAIT)
     }
+}
+
+/// The status that a code or type of an error stands for, in the words of OpenAI, Anthropic and those who speak like
+/// them; a number stands for itself.
+fn status_of(code: &str) -> Option<u16> {
+    Some(match code {
+        "invalid_request_error" | "invalid_value" | "context_length_exceeded" => 400,
+        "authentication_error" | "invalid_api_key" => 401,
+        "permission_error" | "permission_denied" => 403,
+        "not_found_error" | "model_not_found" => 404,
+        "request_too_large" => 413,
+        "rate_limit_exceeded" | "rate_limit_error" | "insufficient_quota" => 429,
+        "server_error" | "api_error" | "internal_server_error" => 502,
+        "service_unavailable" | "service_unavailable_error" => 503,
+        "overloaded" | "overloaded_error" => 529,
+        number => number.parse().ok().filter(|n| (400..600).contains(n))?,
+    })
 }
 
 /// What a status of 400 or above means, with what the body says.
@@ -514,7 +528,7 @@ mod tests {
 
     #[test]
     fn errors_inside_a_reply_are_mapped_by_their_code() {
-        let said = |code: &str| Said { message: "m".into(), code: code.into(), param: String::new() };
+        let said = |code: &str| Said { message: "m".into(), code: code.into(), ..Said::default() };
         for (code, status) in [
             ("429", 429),
             ("rate_limit_exceeded", 429),
@@ -523,9 +537,20 @@ mod tests {
             ("boom", 502),
             ("", 502),
             ("40303", 502),
+            ("529", 529),
+            ("overloaded_error", 529),
+            ("service_unavailable", 503),
+            ("not_found_error", 404),
+            // The key that was refused is fanfold's own.
+            ("authentication_error", 502),
+            ("403", 502),
         ] {
             assert_eq!(Failure::in_reply(&said(code)).reply.status, status, "{code}");
         }
+        let typed = Said { kind: "invalid_request_error".into(), ..said("string_above_max_length") };
+        let failure = Failure::in_reply(&typed);
+        assert_eq!((failure.reply.status, failure.reply.code.as_str()), (400, "string_above_max_length"));
+        assert_eq!(Failure::in_reply(&said("overloaded_error")).kind, FailureKind::Busy);
     }
 
     #[test]

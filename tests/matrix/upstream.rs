@@ -260,6 +260,17 @@ fn before_anything_is_shown() -> Vec<Row> {
                 "rate_limit_exceeded",
             )
         },
+        Row {
+            retry_after: "1",
+            ..row(
+                "overloaded inside the stream",
+                error(json!("overloaded_error")),
+                3,
+                529,
+                "overloaded_error",
+            )
+        },
+        row("our key inside the stream", error(json!("authentication_error")), 1, 502, "upstream_auth_error"),
         row(
             "event over the limit",
             json!([{ "events": [text(&"x".repeat(70_000))] }]),
