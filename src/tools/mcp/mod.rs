@@ -147,6 +147,7 @@ impl Mcp {
 
     fn failed(&self, error: &ServiceError, limit: usize) -> Outcome {
         let what = match error {
+            ServiceError::McpError(error) if stdio::is_too_large(error) => self.unsure(&error.message),
             ServiceError::McpError(error) => {
                 // The server's own no: it knows what it did.
                 let said = tame(&error.message, MAX_ERROR.min(limit / 2));

@@ -227,10 +227,17 @@ impl Drop for BreakUnlessDone<'_> {
     }
 }
 
+/// What is said of a call whose answer is over [`MAX_MESSAGE`].
+const TOO_LARGE: &str = "the server's answer is larger than 8 MiB";
+
 /// The answer that stands for one that was too large.
 pub(super) fn too_large(id: RequestId) -> ServerJsonRpcMessage {
-    let what = format!("its answer is larger than {} MiB", MAX_MESSAGE >> 20);
-    ServerJsonRpcMessage::error(ErrorData::internal_error(what, None), Some(id))
+    ServerJsonRpcMessage::error(ErrorData::internal_error(TOO_LARGE, None), Some(id))
+}
+
+/// Whether an error stands for an answer that was too large. The server refused nothing then.
+pub(super) fn is_too_large(error: &ErrorData) -> bool {
+    error.message == TOO_LARGE
 }
 
 /// What is wrong with a line, without the line.

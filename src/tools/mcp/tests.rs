@@ -318,10 +318,17 @@ async fn garbage_wrong_ids_and_a_message_without_measure_cost_no_other_call() {
         long
     });
     assert_eq!(outcome, Outcome::failed(OutcomeKind::Stopped, "stopped"));
-    assert!(long.content.contains("larger than 8 MiB"), "{long:?}");
+    assert_eq!(long, Outcome::failed(OutcomeKind::Error, "the server's answer is larger than 8 MiB"));
     let no = rig.call("s__no").await;
     assert_eq!(no.content, "error: the server refused: no such thing (code -32602)");
     assert_eq!(rig.count("s", "start"), 1);
+}
+
+#[tokio::test]
+async fn an_answer_without_measure_to_a_call_that_writes_leaves_its_outcome_open() {
+    let outcome = Rig::one(json!({})).await.call("s__long").await;
+    let told = format!("the server's answer is larger than 8 MiB; {UNKNOWN}");
+    assert_eq!(outcome, Outcome::failed(OutcomeKind::Error, &told));
 }
 
 #[tokio::test]
