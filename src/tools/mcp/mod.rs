@@ -43,6 +43,7 @@ pub(super) use self::plan::Plan;
 pub(super) use self::server::{Link, State};
 use super::arguments::Arguments;
 use super::http::{UNKNOWN, connect::ConnectError};
+use super::servers::pins;
 use super::text::tame;
 use super::{Call, took};
 use crate::telemetry::traces::{TRACEPARENT, TRACESTATE};
@@ -71,6 +72,8 @@ pub(super) struct Mcp {
     pub(super) name: Arc<str>,
     /// What a call does.
     pub(super) effect: Effect,
+    /// The digest of the tool as it was accepted, where its server's tools are pinned.
+    pub(super) accepted: Option<Arc<str>>,
 }
 
 impl Mcp {
@@ -80,6 +83,11 @@ impl Mcp {
             let what = format!("the server {} is not available right now; nothing was sent", self.server);
             return Outcome::failed(OutcomeKind::Error, &what);
         };
+        // A turn that began before the tool changed still has it.
+        if !self.is_as_accepted(&up.tools) {
+            let what = "the tool has changed and waits to be accepted; nothing was sent";
+            return Outcome::failed(OutcomeKind::Denied, what);
+        }
         let params = match self.params(arguments, call) {
             Ok(params) => params,
             Err(what) => return Outcome::failed(OutcomeKind::InvalidArguments, &what),
@@ -121,6 +129,12 @@ impl Mcp {
             ),
             Err(error) => self.failed(&error, call.result_limit),
         }
+    }
+
+    /// Whether a pinned tool is among those of its server as it was accepted.
+    fn is_as_accepted(&self, tools: &[Listed]) -> bool {
+        let Some(accepted) = &self.accepted else { return true };
+        tools.iter().any(|now| now.name == self.name && pins::digest(now) == **accepted)
     }
 
     fn params(&self, arguments: &Arguments, call: &Call) -> Result<CallToolRequestParams, String> {

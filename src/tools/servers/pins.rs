@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::path::Path;
+use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
 
@@ -41,11 +42,11 @@ impl Pins {
         }
     }
 
-    /// Whether a tool is as it was accepted.
-    pub(super) fn check(&self, listed: &Listed) -> Result<(), Withheld> {
+    /// The digest of a tool that is as it was accepted.
+    pub(super) fn check(&self, listed: &Listed) -> Result<Arc<str>, Withheld> {
         match self.0.get(&*listed.name) {
             None => Err(Withheld::New),
-            Some(digest) if *digest == self::digest(listed) => Ok(()),
+            Some(digest) if *digest == self::digest(listed) => Ok(digest.as_str().into()),
             Some(_) => Err(Withheld::Changed),
         }
     }
@@ -80,7 +81,7 @@ pub fn write(path: &Path, all: &All) -> std::io::Result<()> {
 }
 
 /// The digest of a tool.
-pub(super) fn digest(listed: &Listed) -> String {
+pub(in crate::tools) fn digest(listed: &Listed) -> String {
     let said = listed.said.as_ref();
     let hints = said.map(|said| (said.read_only_hint, said.idempotent_hint, said.destructive_hint));
     let hints = format!("{:?}", hints.unwrap_or_default());

@@ -156,13 +156,17 @@ impl Server {
             return Err(Withheld::NotChosen);
         }
         let schema = listed.schema.as_ref().map_err(|why| Withheld::Unfit(Arc::clone(why)))?;
-        if let Some(pins) = &self.pins {
-            pins.check(listed)?;
-        }
-        Ok(self.tool(link, listed, schema))
+        let accepted = self.pins.as_ref().map(|pins| pins.check(listed)).transpose()?;
+        Ok(self.tool(link, listed, schema, accepted))
     }
 
-    fn tool(&self, link: &Arc<Link>, listed: &Listed, schema: &Arc<Schema>) -> Tool {
+    fn tool(
+        &self,
+        link: &Arc<Link>,
+        listed: &Listed,
+        schema: &Arc<Schema>,
+        accepted: Option<Arc<str>>,
+    ) -> Tool {
         let effect = effect(self.effect, listed.said.as_ref(), self.trusted);
         let name: Arc<str> = public(&self.prefix, &listed.name).into();
         Tool {
@@ -183,6 +187,7 @@ impl Server {
                 link: Arc::clone(link),
                 name: Arc::clone(&listed.name),
                 effect,
+                accepted,
             })),
             origin: None,
         }
