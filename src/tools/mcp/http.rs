@@ -50,6 +50,8 @@ pub(super) enum HttpError {
     NotSent(ConnectError),
     /// The request, or a part of it, went out.
     NoAnswer(&'static str),
+    /// It was answered with this status, and with nothing of the protocol.
+    Status(StatusCode),
     /// Something in it cannot be sent.
     Unfit(&'static str),
 }
@@ -58,6 +60,10 @@ impl std::fmt::Display for HttpError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::NotSent(why) => write!(f, "unreachable: {why}"),
+            Self::Status(status) if status.is_redirection() => {
+                write!(f, "the server answered HTTP {status}, which is not followed")
+            }
+            Self::Status(status) => write!(f, "the server answered HTTP {status}"),
             Self::NoAnswer(what) | Self::Unfit(what) => f.write_str(what),
         }
     }
@@ -299,7 +305,7 @@ async fn refused(
         (_, Some(error)) if !auth => {
             Ok(StreamableHttpPostResponse::Json(ServerJsonRpcMessage::Error(error), None))
         }
-        (_, _) => Err(StreamableHttpError::UnexpectedServerResponse(Cow::Owned(format!("HTTP {status}")))),
+        (_, _) => Err(StreamableHttpError::Client(HttpError::Status(status))),
     }
 }
 

@@ -169,12 +169,15 @@ impl Mcp {
             }
             ServiceError::TransportSend(error) => {
                 self.link.doubt();
-                match sent(error.error.as_ref()) {
-                    Err(ConnectError::Blocked) => {
+                match ours(error.error.as_ref()) {
+                    Some(HttpError::NotSent(ConnectError::Blocked)) => {
                         return Outcome::failed(OutcomeKind::Denied, ConnectError::Blocked.message());
                     }
-                    Err(why) => format!("unreachable: {}", why.message()),
-                    Ok(()) => self.unsure("the connection to the server failed"),
+                    Some(HttpError::NotSent(why)) => format!("unreachable: {}", why.message()),
+                    Some(status @ HttpError::Status(_)) => self.unsure(&status.to_string()),
+                    Some(HttpError::NoAnswer(_) | HttpError::Unfit(_)) | None => {
+                        self.unsure("the connection to the server failed")
+                    }
                 }
             }
             ServiceError::Cancelled { .. } => self.unsure("the server cancelled the call"),
@@ -192,13 +195,5 @@ impl Mcp {
             Effect::Read | Effect::Idempotent => what.to_owned(),
             Effect::Write => format!("{what}; {UNKNOWN}"),
         }
-    }
-}
-
-/// Whether a message may have reached the server; otherwise why not.
-fn sent(error: &(dyn std::error::Error + 'static)) -> Result<(), ConnectError> {
-    match ours(error) {
-        Some(HttpError::NotSent(why)) => Err(*why),
-        Some(HttpError::NoAnswer(_) | HttpError::Unfit(_)) | None => Ok(()),
     }
 }

@@ -694,6 +694,8 @@ async fn over_http_what_is_no_answer_is_an_error_and_nothing_is_sent_twice() {
         let outcome = rig.tool("s__t").run(&call, &CancellationToken::new()).await;
         assert_ne!(outcome.kind, OutcomeKind::Ok, "{status} {body}");
         assert!(outcome.content.ends_with(UNKNOWN), "{status} {body}: {}", outcome.content);
+        let said = format!("the server answered HTTP {status} ");
+        assert_eq!(outcome.content.contains(&said), status != 200, "{status} {body}: {}", outcome.content);
         let calls = server.seen().iter().filter(|seen| seen.body.contains("tools/call")).count();
         assert_eq!(calls, 1, "{status} {body}");
         rig.servers.stop().await;
