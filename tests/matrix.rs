@@ -1,8 +1,9 @@
 //! The fault matrix: what is made of every fault, in every state of a turn.
 //!
-//! `matrix/upstream.rs`, `matrix/reach.rs` and `matrix/tools.rs` are tables whose cells are played against the
-//! real program; `matrix/held.rs` says which test holds the rows that need more than a script. The tables of all
-//! cells with their results go to `tmp/fault-matrix` in cargo's target folder; their sizes are in README.md.
+//! `matrix/upstream.rs`, `matrix/reach.rs`, `matrix/tools.rs` and `matrix/servers.rs` are tables
+//! whose cells are played against the real program; `matrix/held.rs` says which test holds the rows that need more
+//! than a script. The tables of all cells with their results go to `tmp/fault-matrix` in cargo's target folder; their
+//! sizes are in README.md.
 
 mod support;
 
@@ -10,6 +11,8 @@ mod support;
 mod held;
 #[path = "matrix/reach.rs"]
 mod reach;
+#[path = "matrix/servers.rs"]
+mod servers;
 #[path = "matrix/tools.rs"]
 mod tools;
 #[path = "matrix/upstream.rs"]
@@ -59,9 +62,12 @@ fn every_other_row_has_a_test_that_is_there() {
 #[test]
 fn the_readme_says_how_large_it_is() {
     let mut wanted = String::from("| faults of | faults | cells |\n|---|---|---|\n");
-    for (name, (faults, cells)) in
-        [("the upstream", upstream::size()), ("the way to it", reach::size()), ("a tool", tools::size())]
-    {
+    for (name, (faults, cells)) in [
+        ("the upstream", upstream::size()),
+        ("the way to it", reach::size()),
+        ("a tool", tools::size()),
+        ("a tool server", servers::size()),
+    ] {
         let _ = writeln!(wanted, "| {name} | {faults} | {cells} |");
     }
     for (name, rows) in held::SECTIONS {

@@ -1,5 +1,5 @@
-//! The rest of the matrix: faults of tool servers, of clients and of the process itself. Their tests live
-//! with what they test; here is which of them holds which row, and each has to be there.
+//! The rest of the matrix: what is left of the model and its tools, faults of clients and of the process itself.
+//! Their tests live with what they test; here is which of them holds which row, and each has to be there.
 
 /// A fault, and the tests that hold it, as `file::test`.
 type Row = (&'static str, &'static [&'static str]);
@@ -7,7 +7,7 @@ type Row = (&'static str, &'static [&'static str]);
 /// A section, its rows, and for each the tests that hold it.
 pub(super) const SECTIONS: [(&str, &[Row]); 4] = [
     (
-        "model and tool servers",
+        "model and tools",
         &[
             (
                 "unknown or forbidden tool, broken arguments, duplicate or empty ids, 64 calls, an endless loop",
@@ -25,32 +25,11 @@ pub(super) const SECTIONS: [(&str, &[Row]); 4] = [
                 ],
             ),
             (
-                "a tool server crashes",
-                &["src/tools/mcp/tests.rs::a_crash_costs_its_own_calls_only_and_the_server_comes_back"],
+                "a tool server stays down",
+                &["src/tools/mcp/tests.rs::a_server_that_is_down_is_tried_again_after_one_to_sixty_seconds"],
             ),
             (
-                "a tool server sends garbage or wrong ids",
-                &[
-                    "src/tools/mcp/tests.rs::garbage_wrong_ids_and_a_message_without_measure_cost_no_other_call",
-                ],
-            ),
-            (
-                "a tool server floods",
-                &["src/tools/mcp/tests.rs::a_flood_ends_the_server_and_its_calls_are_told"],
-            ),
-            (
-                "a tool server hangs, in its hello or in a call",
-                &[
-                    "src/tools/mcp/tests.rs::a_server_that_never_says_hello_is_down_and_leaves_nothing",
-                    "src/tools/mcp/tests.rs::a_server_that_hangs_in_a_call_is_asked_and_started_again",
-                ],
-            ),
-            (
-                "a tool server changes its tools",
-                &["src/tools/mcp/tests.rs::changed_tools_are_offered_and_a_tool_of_before_still_runs"],
-            ),
-            (
-                "a tool server changes a tool that is pinned",
+                "a pinned tool has changed since the last start",
                 &["tests/tool_servers.rs::a_pinned_tool_is_offered_as_it_was_accepted_and_no_other"],
             ),
             (

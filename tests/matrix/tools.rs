@@ -18,13 +18,13 @@ const EFFECTS: [&str; 3] = ["read", "idempotent", "write"];
 
 /// How the client asks, and what its stream has before the call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Mode {
+pub(super) enum Mode {
     Whole,
     Unbegun,
     Begun,
 }
 
-const MODES: [Mode; 3] = [Mode::Whole, Mode::Unbegun, Mode::Begun];
+pub(super) const MODES: [Mode; 3] = [Mode::Whole, Mode::Unbegun, Mode::Begun];
 
 /// How long a child sleeps that its parent leaves behind: as nobody else does.
 const NAP: &str = "31.4159";
@@ -223,7 +223,7 @@ async fn every_fault_of_a_tool_is_news_for_the_model() {
     cells.settle("tools", size().1);
 }
 
-fn column(effect: usize, mode: Mode, after: bool) -> &'static str {
+pub(super) fn column(effect: usize, mode: Mode, after: bool) -> &'static str {
     // A table's columns are known, so each has its name once.
     const NAMES: [&str; 18] = [
         "read, whole, first round",

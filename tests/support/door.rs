@@ -13,7 +13,7 @@ use hyper::service::service_fn;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use socket2::{Domain, Socket, Type};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
@@ -50,6 +50,53 @@ pub struct Door {
     _tasks: JoinSet<()>,
 }
 
+/// A listener on a free port, and a second socket that keeps the port from everybody else once nobody listens.
+fn held(backlog: i32) -> (TcpListener, Socket) {
+    let socket = || {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        socket.set_reuse_address(true).expect("an option");
+        socket.set_nonblocking(true).expect("an option");
+        socket
+    };
+    let (listening, holding) = (socket(), socket());
+    listening.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("a free port");
+    holding.bind(&listening.local_addr().expect("bound")).expect("the same port");
+    listening.listen(backlog).expect("a listener");
+    (TcpListener::from_std(listening.into()).expect("a listener"), holding)
+}
+
+/// A way to the lab that is open until it is shut. From then on connections are refused.
+pub struct Gate {
+    pub address: SocketAddr,
+    holding: Socket,
+    through: JoinSet<()>,
+}
+
+impl Gate {
+    /// Opens it.
+    pub fn open(lab: SocketAddr) -> Self {
+        let (listener, holding) = held(128);
+        let address = listener.local_addr().expect("bound");
+        let mut through = JoinSet::new();
+        through.spawn(async move {
+            let forward = async |mut stream: TcpStream| {
+                let mut to = TcpStream::connect(lab).await.expect("the lab");
+                // Either side may end it.
+                let _ended = copy_bidirectional(&mut stream, &mut to).await;
+            };
+            let accept = async || listener.accept().await.expect("a connection").0;
+            stream::repeat_with(accept).then(|accepted| accepted).for_each_concurrent(None, forward).await;
+        });
+        Self { address, holding, through }
+    }
+
+    /// Shuts it, also for those who went through. As long as the socket is held nobody else gets its port.
+    pub async fn shut(mut self) -> Socket {
+        self.through.shutdown().await;
+        self.holding
+    }
+}
+
 struct Keeper {
     lab: SocketAddr,
     good: bool,
@@ -63,20 +110,8 @@ struct Keeper {
 impl Door {
     /// Opens it. With `good` the first connection goes through, once that is allowed.
     pub fn open(lab: SocketAddr, good: bool, tls: Option<TlsAcceptor>, then: Then) -> Self {
-        // A second socket with this port keeps it from everybody else once nobody listens.
-        let socket = || {
-            let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
-            socket.set_reuse_address(true).expect("an option");
-            socket.set_nonblocking(true).expect("an option");
-            socket
-        };
-        let (listening, holding) = (socket(), socket());
-        listening.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("a free port");
-        let bound = listening.local_addr().expect("bound");
-        holding.bind(&bound).expect("the same port");
-        listening.listen(if matches!(then, Then::Swallows) { 0 } else { 128 }).expect("a listener");
-        let address = bound.as_socket().expect("an address");
-        let listener = TcpListener::from_std(listening.into()).expect("a listener");
+        let (listener, holding) = held(if matches!(then, Then::Swallows) { 0 } else { 128 });
+        let address = listener.local_addr().expect("bound");
         let (accepted, shut, through) = (Arc::default(), Arc::default(), Arc::new(Semaphore::new(0)));
         let keeper = Keeper {
             lab,

@@ -14,7 +14,7 @@
 //! | `bytes?n=…` | so many `x` |
 //! | `redirect?to=…` | 302 |
 //! | `count` | `{"run": N}`, the N-th start of its label |
-//! | `mcp` | as a tool server of revision 2025-11-25 with one tool, `echo`, which answers with its arguments |
+//! | `mcp` | as a tool server of revision 2025-11-25 with one tool, `echo`, which answers with its arguments; with `call=KIND` a call is answered as by another tool, with `session=…` in a session |
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -37,7 +37,10 @@ pub(super) fn label(route: &str) -> Option<String> {
 /// What a tool does; `run` counts its starts.
 pub(super) fn steps(head: &Head, body: &Value, label: &str, run: u64) -> Vec<Step> {
     let query = head.query();
-    let kind = head.route().trim_start_matches("/tool/").split('/').next().unwrap_or_default().to_owned();
+    let mut kind = head.route().trim_start_matches("/tool/").split('/').next().unwrap_or_default().to_owned();
+    if kind == "mcp" && body["method"] == "tools/call" {
+        kind = query.get("call").cloned().unwrap_or(kind);
+    }
     let number = |name: &str, default: u64| {
         query.get(name).and_then(|text| text.parse().ok()).unwrap_or(default).min(MOST)
     };
@@ -76,13 +79,13 @@ pub(super) fn steps(head: &Head, body: &Value, label: &str, run: u64) -> Vec<Ste
             })]
         }
         "count" => vec![Step::Json(json!({ "run": run }))],
-        "mcp" => vec![mcp(body)],
+        "mcp" => vec![mcp(body, query.get("session"))],
         other => vec![plain(404, &format!("there is no tool kind {other}"))],
     }
 }
 
 /// What a tool server says to a message.
-fn mcp(message: &Value) -> Step {
+fn mcp(message: &Value, session: Option<&String>) -> Step {
     let result = match message["method"].as_str() {
         Some("initialize") => json!({
             "protocolVersion": "2025-11-25", "capabilities": { "tools": {} },
@@ -97,7 +100,9 @@ fn mcp(message: &Value) -> Step {
         Some(_) => return plain(202, ""),
         None => return plain(405, ""),
     };
-    Step::Json(json!({ "jsonrpc": "2.0", "id": message["id"], "result": result }))
+    let headers = session.map(|session| ("mcp-session-id".to_owned(), session.clone())).into_iter().collect();
+    let body = json!({ "jsonrpc": "2.0", "id": message["id"], "result": result });
+    Step::Answer(Answer { status: 200, headers, body })
 }
 
 fn plain(status: u16, text: &str) -> Step {
