@@ -1,6 +1,6 @@
 //! The fault matrix: what is made of every fault, in every state of a turn.
 //!
-//! `matrix/upstream.rs`, `matrix/reach.rs`, `matrix/tools.rs` and `matrix/servers.rs` are tables
+//! `matrix/upstream.rs`, `matrix/reach.rs`, `matrix/model.rs`, `matrix/tools.rs` and `matrix/servers.rs` are tables
 //! whose cells are played against the real program; `matrix/held.rs` says which test holds the rows that need more
 //! than a script. The tables of all cells with their results go to `tmp/fault-matrix` in cargo's target folder; their
 //! sizes are in README.md.
@@ -9,6 +9,8 @@ mod support;
 
 #[path = "matrix/held.rs"]
 mod held;
+#[path = "matrix/model.rs"]
+mod model;
 #[path = "matrix/reach.rs"]
 mod reach;
 #[path = "matrix/servers.rs"]
@@ -65,6 +67,7 @@ fn the_readme_says_how_large_it_is() {
     for (name, (faults, cells)) in [
         ("the upstream", upstream::size()),
         ("the way to it", reach::size()),
+        ("the model", model::size()),
         ("a tool", tools::size()),
         ("a tool server", servers::size()),
     ] {

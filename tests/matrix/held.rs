@@ -9,10 +9,7 @@ pub(super) const SECTIONS: [(&str, &[Row]); 4] = [
     (
         "model and tools",
         &[
-            (
-                "unknown or forbidden tool, broken arguments, duplicate or empty ids, 64 calls, an endless loop",
-                &["tests/turns.rs", "tests/habits.rs", "tests/fuzz/oracles/engine.rs"],
-            ),
+            ("calls of all kinds, in every order", &["tests/fuzz/oracles/engine.rs"]),
             (
                 "a tool taken away in the middle of a turn",
                 &["tests/teams.rs::a_tool_that_is_taken_away_in_the_middle_of_a_turn_is_not_called_any_more"],
