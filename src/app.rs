@@ -253,8 +253,6 @@ impl App {
                 snapshot.load().routes.upstreams().for_each(|upstream| _ = upstream.standing());
                 keeper.store.sweep();
                 keeper.ledger.sweep();
-                #[expect(clippy::cast_precision_loss, reason = "a gauge")]
-                keeper.telemetry.parked.set(keeper.store.parked() as f64);
             }
         });
     }

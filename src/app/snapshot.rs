@@ -60,8 +60,12 @@ impl Keeper {
     /// Metrics as text; what is not counted as it happens is looked at now.
     pub(super) fn metrics(&self) -> String {
         let tasks = self.runtime.metrics().num_alive_tasks() + self.workers.tasks();
-        #[expect(clippy::cast_precision_loss, reason = "a gauge")]
-        self.telemetry.tasks.set(tasks as f64);
+        #[expect(clippy::cast_precision_loss, reason = "gauges")]
+        {
+            self.telemetry.tasks.set(tasks as f64);
+            self.telemetry.parked.set(self.store.parked() as f64);
+            self.telemetry.ledger.set(self.ledger.entries() as f64);
+        }
         self.telemetry.render()
     }
 }

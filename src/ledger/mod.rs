@@ -165,6 +165,13 @@ impl Ledger {
         }
     }
 
+    /// How much this process knows: records in its memory, and runs that have not ended.
+    #[must_use]
+    pub fn entries(&self) -> usize {
+        let running = self.running().values().map(Vec::len).sum::<usize>();
+        running + self.store.recorded() + self.own.as_ref().map_or(0, Store::recorded)
+    }
+
     fn running(&self) -> MutexGuard<'_, HashMap<Name, Vec<Arc<Run>>>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -338,6 +338,15 @@ impl Store {
         }
     }
 
+    /// How many records this process has; none if they are shared.
+    #[must_use]
+    pub fn recorded(&self) -> usize {
+        match self {
+            Self::Memory(memory) => memory.records.len(),
+            Self::Redis(_) => 0,
+        }
+    }
+
     /// Drops what is too old; to be called every few seconds.
     pub fn sweep(&self) {
         match self {

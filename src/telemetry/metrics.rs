@@ -77,6 +77,7 @@ table! {
     TURNS "fanfold_turns_total" Kind::Counter, "team outcome", "Turns that ended.";
     MIXED_REPLIES "fanfold_mixed_replies_total" Kind::Counter, "", "Replies with owned and foreign calls.";
     PARKED "fanfold_parked_entries" Kind::Gauge, "", "Parked results of mixed replies in this process's memory.";
+    LEDGER "fanfold_ledger_entries" Kind::Gauge, "", "What the run ledger has in this process's memory: records, and runs that have not ended.";
     STORE_UP "fanfold_store_up" Kind::Gauge, "", "Whether the store answers (1) or not (0); memory always does.";
     STORE_SECONDS "fanfold_store_operation_duration_seconds" Kind::Histogram(SHORT), "operation", "Duration of an operation of a shared store.";
     STORE_ERRORS "fanfold_store_errors_total" Kind::Counter, "operation", "Operations of a shared store that failed.";
@@ -141,6 +142,8 @@ pub struct Inner {
     pub tasks: Gauge,
     /// `fanfold_parked_entries`.
     pub parked: Gauge,
+    /// `fanfold_ledger_entries`.
+    pub ledger: Gauge,
 }
 
 /// The handles that were asked for so far.
@@ -178,6 +181,7 @@ impl Telemetry {
             calls_in_flight: Gauge::noop(),
             connections: Gauge::noop(),
             parked: Gauge::noop(),
+            ledger: Gauge::noop(),
             ..Inner::new()?
         })))
     }
@@ -204,6 +208,7 @@ impl Inner {
             connections: gauge(CONNECTIONS),
             tasks: gauge(TASKS),
             parked: gauge(PARKED),
+            ledger: gauge(LEDGER),
             saved: DashMap::default(),
             cost: DashMap::default(),
             recorder,
@@ -216,9 +221,14 @@ impl Inner {
         for name in [MIXED_REPLIES, DISCONNECTS, CLIENT_RETRIES, LOG_LINES_LOST] {
             inner.counter(name, &[]).absolute(0);
         }
-        for gauge in
-            [&inner.turns_in_flight, &inner.calls_in_flight, &inner.connections, &inner.tasks, &inner.parked]
-        {
+        for gauge in [
+            &inner.turns_in_flight,
+            &inner.calls_in_flight,
+            &inner.connections,
+            &inner.tasks,
+            &inner.parked,
+            &inner.ledger,
+        ] {
             gauge.set(0.0);
         }
         Ok(inner)

@@ -85,6 +85,11 @@ impl Records {
         })
     }
 
+    /// How many there are that are not too old.
+    pub(in crate::store) fn len(&self) -> usize {
+        self.with(|all, _| all.kept.len())
+    }
+
     /// Drops what is too old.
     pub(in crate::store) fn sweep(&self) {
         self.with(|_, _| ());
