@@ -142,6 +142,17 @@ impl Process {
         self.log.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// How many bytes it wrote to its log so far.
+    pub fn log_length(&self) -> usize {
+        *self.grown.borrow()
+    }
+
+    /// What it wrote to its log after the first so many bytes.
+    pub fn log_after(&self, bytes: usize) -> String {
+        let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
+        log.get(bytes..).unwrap_or_default().to_owned()
+    }
+
     /// Reads its log no more.
     pub fn leave_unread(&self) {
         self.unread.cancel();
