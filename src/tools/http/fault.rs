@@ -31,6 +31,18 @@ pub(super) enum Fault {
     Stopped { sent: bool },
 }
 
+impl Fault {
+    /// The same of a request that follows a redirect: one before it arrived, and may have had its effect.
+    pub(super) const fn after_redirect(self) -> Self {
+        match self {
+            Self::NotSent(_) => Self::NoAnswer("its redirect could not be followed"),
+            Self::Late { .. } => Self::Late { sent: true },
+            Self::Stopped { .. } => Self::Stopped { sent: true },
+            Self::NoAnswer(_) => self,
+        }
+    }
+}
+
 /// Whether an attempt that ended like this is made again.
 pub(super) fn again(ended: Result<StatusCode, Fault>, effect: Effect, attempts: u32) -> bool {
     let repeatable = match effect {
@@ -100,6 +112,19 @@ mod tests {
                 assert_eq!(again(ended, effect, 1), expected, "{ended:?} {effect:?}");
                 assert!(!again(ended, effect, 2), "{ended:?} {effect:?} a third time");
             }
+        }
+    }
+
+    #[test]
+    fn what_comes_after_a_redirect_is_never_without_effect() {
+        for fault in [
+            Fault::NotSent(ConnectError::Blocked),
+            Fault::NotSent(ConnectError::Refused),
+            Fault::Late { sent: false },
+            Fault::Stopped { sent: false },
+        ] {
+            let told = outcome(fault.after_redirect(), Effect::Write, "10s");
+            assert!(told.kind != OutcomeKind::Denied && told.content.contains(UNKNOWN), "{told:?}");
         }
     }
 

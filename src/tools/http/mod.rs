@@ -170,10 +170,13 @@ impl Http {
             Err(what) => return Outcome::failed(OutcomeKind::InvalidArguments, &what),
         };
         add_ours(&mut filled, &self.form.host, call);
-        for _ in 0..=MAX_REDIRECTS {
+        for redirects in 0..=MAX_REDIRECTS {
             let answer = match self.ask(&filled, call, stop).await {
                 Ok(answer) => answer,
-                Err(fault) => return fault::outcome(fault, self.effect, &took(call.deadline - started)),
+                Err(fault) => {
+                    let fault = if redirects > 0 { fault.after_redirect() } else { fault };
+                    return fault::outcome(fault, self.effect, &took(call.deadline - started));
+                }
             };
             match self.next(&filled.uri, &answer) {
                 Some(uri) => filled.uri = uri,
