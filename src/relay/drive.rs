@@ -619,6 +619,4 @@ async fn park(started: &Started, parked: Parked) {
     if let Err(why) = store.keep(&started.team.name, first, value).await {
         tracing::debug!(request_id = %started.request_id, %why, "the results of a mixed reply are not kept");
     }
-    #[expect(clippy::cast_precision_loss, reason = "a gauge")]
-    started.parts.telemetry.parked.set(store.parked() as f64);
 }
