@@ -214,7 +214,28 @@ pub(super) const SECTIONS: [(&str, &[Row]); 4] = [
                 "a broken configuration on reload",
                 &["tests/process.rs::a_reload_swaps_the_configuration_under_a_running_turn"],
             ),
-            ("a panic in one turn", &["src/server/tests/requests.rs::a_panic_costs_one_request_only"]),
+            (
+                "a panic in one turn",
+                &[
+                    "src/server/tests/requests.rs::a_panic_costs_one_request_only",
+                    "src/relay/sink.rs::a_turn_that_breaks_off_before_its_answer_is_an_error_nobody_repeats",
+                    "src/relay/sink.rs::a_stream_whose_turn_breaks_off_ends_with_an_error_event",
+                ],
+            ),
+            (
+                "a model that makes work: members, elements, calls and looks without number",
+                &[
+                    "src/wire/reply.rs::members_without_number_are_refused_wherever_they_stand",
+                    "src/wire/named.rs::names_beyond_the_bound_are_left_out",
+                    "src/wire/fold.rs::many_elements_with_an_index_find_their_own",
+                    "src/wire/call.rs::a_long_call_that_is_named_in_every_piece_stays_one_call",
+                    "src/engine/tests.rs::wrappers_hold_no_more_calls_than_a_reply_may_have",
+                ],
+            ),
+            (
+                "a client that repeats a kept reply in one request",
+                &["src/engine/parked.rs::what_returns_again_and_again_is_put_back_once"],
+            ),
             (
                 "overload",
                 &[
