@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures_util::future::join_all;
 use serde_json::{Value, json};
@@ -88,14 +89,17 @@ struct Cell {
     /// Names its script, its model and its host.
     name: String,
     door: Door,
+    /// Connections that its storm took.
+    storm: AtomicUsize,
 }
 
 impl Cell {
     fn new(lab: SocketAddr, certificates: &Certificates, way: Way, row: Row, column: Column) -> Self {
         let http1 = |certificate: &Certificate| certificate.acceptor("http/1.1");
         let then = match way {
-            Refused | LeftAlone => Then::Refuses,
-            Unresolved => Then::Stays,
+            Refused => Then::Refuses,
+            // Whoever comes for the one left alone is closed on, and seen.
+            Unresolved | LeftAlone => Then::Stays,
             Hole => Then::Swallows,
             NoTls => Then::Garbage,
             Expired => Then::Shows(http1(&certificates.expired)),
@@ -106,7 +110,7 @@ impl Cell {
         let tls = way.encrypted().then(|| http1(&certificates.good));
         let door = Door::open(lab, column.tool().is_some(), tls, then);
         let name = label(&format!("{} {}", row.fault, column.name())).replace('_', "-");
-        Self { way, row, column, name, door }
+        Self { way, row, column, name, door, storm: AtomicUsize::new(0) }
     }
 
     /// The name of its host, where that is found out.
@@ -130,7 +134,8 @@ impl Cell {
             upstream["ca"] = json!(trusted);
         }
         if self.way == LeftAlone {
-            upstream["breaker"] = json!({});
+            // Whatever the rest of the cell takes.
+            upstream["breaker"] = json!({ "rest": "50s" });
         }
         upstream
     }
@@ -154,6 +159,8 @@ impl Cell {
                 let storm =
                     async { while self.ask(stage, &[("x-fanfold-tools", "none")]).await.status != 503 {} };
                 soon(storm).await;
+                let through = usize::from(self.column.tool().is_some());
+                self.storm.store(self.door.accepted() - through, Ordering::Relaxed);
             }
             Unresolved | Refused | Hole | NoTls | Expired | Untrusted | OtherName | Early => {}
         }
@@ -190,7 +197,7 @@ impl Cell {
         let seen = stage.lab.journal();
         assert_eq!(seen.of_script(&self.name).count(), through, "{}: what reached the model", self.name);
         let ran = seen.tools.get(self.name.as_str()).map_or(0, |runs| runs.started);
-        let accepted = self.door.accepted() - through;
+        let accepted = self.door.accepted() - through - self.storm.load(Ordering::Relaxed);
         let run = stage.run(&got).await;
         let tries = run["rounds"][through]["again"].as_array().map_or(0, |again| again.len() + 1);
         let asked = if self.way == LeftAlone { accepted } else { tries };
@@ -198,8 +205,9 @@ impl Cell {
             assert_eq!(accepted, asked, "{}: connections, {run}", self.name);
         }
         let after = got.header("retry-after");
-        // It opens for five seconds, of which some have gone.
-        let after = if matches!(after, "1" | "2" | "3" | "4") { "5" } else { after };
+        // Some of its rest has gone.
+        let rest = after.parse().is_ok_and(|seconds| (30..=50).contains(&seconds));
+        let after = if rest { "50" } else { after };
         let ran = usize::try_from(ran).expect("few");
         told(got.status.as_u16(), &code, after, got.header("x-should-retry"), asked, ran)
     }
@@ -226,8 +234,8 @@ fn forget(hosts: &Path, name: &str) {
 fn rows() -> Vec<(Way, Row)> {
     let of = |(way, fault, asked, status, code)| {
         let mut row = row(fault, Value::Null, asked, status, code);
-        // Its first rest.
-        row.retry_after = if way == LeftAlone { "5" } else { "" };
+        // Its rest.
+        row.retry_after = if way == LeftAlone { "50" } else { "" };
         (way, row)
     };
     WAYS.map(of).into()

@@ -27,7 +27,9 @@ pub(super) enum Mode {
 pub(super) const MODES: [Mode; 3] = [Mode::Whole, Mode::Unbegun, Mode::Begun];
 
 /// How long a child sleeps that its parent leaves behind: as nobody else does.
-const NAP: &str = "31.4159";
+fn nap() -> String {
+    format!("31.{}", std::process::id())
+}
 
 /// Whether a process of this machine has this argument.
 fn runs_somewhere(argument: &str) -> bool {
@@ -143,7 +145,7 @@ fn rows() -> Vec<Row> {
             "head -c 1000000 /dev/zero | tr '\\0' x",
             "4096 bytes that end in xxxxxxxxxxxxxxxxxxxxxxxxxxx… [cut: 4 KiB of 1000000 bytes]",
         ),
-        command("leaves a child with its output", &format!("sleep {NAP} & echo fine"), "fine\\n"),
+        command("leaves a child with its output", &format!("sleep {} & echo fine", nap()), "fine\\n"),
         written(LATE_UNKNOWN, command("late: does not end", "exec sleep 30", LATE)),
         written(
             LATE_UNKNOWN,
@@ -213,7 +215,7 @@ async fn every_fault_of_a_tool_is_news_for_the_model() {
         stage.calm(row.fault).await;
         // What it left behind is nobody's child, so the process does not know of it.
         soon(async {
-            while runs_somewhere(NAP) {
+            while runs_somewhere(&nap()) {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         })

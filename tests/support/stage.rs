@@ -11,9 +11,9 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::Mutex;
+use tokio::task::JoinSet;
 use tokio::time;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use super::client::{self, Got};
 use super::faults;
@@ -58,7 +58,7 @@ pub struct Stage {
     quiet: Arc<Mutex<()>>,
     answers: Arc<AtomicU64>,
     stop: CancellationToken,
-    neighbour: TaskTracker,
+    neighbour: Mutex<JoinSet<()>>,
     before: Holds,
     memory: usize,
 }
@@ -97,7 +97,7 @@ impl Stage {
         let rounds = json!([{ "reply": { "calls": calls } }, { "reply": { "text": "as ever" } }]);
         lab.script("neighbour", json!({ "rounds": rounds }));
         let answers = Arc::new(AtomicU64::new(0));
-        let (quiet, stop, neighbour) = (Arc::default(), CancellationToken::new(), TaskTracker::new());
+        let (quiet, stop, neighbour) = (Arc::default(), CancellationToken::new(), Mutex::default());
         let nothing = Holds { tasks: 0, descriptors: 0, children: 0 };
         let mut stage = Self { lab, process, quiet, answers, stop, neighbour, before: nothing, memory: 0 };
         // What is made once is there, and the worker that nobody asked yet has been asked.
@@ -108,7 +108,7 @@ impl Stage {
         (stage.before, stage.memory) = (stage.holds().await, stage.process.resident_memory());
         let (url, quiet, answers) = (stage.process.base_url(), stage.quiet.clone(), stage.answers.clone());
         let stop = stage.stop.clone();
-        stage.neighbour.spawn(async move {
+        stage.neighbour.get_mut().spawn(async move {
             while !stop.is_cancelled() {
                 let turn = quiet.lock().await;
                 ask_as_neighbour(&url).await;
@@ -161,7 +161,11 @@ impl Stage {
     /// Waits until everything that was begun is over and the process holds what it held at its start.
     /// Then the lab's journal is emptied.
     pub async fn calm(&self, what: &str) {
-        let _turn = self.quiet.lock().await;
+        // Whatever is played, it goes on, and nothing it got was wrong.
+        if let Some(ended) = self.neighbour.lock().await.try_join_next() {
+            ended.expect("the neighbour");
+        }
+        let _turn = soon(self.quiet.lock()).await;
         self.settled().await;
         let same = async {
             while !self.holds().await.no_more_than(self.before) {
@@ -175,7 +179,7 @@ impl Stage {
     }
 
     /// The last look: nobody else has noticed, and the memory is as before.
-    pub async fn ends(self) {
+    pub async fn ends(mut self) {
         self.calm("everything").await;
         // A stage on which little was played is over soon.
         soon(async {
@@ -185,8 +189,9 @@ impl Stage {
         })
         .await;
         self.stop.cancel();
-        self.neighbour.close();
-        soon(self.neighbour.wait()).await;
+        while let Some(ended) = soon(self.neighbour.get_mut().join_next()).await {
+            ended.expect("the neighbour");
+        }
         let (before, after) = (self.memory, self.process.resident_memory());
         assert!(after <= before + LEFT_OVER, "memory: {before} before, {after} after");
         assert!(!self.process.log().contains("panicked"), "{}", self.process.log());
