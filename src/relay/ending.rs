@@ -35,6 +35,16 @@ pub(super) fn ending(tail: &[u8]) -> Ending {
     }
 }
 
+/// Whether the last line is the mark. The same in a text that a server writes is no line of its own.
+pub(super) fn ends_with_mark(text: &[u8]) -> bool {
+    let text = text.trim_ascii_end();
+    if !text.ends_with(b"[DONE]") {
+        return false;
+    }
+    let line = memchr::memchr2_iter(b'\n', b'\r', text).next_back().map_or(text, |at| &text[at + 1..]);
+    line.strip_prefix(b"data:").is_some_and(|data| data.trim_ascii() == b"[DONE]")
+}
+
 /// Whether an event is an error as SDKs know it: an object with an `error` that says something.
 fn is_error(data: &[u8]) -> bool {
     let mut error = false;
@@ -74,6 +84,18 @@ pub(super) fn is_between_events(tail: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_mark_is_a_line_of_its_own() {
+        for mark in ["data: [DONE]\n\n", "data:[DONE]", "data: {}\n\ndata: [DONE]\r\n\r\n"] {
+            assert!(ends_with_mark(mark.as_bytes()), "{mark}");
+        }
+        for text in
+            ["data: {\"a\":\"[DONE]", "x data: [DONE]", "[DONE]\n", "data: [DONE]\n\ndata: {}\n\n", ""]
+        {
+            assert!(!ends_with_mark(text.as_bytes()), "{text}");
+        }
+    }
 
     #[test]
     fn a_stream_is_complete_with_a_finish_an_error_or_done() {

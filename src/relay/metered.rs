@@ -147,7 +147,7 @@ impl Metered {
             Streams::Chat => whole.starts_with(b"data") || memchr::memmem::find(&whole, b"data").is_some(),
         };
         if progress {
-            if self.kind != Streams::Bytes && whole.trim_ascii_end().ends_with(b"[DONE]") {
+            if self.kind != Streams::Bytes && ending::ends_with_mark(&whole) {
                 // Nothing that matters comes after it.
                 self.allowed = self.allowed.min(REST);
             }
