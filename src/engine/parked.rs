@@ -14,7 +14,7 @@ use crate::wire::raw::{Members, Raw};
 const MOST_MESSAGES: usize = 65_536;
 /// The most names that are looked up for one request.
 const MOST_NAMES: usize = 1024;
-/// Ids of at least so many letters and digits are taken to be unique by themselves.
+/// Ids with at least so many letters and digits in a row, a digit among them, are taken to be unique by themselves.
 const UNIQUE_ID: usize = 9;
 
 /// One mixed reply with our results.
@@ -52,12 +52,12 @@ impl Parked {
         self.assistant.bytes().len() + before.sum::<usize>() + slots.sum::<usize>() + 128
     }
 
-    /// Whether the ids alone say which reply this is. Ids such as `call_0` return in every
-    /// conversation of some servers: then the history must be the same too.
+    /// Whether the ids alone say which reply this is. Ids such as `call_0` or `functions.get_weather:0` return in
+    /// every conversation of some servers: then the history must be the same too.
     fn has_unique_ids(&self) -> bool {
         self.foreign().all(|id| {
-            let letters = id.strip_prefix("call_").unwrap_or(id).bytes().filter(u8::is_ascii_alphanumeric);
-            letters.count() >= UNIQUE_ID
+            let runs = id.split(|c: char| !c.is_ascii_alphanumeric());
+            runs.filter(|run| run.bytes().any(|byte| byte.is_ascii_digit())).any(|run| run.len() >= UNIQUE_ID)
         })
     }
 }
@@ -118,8 +118,8 @@ pub fn parked_names(messages: &Raw) -> Vec<String> {
 /// Restores what is parked for these messages. `find` gives the entries kept under a foreign id,
 /// with the fingerprint of the conversation they belong to. `None` if nothing was restored.
 ///
-/// Each entry is put back once, however often its ids return, and all of them have `most` bytes at most: of more,
-/// the first stay as the client wrote them.
+/// Each entry is put back once, however often its ids return: where its history is, or else at the end. All of them
+/// have `most` bytes at most; what does not fit stays as the client wrote it, and the last go first.
 pub fn restore<'a>(
     messages: &Raw,
     most: usize,
@@ -127,37 +127,40 @@ pub fn restore<'a>(
 ) -> Option<Raw> {
     let list = messages.elements(MOST_MESSAGES).ok()?;
     let mut prefixes = Prefixes::of(&list);
-    let (mut found, mut seen) = (Vec::new(), HashSet::new());
+    let mut found = Vec::new();
     let mut at = 0;
     while at < list.len() {
-        let kept = called_ids(&list[at]).filter(|ids| !seen.contains(ids)).and_then(|ids| {
-            let mut entries = find(ids.first()?).iter();
-            let (_, parked) = entries.find(|(print, parked)| {
-                parked.foreign().eq(ids.iter().map(String::as_str))
-                    && (parked.has_unique_ids() || *print == prefixes.until(at))
-            })?;
+        let kept = called_ids(&list[at]).and_then(|ids| {
+            let of_these =
+                |(_, parked): &&([u8; 32], Parked)| parked.foreign().eq(ids.iter().map(String::as_str));
+            let mut entries = find(ids.first()?).iter().filter(of_these);
+            let first = entries.next()?;
+            let only = entries.next().is_none() && first.1.has_unique_ids();
+            let parked = if only {
+                &first.1
+            } else {
+                // Which of them it is only the history says. Without one, the last of those whose ids are unique.
+                let print = prefixes.until(at);
+                let of_here = find(ids.first()?).iter().filter(of_these).find(|(theirs, _)| *theirs == print);
+                &of_here.or_else(|| first.1.has_unique_ids().then_some(first))?.1
+            };
             let answers = answers(&list[at + 1..], ids.len());
-            answers_all(&answers, parked).then(|| {
-                if parked.has_unique_ids() {
-                    seen.insert(ids);
-                }
-                Kept { at, parked, answers }
-            })
+            answers_all(&answers, parked).then_some(Kept { at, parked, answers })
         });
         at += 1 + kept.as_ref().map_or(0, |kept| kept.answers.len());
         found.extend(kept);
     }
-    let mut left = most;
-    let fit = found.iter().rev().take_while(|kept| match left.checked_sub(kept.parked.size()) {
-        Some(less) => {
-            left = less;
-            true
-        }
-        None => false,
+    // What was said last is what the conversation goes on from.
+    let (mut left, mut used) = (most, HashSet::new());
+    found.reverse();
+    found.retain(|kept| {
+        let size = kept.parked.size();
+        let fits = size <= left && used.insert(std::ptr::from_ref(kept.parked));
+        left -= if fits { size } else { 0 };
+        fits
     });
-    let fit = fit.count();
-    let found = &found[found.len() - fit..];
-    (!found.is_empty()).then(|| Raw::trusted(put_back(&list, found).into()))
+    found.reverse();
+    (!found.is_empty()).then(|| Raw::trusted(put_back(&list, &found).into()))
 }
 
 /// An entry, and where in a conversation it belongs.
@@ -285,6 +288,28 @@ mod tests {
         let restored = restore(&raw(&format!("[{many}]")), MOST, |_| &kept).unwrap();
         assert_eq!(restored.text().matches("ours").count(), 1);
         assert_eq!(restored.text().matches("theirs").count(), 50);
+        let last = restored.text().rfind("theirs").unwrap();
+        assert!(restored.text().find("ours").unwrap() > restored.text()[..last].rfind("theirs").unwrap());
+    }
+
+    #[test]
+    fn ids_that_return_get_the_entry_of_their_place() {
+        let ours = |id: &str, said: &str| {
+            let mut parked = parked(id);
+            parked.slots[0].ours = Some(raw(&format!(r#"{{"role":"tool","content":"{said}"}}"#)));
+            parked
+        };
+        for id in ["call_get_weather", "functions.get_weather:0", "call_0", "call_abcDEF123"] {
+            let once = history(id, "q");
+            let first = fingerprint(&raw(r#"[{"content":"q","role":"user"}]"#));
+            let inner = &once.text()[1..once.text().len() - 1];
+            let second = fingerprint(&raw(&format!(r#"[{inner},{{"role":"user","content":"q"}}]"#)));
+            // The newest is given first.
+            let kept = [(second, ours(id, "second")), (first, ours(id, "first"))];
+            let restored = restore(&raw(&format!("[{inner},{inner}]")), MOST, |_| &kept).unwrap();
+            let (first, second) = (restored.text().find("first"), restored.text().find("second"));
+            assert!(first.is_some() && first < second, "{id}: {}", restored.text());
+        }
     }
 
     #[test]

@@ -56,6 +56,10 @@ pub(super) struct Standing {
     pub(super) arguments: Option<String>,
     /// It counts against the calls of the turn.
     pub(super) counted: bool,
+    /// It was taken for complete and then went on: whether it is, the end of the reply says.
+    pub(super) reopened: bool,
+    /// The size of its arguments when it was last looked whether they are complete.
+    looked_at: Option<usize>,
 }
 
 impl Standing {
@@ -67,6 +71,8 @@ impl Standing {
             key: None,
             arguments: None,
             counted: false,
+            reopened: false,
+            looked_at: None,
         }
     }
 
@@ -164,7 +170,10 @@ impl Round {
             let at = self.assembler.add(call, &mut *fresh)?;
             if at == known {
                 self.standings.push(Standing::new());
-                let coming = |i: &usize| matches!(self.standings[*i].stands, Stands::Coming);
+                let coming = |i: &usize| {
+                    let standing = &self.standings[*i];
+                    matches!(standing.stands, Stands::Coming) && !standing.reopened
+                };
                 // A piece may hold many calls; each of them is closed once.
                 closed = (0..known).filter(coming).collect();
             }
@@ -293,14 +302,15 @@ impl Round {
 
     /// Whether the call at `at` may start before the reply is complete. Without any arguments it is
     /// not known to be complete: some servers open all calls first.
-    pub(super) fn may_start_early(&self, at: usize) -> bool {
-        match &self.standings[at].whose {
-            Whose::Owned(tool) => {
-                let call = self.call(at);
-                tool.effect == Effect::Read && call.has_arguments() && call.parses()
-            }
-            Whose::Open | Whose::Foreign(_) | Whose::Nobody => false,
+    pub(super) fn may_start_early(&mut self, at: usize) -> bool {
+        let Whose::Owned(tool) = &self.standings[at].whose else { return false };
+        if tool.effect != Effect::Read || self.complete || !self.assembler.calls()[at].has_arguments() {
+            return false;
         }
+        let size = Some(self.assembler.calls()[at].size());
+        // Broken arguments are not looked at again for each call that follows.
+        let news = std::mem::replace(&mut self.standings[at].looked_at, size) != size;
+        news && self.assembler.parses(at)
     }
 
     /// An earlier equal call of a tool that only reads, whose run can answer this one too.

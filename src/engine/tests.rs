@@ -354,7 +354,26 @@ fn a_wrapper_is_opened_into_its_calls() {
 }
 
 #[test]
+fn a_call_that_goes_on_again_and_again_starts_twice_and_no_more() {
+    let mut s = Scene::begun(plan());
+    s.call(0, "read", "{}");
+    let mut told = Vec::new();
+    for n in 1..20 {
+        told.extend(s.call(n, "write", "{}"));
+        told.extend(s.call(0, "read", " "));
+    }
+    assert_eq!(told, ["run 1 read {}", "stop 1"]);
+    let told = s.end("tool_calls");
+    assert_eq!(told.iter().filter(|told| told.contains(" read ")).count(), 1, "{told:?}");
+}
+
+#[test]
 fn wrappers_hold_no_more_calls_than_a_reply_may_have() {
+    let mut s = Scene::begun(plan());
+    let uses = vec![r#"{"recipient_name":"functions.read"}"#; 300].join(",");
+    s.call(0, "multi_tool_use.parallel", &format!(r#"{{"tool_uses":[{uses}]}}"#));
+    let told = s.end("tool_calls");
+    assert!(told.last().is_some_and(|told| told.contains("upstream_reply_too_large")), "{told:?}");
     let mut s = Scene::begun(plan());
     let uses = vec![r#"{"recipient_name":"functions.read"}"#; 200].join(",");
     assert!(s.call(0, "read", "{}").is_empty());

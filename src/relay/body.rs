@@ -307,6 +307,14 @@ impl Sender {
         self.shared.state().pending.len
     }
 
+    /// Writes the last pieces, whether there is room for them or not, and finishes.
+    pub fn finish_with(self, pieces: impl IntoIterator<Item = Bytes>) {
+        let mut state = self.shared.state();
+        pieces.into_iter().filter(|piece| !piece.is_empty()).for_each(|piece| state.pending.push(piece));
+        drop(state);
+        self.finish();
+    }
+
     /// The answer is whole: what is pending still leaves, then the body ends cleanly.
     pub fn finish(self) {
         self.shared.end(End::Finished);

@@ -147,11 +147,10 @@ impl Metered {
             Streams::Chat => whole.starts_with(b"data") || memchr::memmem::find(&whole, b"data").is_some(),
         };
         if progress {
-            if self.kind != Streams::Bytes && ending::ends_with_mark(&whole) {
-                // Nothing that matters comes after it.
-                self.allowed = self.allowed.min(REST);
-            }
-            self.until = next(self.allowed, self.deadline);
+            // Nothing that matters comes after the mark.
+            let last = self.kind != Streams::Bytes && ending::ends_with_mark(&whole);
+            let allowed = if last { self.allowed.min(REST) } else { self.allowed };
+            self.until = next(allowed, self.deadline);
         }
         self.remember(&whole);
         Ok(whole)
@@ -251,11 +250,15 @@ impl Metered {
 
     /// Whether its reader has the end of a stream, whatever becomes of the body.
     fn is_told(&mut self) -> bool {
-        if self.kind == Streams::Bytes {
-            return false;
+        match self.kind {
+            Streams::Bytes => false,
+            // Where it is no chat an error may be one of several results.
+            Streams::Events => ending::ending(&self.tail) == Ending::Done,
+            Streams::Chat => {
+                self.note(ending::ending(&self.tail));
+                matches!(self.ending, Ending::Failed | Ending::Done)
+            }
         }
-        self.note(ending::ending(&self.tail));
-        matches!(self.ending, Ending::Failed | Ending::Done)
     }
 
     /// The reply broke off: what the client gets last.
@@ -301,6 +304,7 @@ impl http_body::Body for Metered {
             return match next {
                 Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
                     Ok(data) => match self.hand_on(data) {
+                        None if self.over => Poll::Ready(None),
                         None => continue,
                         some => Poll::Ready(some),
                     },

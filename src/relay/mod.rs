@@ -20,8 +20,10 @@ mod spans;
 mod summary;
 pub mod watching;
 
+use std::panic::AssertUnwindSafe;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use futures_util::FutureExt;
 use http::{HeaderMap, Response};
 use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
@@ -46,16 +48,16 @@ pub struct Client {
 }
 
 /// Begins a turn as a task of its own. `run`: what the ledger knows it as, if it is in the ledger. `held` is dropped when the turn is over: the places it takes
-/// among its team's and the process's turns. `None`: the turn ended without an answer, because the
-/// client is gone.
+/// among its team's and the process's turns.
 pub async fn begin<H: Send + 'static>(
     started: Box<Started>,
     run: Option<Owner>,
     client: Client,
     tasks: &TaskTracker,
     held: H,
-) -> Option<Response<body::Body>> {
+) -> Response<body::Body> {
     let (answer, head) = oneshot::channel();
+    let broken = summary::Broken::of(&started);
     let options = sink::Options {
         stream: started.plan.stream,
         include_usage: started.plan.include_usage,
@@ -71,13 +73,17 @@ pub async fn begin<H: Send + 'static>(
     let sink = Box::new(sink::Sink::new(options, answer, run.as_deref().cloned()));
     // Boxed before they are handed on: what is called or spawned is moved several times.
     let driver = Box::new(drive::Driver::new(started, run, sink));
-    let run = Box::pin(driver.run());
+    let run = AssertUnwindSafe(Box::pin(driver.run())).catch_unwind();
     tasks.spawn(async move {
         let rests = run.await;
         drop(held);
-        rests.join_all().await;
+        match rests {
+            Ok(rests) => _ = rests.join_all().await,
+            Err(_) => broken.tell(),
+        }
     });
-    head.await.ok()
+    // A turn that ends without an answer has nobody to read one.
+    head.await.unwrap_or_else(|_| error_response(&sink::broke_off()))
 }
 
 /// An id that nobody else has; ids of different milliseconds are in the order of time. Those of the same one are not:

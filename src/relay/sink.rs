@@ -277,9 +277,11 @@ impl Sink {
 
     /// Ends the answer. What is still waiting leaves as fast as the client takes it.
     pub(super) async fn finish(mut self: Box<Self>, finish: &Finish, totals: Totals) -> Result<(), Gone> {
-        self.ended = true;
         match finish {
-            Finish::Gone => return Ok(()),
+            Finish::Gone => {
+                self.ended = true;
+                return Ok(());
+            }
             Finish::Failed(error) if self.answer.is_some() => return self.refuse(error, totals),
             Finish::Failed(error) => self.out.extend_from_slice(&error_event(error)),
             Finish::Answer(reason) => {
@@ -308,6 +310,7 @@ impl Sink {
         if let Some(run) = &self.run {
             run.tape.end();
         }
+        self.ended = true;
         while !flushed? {
             if self.wait().await == Wait::Gone {
                 return Err(Gone);
@@ -333,6 +336,7 @@ impl Sink {
         headers: Vec<(HeaderName, HeaderValue)>,
     ) -> Result<(), Gone> {
         let Some(answer) = self.answer.take() else { return Ok(()) };
+        self.ended = true;
         let mut response = Response::new(Body::Full(body.clone()));
         *response.status_mut() = status;
         // There is one head for one answer.
@@ -355,22 +359,32 @@ impl Drop for Sink {
         if self.ended {
             return;
         }
-        let message = "The turn broke off inside fanfold; its log says more. Tools may have run: check before you repeat it.";
-        let error = ErrorReply::new(500, "internal_error", message).never_retry();
+        let error = broke_off();
         if self.answer.is_some() {
             // Whoever is gone does not hear it.
             let _gone = self.refuse(&error, Totals::default());
             return;
         }
+        // What was being written is half an event.
+        let whole = memchr::memmem::rfind(&self.out, b"\n\n").map_or(0, |at| at + 2);
+        self.out.truncate(whole);
         self.out.extend_from_slice(&error_event(&error));
-        let flushed = self.flush();
+        let last = Bytes::from(std::mem::take(&mut self.out));
         if let Some(run) = &self.run {
+            run.tape.push(&last);
             run.tape.end();
         }
-        if let (Ok(true), Some(sender)) = (flushed, self.sender.take()) {
-            sender.finish();
+        if let Some(sender) = self.sender.take() {
+            let waiting = self.waiting.take().unwrap_or_default();
+            sender.finish_with([waiting, last]);
         }
     }
+}
+
+/// What the client of a turn that broke off is told.
+pub(super) fn broke_off() -> ErrorReply {
+    let message = "The turn broke off inside fanfold; its log says more. Tools may have run: check before you repeat it.";
+    ErrorReply::new(500, "internal_error", message).never_retry()
 }
 
 /// An error as the last event of a stream.
@@ -440,12 +454,19 @@ mod tests {
         }
     }
 
+    /// With a client that is behind, and half an event written.
     #[tokio::test]
     async fn a_stream_whose_turn_breaks_off_ends_with_an_error_event() {
         let (mut sink, head) = sink(true);
         sink.show(&Show::Begin(Head::default()));
         sink.show(&Show::Part(Box::new(Part { text: Some(Raw::string("Hel")), ..Part::default() })));
         assert_eq!(sink.flush(), Ok(true));
+        sink.show(&Show::Part(Box::new(Part {
+            text: Some(Raw::string(&"o".repeat(2000))),
+            ..Part::default()
+        })));
+        assert_eq!(sink.flush(), Ok(false));
+        sink.out.extend_from_slice(b"data: {\"half");
         drop(sink);
         let response = head.await.unwrap();
         assert_eq!(response.status(), 200);

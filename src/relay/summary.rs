@@ -8,11 +8,12 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::drive::Started;
+use super::drive::{Parts, Started};
 use super::pass::{self, Passing};
 use super::sink::Totals;
 use super::watching::Told;
 use crate::engine::{CallRecord, Finish, Record, RoundRecord, Turn};
+use crate::team::Team;
 use crate::team::account::Account;
 use crate::team::money::Money;
 use crate::telemetry::traces::Recorded;
@@ -246,6 +247,26 @@ impl Summary<'_> {
                 tracing::info!(request_id = %started.request_id, tool = %call.tool, ?arguments, ?result, "call");
             }
         }
+    }
+}
+
+/// What is told of a turn that broke off: it panicked, so it can tell nothing itself.
+pub(super) struct Broken {
+    parts: Arc<Parts>,
+    team: Arc<Team>,
+    request_id: String,
+}
+
+impl Broken {
+    pub(super) fn of(started: &Started) -> Self {
+        let request_id = started.request_id.clone();
+        Self { parts: started.parts.clone(), team: started.team.clone(), request_id }
+    }
+
+    pub(super) fn tell(&self) {
+        let labels = [("team", &*self.team.name), ("outcome", "error")];
+        self.parts.telemetry.count(metrics::TURNS, &labels, 1);
+        tracing::error!(request_id = self.request_id, team = &*self.team.name, "a turn panicked");
     }
 }
 

@@ -10,12 +10,12 @@ use std::borrow::Cow;
 use serde::de::IgnoredAny;
 
 use super::fold::{FoldedMembers, Text};
-use super::raw::{Kind, Raw, write_string};
+use super::raw::{self, Kind, Raw, write_string};
 use super::reply::CallPiece;
-use super::scan::{Broken, Scan};
+use super::scan::{Broken, DEEPEST, Scan};
 
-/// How much of a reply's arguments may be looked at to see whether a call has ended, in bytes. Only servers that
-/// name the function in every piece make us look, and what they name is the call that is there.
+/// How much of a reply's arguments may be looked at to see whether a call has ended, in bytes. What that means
+/// where nothing is left: a call goes on until the reply ends.
 const MOST_LOOKED_AT: usize = 16 << 20;
 /// The most calls one reply may have.
 pub const MOST_CALLS: usize = 256;
@@ -129,17 +129,30 @@ impl Call {
         if self.name.is_empty() || *name != self.name {
             return !self.name.is_empty();
         }
-        let more = piece.arguments.as_ref().is_some_and(|a| a.text() != "\"\"");
-        if !more || !self.has_arguments() {
-            return false;
-        }
+        // Only a value that may be whole is looked at, and only where another one begins.
+        let begins = piece.arguments.as_ref().is_some_and(begins_anew);
+        begins && self.may_be_whole() && self.looks_whole(left)
+    }
+
+    /// Whether the arguments are JSON; what that takes is taken from what may still be looked at. `false`: there is
+    /// nothing left.
+    fn looks_whole(&self, left: &mut usize) -> bool {
         let looked_at = left.checked_sub(self.size());
         *left = looked_at.unwrap_or_default();
         looked_at.is_some() && self.parses()
     }
 
+    /// Whether the arguments end as an object or an array does.
+    fn may_be_whole(&self) -> bool {
+        match &self.arguments {
+            Arguments::Text(text) => text.ends_like_a_value(),
+            Arguments::Value(_) => true,
+        }
+    }
+
     /// The size of the arguments so far, in bytes.
-    fn size(&self) -> usize {
+    #[must_use]
+    pub fn size(&self) -> usize {
         match &self.arguments {
             Arguments::Text(text) => text.len(),
             Arguments::Value(raw) => raw.bytes().len(),
@@ -186,7 +199,8 @@ impl Call {
             return None;
         }
         let uses = Raw::parse(self.arguments()).ok()?.members().ok()?;
-        let uses = uses.find("tool_uses")?.elements(MOST_CALLS).ok()?;
+        // One more than a reply may have: then it is too much.
+        let uses = uses.find("tool_uses")?.elements(MOST_CALLS + 1).ok()?;
         let one = |element: &Raw| {
             let members = element.members().ok()?;
             let name = members.find("recipient_name")?.as_string()?;
@@ -269,11 +283,23 @@ impl Assembler {
         &self.calls
     }
 
+    /// Whether the arguments of a call are JSON by now; `false` also where too much was looked at before.
+    pub fn parses(&mut self, at: usize) -> bool {
+        self.calls[at].looks_whole(&mut self.left)
+    }
+
     /// The calls, for good.
     #[must_use]
     pub fn into_calls(self) -> Vec<Call> {
         self.calls
     }
+}
+
+/// Whether a piece of arguments is the beginning of a value and no more of one.
+fn begins_anew(piece: &Raw) -> bool {
+    let inside = piece.text().trim_start_matches('"');
+    let text = ["\\n", "\\t", "\\r", " "].iter().fold(inside, |text, space| text.trim_start_matches(space));
+    text.starts_with(['{', '['])
 }
 
 /// Whether arguments are JSON.
@@ -292,47 +318,63 @@ pub fn canonical(arguments: &str) -> Cow<'_, str> {
     rewritten(arguments).map_or(Cow::Borrowed(arguments), Cow::Owned)
 }
 
+/// Text nested deeper than a [`Scan`] reads is left as it is.
 fn rewritten(arguments: &str) -> Option<String> {
-    let raw = Raw::parse(arguments.to_owned()).ok()?;
-    let mut out = Vec::with_capacity(arguments.len());
-    rewrite(&mut out, &raw, 0)?;
+    let (mut scan, mut out) = (Scan::new(arguments), Vec::with_capacity(arguments.len()));
+    rewrite(&mut out, &mut scan, 0).and_then(|()| scan.end()).ok()?;
     String::from_utf8(out).ok()
 }
 
-fn rewrite(out: &mut Vec<u8>, raw: &Raw, depth: usize) -> Option<()> {
-    if depth > super::raw::MAX_DEPTH {
-        return None;
+/// Every byte is looked at once; members that are not in order are moved at each level.
+fn rewrite(out: &mut Vec<u8>, scan: &mut Scan<'_>, depth: u32) -> Result<(), Broken> {
+    if depth > DEEPEST {
+        return Err(Broken);
     }
-    match raw.kind() {
-        Kind::Object => {
-            let members = raw.members().ok()?;
-            let mut sorted: Vec<_> = members.iter().map(|m| (m.name(), &m.value)).collect();
-            sorted.sort_by(|a, b| a.0.cmp(&b.0));
+    match scan.peek() {
+        Some(b'{') => {
+            let start = out.len();
             out.push(b'{');
-            for (i, (name, value)) in sorted.into_iter().enumerate() {
-                if i > 0 {
+            // The names, and where each member ends.
+            let mut members = Vec::new();
+            scan.members(|name, scan| {
+                let name = raw::string(name).ok_or(Broken)?;
+                if !members.is_empty() {
                     out.push(b',');
                 }
+                let at = out.len();
                 write_string(out, &name);
                 out.push(b':');
-                rewrite(out, value, depth + 1)?;
+                rewrite(out, scan, depth + 1)?;
+                members.push((name, at..out.len()));
+                Ok(())
+            })?;
+            if !members.is_sorted_by(|a, b| a.0 < b.0) {
+                members.sort_by(|a, b| a.0.cmp(&b.0));
+                if members.windows(2).any(|pair| pair[0].0 == pair[1].0) {
+                    return Err(Broken);
+                }
+                let sorted: Vec<&[u8]> = members.iter().map(|(_, at)| &out[at.clone()]).collect();
+                let sorted = sorted.join(&b',');
+                out.truncate(start + 1);
+                out.extend_from_slice(&sorted);
             }
             out.push(b'}');
         }
-        Kind::Array => {
+        Some(b'[') => {
             out.push(b'[');
-            for (i, element) in raw.elements(usize::MAX).ok()?.iter().enumerate() {
-                if i > 0 {
+            let mut first = true;
+            scan.elements(|scan| {
+                if !std::mem::take(&mut first) {
                     out.push(b',');
                 }
-                rewrite(out, element, depth + 1)?;
-            }
+                rewrite(out, scan, depth + 1)
+            })?;
             out.push(b']');
         }
-        Kind::String => write_string(out, &raw.as_string()?),
-        Kind::Number | Kind::True | Kind::False | Kind::Null => out.extend_from_slice(raw.bytes()),
+        Some(b'"') => write_string(out, &raw::string(scan.value()?).ok_or(Broken)?),
+        Some(_) | None => out.extend_from_slice(scan.value()?.as_bytes()),
     }
-    Some(())
+    Ok(())
 }
 
 /// Whether arguments are in their canonical form already, as most are: an object without white space, escapes and
@@ -465,6 +507,22 @@ mod tests {
         let calls = assembled(pieces);
         assert_eq!(calls.len(), 1);
         assert!(calls[0].ends_with("y\"}"));
+    }
+
+    #[test]
+    fn calls_that_are_named_in_every_small_piece_are_told_apart() {
+        let long = format!("{{\"x\":[{}0]}}", "{\"y\":1},".repeat(3000));
+        let pieces = |text: &str| -> Vec<String> {
+            text.as_bytes().chunks(4).map(|piece| String::from_utf8_lossy(piece).into_owned()).collect()
+        };
+        let each = [long.as_str(), "{}", "{\"z\":2}"];
+        let calls = assembled(
+            each.into_iter().flat_map(pieces).map(|text| p().index(0).name("f").args(&text)).collect(),
+        );
+        assert_eq!(
+            calls,
+            each.iter().zip(1..).map(|(text, n)| format!("made{n} f {text}")).collect::<Vec<_>>()
+        );
     }
 
     #[test]

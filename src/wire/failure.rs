@@ -341,11 +341,11 @@ impl Failure {
     #[must_use]
     pub fn in_reply(said: &Said) -> Self {
         if said.code == "tool_use_failed" {
-            return Self::of_status(400, error_body(said), None);
+            return Self::of_status(400, error_body(400, said), None);
         }
         let status = status_of(&said.code).or_else(|| status_of(&said.kind)).unwrap_or(502);
         if kind_of_status(status, said) != FailureKind::ServerError {
-            let mut failure = Self::of_status(status, error_body(said), None);
+            let mut failure = Self::of_status(status, error_body(status, said), None);
             failure.detail = format!("inside the reply: {}", short(&said.message));
             return failure;
         }
@@ -439,11 +439,9 @@ fn passed_on(status: u16, said: &Said, body: bytes::Bytes) -> ErrorReply {
     ErrorReply { body: own.then_some(body), ..ErrorReply::new(status, code, message) }
 }
 
-fn error_body(said: &Said) -> bytes::Bytes {
-    let status = 400;
-    let error =
-        ErrorReply { param: None, ..ErrorReply::new(status, said.code.clone(), said.message.clone()) };
-    error.to_body()
+fn error_body(status: u16, said: &Said) -> bytes::Bytes {
+    let param = (!said.param.is_empty()).then(|| said.param.clone());
+    ErrorReply { param, ..ErrorReply::new(status, said.code.clone(), said.message.clone()) }.to_body()
 }
 
 fn short(text: &str) -> String {
@@ -550,7 +548,8 @@ mod tests {
         let typed = Said { kind: "invalid_request_error".into(), ..said("string_above_max_length") };
         let failure = Failure::in_reply(&typed);
         assert_eq!((failure.reply.status, failure.reply.code.as_str()), (400, "string_above_max_length"));
-        assert_eq!(Failure::in_reply(&said("overloaded_error")).kind, FailureKind::Busy);
+        let busy = Failure::in_reply(&said("overloaded_error"));
+        assert_eq!((busy.kind, busy.reply.kind()), (FailureKind::Busy, "api_error"));
     }
 
     #[test]

@@ -18,6 +18,9 @@ const REPEATED: [&str; 9] =
     ["type", "id", "name", "role", "format", "object", "status", "encoding", "signature_type"];
 /// The most elements of one array that are folded.
 const MOST_ELEMENTS: usize = 65_536;
+/// Values in values in a member are told in pieces down to this depth. Each level is gone over by itself, so a hostile
+/// one costs its size as often.
+const DEEPEST: u8 = 16;
 /// A text of so many bytes grows by an eighth: twice as much would be half empty, in every turn.
 const LONG_TEXT: usize = 16 * 1024;
 
@@ -61,6 +64,16 @@ impl Text {
         write_string(&mut self.0, text);
         self.0.pop();
         self.0.remove(start);
+    }
+
+    /// Whether its last character that is no space closes an object or an array.
+    #[must_use]
+    pub fn ends_like_a_value(&self) -> bool {
+        let mut text = self.0.trim_ascii_end();
+        while let Some(before) = [b"\\n", b"\\t", b"\\r"].iter().find_map(|space| text.strip_suffix(*space)) {
+            text = before.trim_ascii_end();
+        }
+        text.ends_with(b"}") || text.ends_with(b"]")
     }
 
     /// Whether nothing was added.
@@ -131,23 +144,27 @@ enum Folded {
 }
 
 impl Folded {
-    fn add(&mut self, piece: &Raw) {
+    fn add(&mut self, piece: &Raw, depth: u8) {
+        if depth > DEEPEST {
+            *self = Self::Once(piece.clone());
+            return;
+        }
         match (piece.kind(), &mut *self) {
             (Kind::Null, _) => {}
             (_, Self::Once(raw)) if raw.kind() == Kind::Null => *self = Self::Once(piece.clone()),
             (kind, Self::Once(raw)) if kind == raw.kind() => {
                 if let Some(opened) = Self::opened(raw) {
                     *self = opened;
-                    self.add(piece);
+                    self.add(piece, depth);
                 } else {
                     *self = Self::Once(piece.clone());
                 }
             }
             (Kind::String, Self::Text(text)) => text.push(piece),
-            (Kind::Array, Self::List(list)) => list.add(piece),
+            (Kind::Array, Self::List(list)) => list.add(piece, depth + 1),
             (Kind::Object, Self::Object(members)) => {
                 for member in &piece.members().unwrap_or_default() {
-                    members.add(member);
+                    members.add_at(member, depth + 1);
                 }
             }
             _ => *self = Self::Once(piece.clone()),
@@ -207,10 +224,10 @@ struct List {
 
 impl List {
     /// Adds more elements, or more of those that are there.
-    fn add(&mut self, piece: &Raw) {
+    fn add(&mut self, piece: &Raw, depth: u8) {
         for element in piece.elements(MOST_ELEMENTS).unwrap_or_default() {
             match index(&element).and_then(|index| self.places.get(&index)) {
-                Some(at) => self.elements[*at].add(&element),
+                Some(at) => self.elements[*at].add(&element, depth),
                 None => self.push(element),
             }
         }
@@ -241,6 +258,10 @@ pub struct FoldedMembers(Named<Folded>);
 impl FoldedMembers {
     /// Adds one piece of one member.
     pub fn add(&mut self, piece: &Member) {
+        self.add_at(piece, 0);
+    }
+
+    fn add_at(&mut self, piece: &Member, depth: u8) {
         let name = piece.name();
         match self.0.get_mut(&name) {
             Some(value) if REPEATED.contains(&name.as_ref()) => {
@@ -248,7 +269,7 @@ impl FoldedMembers {
                     *value = Folded::Once(piece.value.clone());
                 }
             }
-            Some(value) => value.add(&piece.value),
+            Some(value) => value.add(&piece.value, depth),
             None => self.0.put(piece, Folded::Once(piece.value.clone())),
         }
     }

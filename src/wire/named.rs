@@ -77,6 +77,13 @@ impl<T> Named<T> {
     }
 }
 
+impl Named<Raw> {
+    /// The members, which are known no more. The room for others stays.
+    pub fn take(&mut self) -> Vec<Member> {
+        self.0.drain(..).map(|(name, value)| name.0.with_value(value)).collect()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

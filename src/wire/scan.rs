@@ -8,7 +8,7 @@
 //! refuses is [`Broken`] or nested deeper than [`DEEPEST`], and is for the careful reader, which says why.
 
 /// Deeper than this is left to the careful reader.
-const DEEPEST: u32 = 64;
+pub(super) const DEEPEST: u32 = 64;
 
 /// Not JSON, not of the kind that was asked for, or too deep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

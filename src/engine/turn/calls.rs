@@ -26,7 +26,7 @@ impl Turn {
     }
 
     pub(super) fn start_early(&mut self, at: usize, actions: &mut Vec<Action>) {
-        let Stage::Round(round) = &self.stage else { return };
+        let Stage::Round(round) = &mut self.stage else { return };
         if !self.is_last && round.may_start_early(at) {
             self.take_call(at);
             self.fill_slots(actions);
@@ -151,6 +151,7 @@ impl Turn {
         }
         stopped(&mut self.record, standing, self.now);
         standing.stands = Stands::Coming;
+        standing.reopened = true;
         standing.key = None;
         standing.arguments = None;
         for other in &mut round.standings {

@@ -6,7 +6,7 @@ use crate::engine::{Action, Limit, Part, Show};
 use crate::policy::settings::InterimText;
 use crate::wire::call::TooManyCalls;
 use crate::wire::failure::{Failure, FailureKind};
-use crate::wire::raw::{Kind, Member, Raw};
+use crate::wire::raw::{Kind, Member};
 use crate::wire::reply::{FinishReason, Head, Piece};
 use crate::wire::texts::Texts;
 
@@ -119,7 +119,7 @@ impl Turn {
     /// The members of the reply that are new or changed since the client saw some last. Servers
     /// repeat them in every chunk, also in chunks that say nothing else.
     pub(super) fn take_top(&mut self) -> Vec<Member> {
-        let news = std::mem::take(&mut self.top_news).to_members(Raw::clone).into_vec();
+        let news = self.top_news.take();
         for member in &news {
             self.top.put(member, member.value.clone());
         }
@@ -146,9 +146,7 @@ impl Turn {
             return self.ask_failed(&Failure::new(FailureKind::Truncated, "ended without a finish"), actions);
         }
         let ids = &mut self.ids;
-        let Ok(parts) = round.complete(&self.plan, &mut || ids.call_id()) else {
-            return self.too_many_calls(actions);
-        };
+        let parts = round.complete(&self.plan, &mut || ids.call_id());
         let tokens = self.usage.add(round.usage.as_ref());
         if let Some(record) = self.record.rounds.last_mut() {
             record.ended = Some(self.now);
@@ -160,6 +158,7 @@ impl Turn {
             round.charging = true;
             actions.push(Action::Charge(self.round, usage));
         }
+        let Ok(parts) = parts else { return self.too_many_calls(actions) };
         let final_text = !round.any_of_ours() || round.foreign() > 0 || self.is_last;
         let in_form = !round.unformatted || round.foreign() > 0;
         if in_form && (final_text || self.plan.rules.interim_text == InterimText::Stream) {

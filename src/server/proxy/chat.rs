@@ -186,9 +186,7 @@ impl Proxy {
                     shutdown: self.shutdown.here(),
                     since: asked.since,
                 });
-                let response = begin(started, run, client, &self.tasks, (place, reservation, gauge)).await;
-                // A turn that ends without an answer has nobody to read one.
-                Ok(response.unwrap_or_default())
+                Ok(begin(started, run, client, &self.tasks, (place, reservation, gauge)).await)
             }
         }
     }

@@ -183,7 +183,9 @@ impl Http {
                 None => return answer.outcome(),
             }
         }
-        Outcome::failed(OutcomeKind::Error, &format!("more than {MAX_REDIRECTS} redirects"))
+        let what = format!("more than {MAX_REDIRECTS} redirects");
+        let what = if self.effect == Effect::Write { format!("{what}; {}", fault::UNKNOWN) } else { what };
+        Outcome::failed(OutcomeKind::Error, &what)
     }
 
     /// Asks until there is an answer, or no reason to ask again.
