@@ -151,6 +151,7 @@ fn every_block_is_of_a_kind_that_a_test_runs() {
         "yaml traces",
         "yaml redact",
         "sh bench",
+        "sh measure",
         "text drawing",
         "text patterns",
         "json record",
@@ -287,6 +288,25 @@ fn what_telemetry_costs_is_measured_for_every_scenario_with_the_command_that_is_
         assert!((0.5..3.0).contains(&ratio), "{cell}");
     }
     assert!(only("sh bench") == "tests/bench/run telemetry\n" && source.contains("pub async fn part"));
+}
+
+#[test]
+fn what_requests_cost_is_measured_for_every_scenario_with_the_command_that_is_told() {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let source = fs::read_to_string(here.join("tests/bench/src/chat.rs")).unwrap();
+    let told: Vec<[String; 2]> =
+        table("| request |").into_iter().map(|row| [row[0].clone(), row[1].clone()]).collect();
+    let mut wanted = Vec::new();
+    for line in source.lines().filter_map(|line| line.trim().strip_prefix("scenario(\"")) {
+        let name = line.split('"').next().unwrap();
+        let connections = line.split("&[").nth(1).unwrap().split(']').next().unwrap();
+        wanted.extend(connections.split(", ").map(|n| [name.to_owned(), n.to_owned()]));
+    }
+    assert!(wanted.len() > 10);
+    assert_eq!(told, wanted);
+    assert_eq!(only("sh measure"), "tests/bench/run\n");
+    use std::os::unix::fs::PermissionsExt;
+    assert!(fs::metadata(here.join("tests/bench/run")).unwrap().permissions().mode() & 0o100 != 0);
 }
 
 #[test]

@@ -138,10 +138,6 @@ fn lines(
         if let Some(most) = most {
             let figure = format!("CPU, {}, {}", scenario.name, targets[at + 1].name);
             part.bound(figure, results[at + 1].cpu / base.cpu, *most, "× relay");
-            if let Some((ours, relays)) = further(at + 1).zip(further(0)) {
-                let figure = format!("CPU, each further chunk at once, {}", targets[at + 1].name);
-                part.bound(figure, ours / relays, *most, "× relay");
-            }
         }
     }
 }
