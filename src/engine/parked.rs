@@ -6,9 +6,11 @@
 
 use std::collections::HashSet;
 
+use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
 use crate::wire::raw::{Members, Raw};
+use crate::wire::request::append_elements;
 
 /// The most messages of a request that are looked through.
 const MOST_MESSAGES: usize = 65_536;
@@ -193,14 +195,8 @@ fn put_back(list: &[Raw], found: &[Kept<'_>]) -> Vec<u8> {
         }
     }
     out.extend(&list[next..]);
-    let mut text = b"[".to_vec();
-    for (i, message) in out.into_iter().enumerate() {
-        if i > 0 {
-            text.push(b',');
-        }
-        text.extend_from_slice(message.bytes());
-    }
-    text.push(b']');
+    let mut text = Vec::new();
+    append_elements(&mut text, &Raw::trusted(Bytes::from_static(b"[]")), out.into_iter().map(Raw::bytes));
     text
 }
 
