@@ -280,6 +280,26 @@ async fn ids_that_return_in_every_conversation_do_not_cross() {
 }
 
 #[tokio::test]
+async fn the_same_conversation_with_another_model_does_not_cross() {
+    let lab = Lab::start().await;
+    let proxy = start(&lab, json!({})).await;
+    let mut asked = Vec::new();
+    for script in ["m", "n"] {
+        lab.script(script, mixed(&json!([call("count", "count:0"), call("mine", "mine:1")])));
+        let request = with_mine(chat(script));
+        let first = proxy.reply(&request).await;
+        asked.push((script, go_on(&request, &first)));
+    }
+    for (at, (script, follow_up)) in asked.iter().enumerate() {
+        assert_eq!(proxy.reply(follow_up).await.text, "done");
+        let seen = lab.journal();
+        let asked = last(&seen, script);
+        assert_eq!(outline(asked), ["user ", "assistant count:0+mine:1", "tool count:0", "tool mine:1"]);
+        assert_eq!(asked.body["messages"][2]["content"], format!("{{\"run\":{}}}", at + 1), "{script}");
+    }
+}
+
+#[tokio::test]
 async fn every_mixed_reply_of_a_conversation_is_restored_even_if_its_ids_return() {
     let lab = Lab::start().await;
     let proxy = start(&lab, json!({})).await;

@@ -64,14 +64,12 @@ impl Parked {
     }
 }
 
-/// What a conversation is known by: role and content of each message, however it is written down.
+/// What a conversation is known by: the model the client asks, and role and content of each message, however it is
+/// written down.
 #[must_use]
-pub fn fingerprint(messages: &Raw) -> [u8; 32] {
-    fingerprint_of(&messages.elements(MOST_MESSAGES).unwrap_or_default())
-}
-
-fn fingerprint_of(messages: &[Raw]) -> [u8; 32] {
-    Prefixes::of(messages).until(messages.len())
+pub fn fingerprint(model: &str, messages: &Raw) -> [u8; 32] {
+    let messages = messages.elements(MOST_MESSAGES).unwrap_or_default();
+    Prefixes::of(model, &messages).until(messages.len())
 }
 
 /// Fingerprints of the beginnings of a conversation, shorter ones asked for first: each message is
@@ -83,8 +81,10 @@ struct Prefixes<'a> {
 }
 
 impl<'a> Prefixes<'a> {
-    fn of(messages: &'a [Raw]) -> Self {
-        Self { messages, done: 0, hash: Sha256::new() }
+    fn of(model: &str, messages: &'a [Raw]) -> Self {
+        let mut hash = Sha256::new();
+        add(&mut hash, model);
+        Self { messages, done: 0, hash }
     }
 
     /// The fingerprint of the first `count` messages.
@@ -95,13 +95,18 @@ impl<'a> Prefixes<'a> {
                 let value = members.present(name);
                 let text =
                     value.map(|v| crate::wire::call::canonical(v.text()).into_owned()).unwrap_or_default();
-                self.hash.update(text.len().to_le_bytes());
-                self.hash.update(text.as_bytes());
+                add(&mut self.hash, &text);
             }
         }
         self.done = self.done.max(count);
         self.hash.clone().finalize().into()
     }
+}
+
+/// Adds a text so that it cannot be taken for a part of the next.
+fn add(hash: &mut Sha256, text: &str) {
+    hash.update(text.len().to_le_bytes());
+    hash.update(text.as_bytes());
 }
 
 /// The names under which something may be parked for these messages: the first id of each message
@@ -117,18 +122,19 @@ pub fn parked_names(messages: &Raw) -> Vec<String> {
     ids.filter(|id| seen.insert(id.clone())).take(MOST_NAMES).collect()
 }
 
-/// Restores what is parked for these messages. `find` gives the entries kept under a foreign id,
+/// Restores what is parked for these messages of a request to `model`. `find` gives the entries kept under a foreign id,
 /// with the fingerprint of the conversation they belong to. `None` if nothing was restored.
 ///
 /// Each entry is put back once, however often its ids return: where its history is, or else at the end. All of them
 /// have `most` bytes at most; what does not fit stays as the client wrote it, and the last go first.
 pub fn restore<'a>(
+    model: &str,
     messages: &Raw,
     most: usize,
     find: impl Fn(&str) -> &'a [([u8; 32], Parked)],
 ) -> Option<Raw> {
     let list = messages.elements(MOST_MESSAGES).ok()?;
-    let mut prefixes = Prefixes::of(&list);
+    let mut prefixes = Prefixes::of(model, &list);
     let mut found = Vec::new();
     let mut at = 0;
     while at < list.len() {
@@ -258,9 +264,9 @@ mod tests {
     }
 
     fn restored(id: &str, question: &str) -> Option<Raw> {
-        let print = fingerprint(&raw(r#"[{"content":"q","role":"user"}]"#));
+        let print = fingerprint("m", &raw(r#"[{"content":"q","role":"user"}]"#));
         let kept = [(print, parked(id))];
-        restore(&history(id, question), MOST, |wanted| if wanted == id { &kept } else { &[] })
+        restore("m", &history(id, question), MOST, |wanted| if wanted == id { &kept } else { &[] })
     }
 
     #[test]
@@ -273,6 +279,9 @@ mod tests {
     fn ids_that_return_in_other_conversations_need_the_same_history() {
         assert!(restored("call_0", "q").is_some());
         assert!(restored("call_0", "another question").is_none());
+        let print = fingerprint("another", &raw(r#"[{"role":"user","content":"q"}]"#));
+        let kept = [(print, parked("call_0"))];
+        assert_eq!(restore("m", &history("call_0", "q"), MOST, |_| &kept), None);
         assert!(restored("call_abcDEF123", "another question").is_some());
     }
 
@@ -281,7 +290,7 @@ mod tests {
         let one = history("call_abcDEF123", "q");
         let many = vec![&one.text()[1..one.text().len() - 1]; 50].join(",");
         let kept = [([0; 32], parked("call_abcDEF123"))];
-        let restored = restore(&raw(&format!("[{many}]")), MOST, |_| &kept).unwrap();
+        let restored = restore("m", &raw(&format!("[{many}]")), MOST, |_| &kept).unwrap();
         assert_eq!(restored.text().matches("ours").count(), 1);
         assert_eq!(restored.text().matches("theirs").count(), 50);
         let last = restored.text().rfind("theirs").unwrap();
@@ -297,12 +306,12 @@ mod tests {
         };
         for id in ["call_get_weather", "functions.get_weather:0", "call_0", "call_abcDEF123"] {
             let once = history(id, "q");
-            let first = fingerprint(&raw(r#"[{"content":"q","role":"user"}]"#));
+            let first = fingerprint("m", &raw(r#"[{"content":"q","role":"user"}]"#));
             let inner = &once.text()[1..once.text().len() - 1];
-            let second = fingerprint(&raw(&format!(r#"[{inner},{{"role":"user","content":"q"}}]"#)));
+            let second = fingerprint("m", &raw(&format!(r#"[{inner},{{"role":"user","content":"q"}}]"#)));
             // The newest is given first.
             let kept = [(second, ours(id, "second")), (first, ours(id, "first"))];
-            let restored = restore(&raw(&format!("[{inner},{inner}]")), MOST, |_| &kept).unwrap();
+            let restored = restore("m", &raw(&format!("[{inner},{inner}]")), MOST, |_| &kept).unwrap();
             let (first, second) = (restored.text().find("first"), restored.text().find("second"));
             assert!(first.is_some() && first < second, "{id}: {}", restored.text());
         }
@@ -315,7 +324,7 @@ mod tests {
         let size = parked("call_abcDEF123").size();
         let kept = ["call_abcDEF123", "call_ghiJKL456"].map(|id| ([0; 32], parked(id)));
         let restored = |most| {
-            restore(&raw(&format!("[{both}]")), most, |_| &kept)
+            restore("m", &raw(&format!("[{both}]")), most, |_| &kept)
                 .map(|messages| messages.text().find("ours").map(|at| at > messages.text().len() / 2))
         };
         assert_eq!(restored(2 * size), Some(Some(false)));
@@ -329,7 +338,7 @@ mod tests {
             r#"[{"role":"assistant","tool_calls":[{"id":"call_abcDEF123"}]},{"role":"user","content":"never mind"}]"#,
         );
         let kept = [([0; 32], parked("call_abcDEF123"))];
-        assert_eq!(restore(&messages, MOST, |_| &kept), None);
+        assert_eq!(restore("m", &messages, MOST, |_| &kept), None);
     }
 
     #[test]
@@ -338,7 +347,7 @@ mod tests {
             r#"[{"role":"assistant","tool_calls":[{"id":"call_abcDEF123"}]},{"role":"tool","tool_call_id":"call_other","content":"x"}]"#,
         );
         let kept = [([0; 32], parked("call_abcDEF123"))];
-        assert_eq!(restore(&messages, MOST, |_| &kept), None);
+        assert_eq!(restore("m", &messages, MOST, |_| &kept), None);
     }
 
     #[test]
@@ -354,6 +363,6 @@ mod tests {
 
     #[test]
     fn nothing_parked_nothing_changed() {
-        assert_eq!(restore(&history("call_f", "q"), MOST, |_| &[]), None);
+        assert_eq!(restore("m", &history("call_f", "q"), MOST, |_| &[]), None);
     }
 }

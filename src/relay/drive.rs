@@ -615,7 +615,7 @@ fn ask_upstream(started: &Started, ask: &Ask, body: Bytes) -> Option<Reply> {
 async fn park(started: &Started, parked: Parked) {
     let Some(first) = parked.foreign().next() else { return };
     let store = &started.parts.store;
-    let value = parcel::encode(&fingerprint(&started.messages), &parked);
+    let value = parcel::encode(&fingerprint(&started.request.model, &started.messages), &parked);
     if let Err(why) = store.keep(&started.team.name, first, value).await {
         tracing::debug!(request_id = %started.request_id, %why, "the results of a mixed reply are not kept");
     }

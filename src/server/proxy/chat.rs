@@ -254,7 +254,7 @@ async fn restore_parked(asked: &Asked, request: &mut ChatRequest) -> bool {
     let found: HashMap<&str, Vec<_>> =
         names.iter().map(String::as_str).zip(found.into_iter().map(read)).collect();
     let find = |name: &str| found.get(name).map(Vec::as_slice).unwrap_or_default();
-    match restore(&messages, asked.snapshot.limits.body.0, find) {
+    match restore(&request.model, &messages, asked.snapshot.limits.body.0, find) {
         Some(messages) => {
             request.set_messages(messages);
             true

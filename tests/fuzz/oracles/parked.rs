@@ -48,9 +48,9 @@ fn made_up(data: &[u8]) {
     let Some(history) = lines.next().and_then(|line| Raw::parse(line).ok()) else { return };
     let names = parked_names(&history);
     let Ok(said) = history.elements(usize::MAX) else { return };
-    let print = fanfold::engine::fingerprint(&Raw::parse(&b"[]"[..]).expect("JSON"));
+    let print = fanfold::engine::fingerprint("m", &Raw::parse(&b"[]"[..]).expect("JSON"));
     let kept = [(print, parked.clone())];
-    let Some(restored) = restore(&history, MOST, |_| &kept) else { return };
+    let Some(restored) = restore("m", &history, MOST, |_| &kept) else { return };
     assert!(restored.bytes().len() <= history.bytes().len() + MOST, "more than may be put back");
     assert!(!names.is_empty(), "restored what was not asked for");
     let restored = Raw::parse(restored.bytes().clone()).expect("JSON").elements(usize::MAX).expect("a list");
