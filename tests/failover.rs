@@ -212,7 +212,7 @@ async fn a_later_round_may_go_elsewhere_and_the_turn_stays_there() {
 async fn an_upstream_that_cannot_be_reached_is_left_alone_and_comes_back() {
     let lab = Lab::start().await;
     play(&lab, "x", fine());
-    let (closed, held) = closed_port();
+    let (closed, _held) = closed_port();
     let config = format!(
         "upstreams:
   down: {{ base_url: 'http://{closed}/v1', breaker: {{ rest: 1s }} }}
@@ -236,7 +236,6 @@ routes:
     assert!(ready.status == 200 && ready.body.contains("down failed too often"), "{}", ready.body);
     assert!(ready.body.contains("upstreams: up is asked"), "{}", ready.body);
     // It is up again, at the same place.
-    drop(held);
     let back = Lab::on(closed.port()).await.unwrap();
     play(&back, "y", fine());
     let recovers = async {

@@ -8,9 +8,11 @@ use serde_json::{Value, json};
 use support::lab::Lab;
 use support::lab::journal::{How, What};
 use support::lab::script::Expected;
+use support::ports::Port;
+use support::redis::Redis;
 use support::{client, fold};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::timeout;
 
 /// Sends raw bytes and reads until the other side closes.
@@ -20,6 +22,20 @@ async fn raw(lab: &Lab, request: &str) -> (String, std::io::Result<usize>) {
     let mut all = Vec::new();
     let ended = timeout(Duration::from_secs(20), stream.read_to_end(&mut all)).await.expect("an end");
     (String::from_utf8_lossy(&all).into_owned(), ended)
+}
+
+#[tokio::test]
+async fn a_port_is_kept_from_everybody_but_the_program_it_is_for() {
+    let (port, redis) = (Port::free(), Redis::stopped());
+    let of_redis = redis.url().trim_start_matches("redis://").parse().expect("an address");
+    for address in [port.address(), of_redis] {
+        let connected = TcpStream::connect(address).await.map(drop).map_err(|error| error.kind());
+        assert_eq!(connected, Err(std::io::ErrorKind::ConnectionRefused));
+        let stranger = TcpSocket::new_v4().expect("a socket").bind(address).map_err(|error| error.kind());
+        assert_eq!(stranger, Err(std::io::ErrorKind::AddrInUse));
+        let _program = TcpListener::bind(address).await.expect("as servers do it");
+        TcpStream::connect(address).await.expect("it listens");
+    }
 }
 
 fn post(path: &str, body: &Value) -> String {

@@ -6,7 +6,6 @@
 mod support;
 
 use std::collections::BTreeSet;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -19,6 +18,7 @@ use fanfold::workers::Workers;
 use serde_json::{Value, json};
 use support::client::{self, Got};
 use support::lab::Lab;
+use support::ports::Port;
 use tokio::time::{sleep, timeout};
 
 fn program(variable: &str, name: &str) -> String {
@@ -45,25 +45,15 @@ struct Everything {
 }
 
 impl Everything {
-    async fn start(port: Option<u16>) -> Self {
-        let port = port.unwrap_or_else(|| {
-            TcpListener::bind("127.0.0.1:0")
-                .and_then(|listener| listener.local_addr())
-                .expect("a port")
-                .port()
-        });
+    async fn start(port: &Port) -> Self {
         let mut command = Command::new(node("mcp-server-everything"));
-        command.arg("streamableHttp").env("PORT", port.to_string());
+        command.arg("streamableHttp").env("PORT", port.number().to_string());
         let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("a server");
-        let server = Self { child, url: format!("http://127.0.0.1:{port}/mcp") };
-        while tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_err() {
+        let server = Self { child, url: format!("http://{}/mcp", port.address()) };
+        while tokio::net::TcpStream::connect(port.address()).await.is_err() {
             sleep(Duration::from_millis(50)).await;
         }
         server
-    }
-
-    fn port(&self) -> u16 {
-        self.url.rsplit([':', '/']).nth(1).and_then(|port| port.parse().ok()).expect("a port")
     }
 }
 
@@ -169,7 +159,8 @@ async fn four_servers_a_request_and_a_command_answer_in_one_turn() {
     };
     git(&["init", "-q"]);
     git(&["add", "."]);
-    let everything = Everything::start(None).await;
+    let port = Port::free();
+    let everything = Everything::start(&port).await;
     let lab = Lab::start().await;
     let path = dir.path().display().to_string();
     let rig = Rig::start(json!({
@@ -276,8 +267,8 @@ async fn a_server_killed_in_a_call_costs_that_call_only_and_comes_back() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_over_http_may_go_and_come_and_one_that_hangs_stops_nothing() {
-    let everything = Everything::start(None).await;
-    let port = everything.port();
+    let port = Port::free();
+    let everything = Everything::start(&port).await;
     let rig = Rig::start(json!({
         "far": { "mcp": { "url": everything.url, "start_timeout": "3s" }, "timeout": "2s" },
         "gone": { "mcp": { "command": ["sleep", "600"], "start_timeout": "1s" } },
@@ -301,7 +292,7 @@ async fn a_server_over_http_may_go_and_come_and_one_that_hangs_stops_nothing() {
     rig.until_metric("fanfold_tool_servers_up{server=\"far\"} 0").await;
     kill(&pid, "-CONT");
     drop(everything);
-    let _everything = Everything::start(Some(port)).await;
+    let _everything = Everything::start(&port).await;
     rig.until_metric("fanfold_tool_servers_up{server=\"far\"} 1").await;
     assert_eq!(rig.turn("back", &[("far__echo", json!({ "message": "c" }))]).await, ["Echo: c"]);
     rig.app.stop().await;
@@ -326,7 +317,8 @@ async fn without_a_required_server_nothing_starts() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_servers_of_the_readme_run_from_its_file_and_from_flags() {
     use std::os::unix::fs::PermissionsExt as _;
-    let everything = Everything::start(None).await;
+    let port = Port::free();
+    let everything = Everything::start(&port).await;
     let lab = Lab::start().await;
     let folder = tempfile::tempdir().expect("a folder");
     let clock = PathBuf::from(python("mcp-server-time"));

@@ -6,7 +6,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
-use std::net::TcpListener;
+mod support;
+
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use fanfold::config::{Flags, read_text};
 use fanfold::tools::{Call, Catalog, Progress};
 use fanfold::wire::tool::{Effect, Outcome, OutcomeKind};
 use serde_json::{Value, json};
+use support::ports::Port;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -31,18 +33,20 @@ fn document() -> PathBuf {
 /// A mock server made of the document. It ends when this is dropped.
 struct Mock {
     child: Child,
-    port: u16,
+    port: Port,
 }
 
 impl Mock {
     async fn start() -> Self {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = Port::free();
         let mut command = Command::new(modules().join("node_modules/.bin/prism"));
-        command.args(["mock", "--errors", "-h", "127.0.0.1", "-p", &port.to_string()]).arg(document());
+        command
+            .args(["mock", "--errors", "-h", "127.0.0.1", "-p", &port.number().to_string()])
+            .arg(document());
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let mock = Self { child, port };
         let up = async {
-            while tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_err() {
+            while tokio::net::TcpStream::connect(mock.port.address()).await.is_err() {
                 sleep(Duration::from_millis(100)).await;
             }
         };
@@ -99,8 +103,8 @@ fn every_operation_is_a_tool_or_is_named_with_its_reason() {
 async fn what_is_called_fits_the_document_in_the_eyes_of_a_server_made_of_it() {
     let mock = Mock::start().await;
     let auth = format!(
-        "base_url: 'http://127.0.0.1:{}', auth: {{ header: {{ name: X-Figma-Token, value: t }} }}",
-        mock.port
+        "base_url: 'http://{}', auth: {{ header: {{ name: X-Figma-Token, value: t }} }}",
+        mock.port.address()
     );
     let catalog = load(&auth, "    result: 64KiB\n");
     let calls = [
@@ -126,7 +130,7 @@ async fn what_is_called_fits_the_document_in_the_eyes_of_a_server_made_of_it() {
         assert_eq!(outcome.kind, OutcomeKind::Ok, "{name}: {outcome:?}");
     }
     // The mock looks at what it gets: without the credentials it refuses.
-    let anonymous = load(&format!("base_url: 'http://127.0.0.1:{}'", mock.port), "");
+    let anonymous = load(&format!("base_url: 'http://{}'", mock.port.address()), "");
     let refused = run(&anonymous, "getMe", &json!({})).await;
     assert!(refused.content.contains("HTTP 401"), "{refused:?}");
     // And what does not fit the document never leaves.

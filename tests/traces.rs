@@ -389,7 +389,7 @@ async fn what_waits_is_sent_when_a_reload_takes_traces_away() {
 async fn the_log_says_once_that_the_collector_is_away_and_once_that_it_is_back() {
     let lab = Lab::start().await;
     lab.script("x", json!({ "rounds": [{ "reply": { "text": "x" } }], "repeat": true }));
-    let (address, held) = closed_port();
+    let (address, _held) = closed_port();
     let yaml = format!(
         "upstreams: {{ main: {{ base_url: '{}' }} }}\ntraces: {{ endpoint: 'http://{address}', delay: 10ms }}\n",
         lab.base_url()
@@ -403,8 +403,7 @@ async fn the_log_says_once_that_the_collector_is_away_and_once_that_it_is_back()
     ask().await;
     process.logged("traces do not reach their collector").await;
     ask().await;
-    drop(held);
-    let collector = Collector::on(TcpListener::bind(address).await.expect("the port is free again"), false);
+    let collector = Collector::on(TcpListener::bind(address).await.expect("nobody else listens"), false);
     collector.wait(4).await;
     process.logged("traces reach their collector again").await;
     let log = process.log();

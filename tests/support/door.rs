@@ -12,7 +12,6 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use socket2::{Domain, Socket, Type};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, Semaphore};
@@ -20,6 +19,7 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use super::gateway::soon;
+use super::ports::{Port, sharing};
 
 /// What becomes of the connections after the good ones.
 #[derive(Clone)]
@@ -50,25 +50,16 @@ pub struct Door {
     _tasks: JoinSet<()>,
 }
 
-/// A listener on a free port, and a second socket that keeps the port from everybody else once nobody listens.
-fn held(backlog: i32) -> (TcpListener, Socket) {
-    let socket = || {
-        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
-        socket.set_reuse_address(true).expect("an option");
-        socket.set_nonblocking(true).expect("an option");
-        socket
-    };
-    let (listening, holding) = (socket(), socket());
-    listening.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("a free port");
-    holding.bind(&listening.local_addr().expect("bound")).expect("the same port");
-    listening.listen(backlog).expect("a listener");
-    (TcpListener::from_std(listening.into()).expect("a listener"), holding)
+/// A listener on a free port, which stays ours once nobody listens.
+fn held(backlog: u32) -> (TcpListener, Port) {
+    let port = Port::free();
+    (sharing(port.address()).listen(backlog).expect("a listener"), port)
 }
 
 /// A way to the lab that is open until it is shut. From then on connections are refused.
 pub struct Gate {
     pub address: SocketAddr,
-    holding: Socket,
+    holding: Port,
     through: JoinSet<()>,
 }
 
@@ -90,8 +81,8 @@ impl Gate {
         Self { address, holding, through }
     }
 
-    /// Shuts it, also for those who went through. As long as the socket is held nobody else gets its port.
-    pub async fn shut(mut self) -> Socket {
+    /// Shuts it, also for those who went through. As long as the port is held nobody else gets it.
+    pub async fn shut(mut self) -> Port {
         self.through.shutdown().await;
         self.holding
     }

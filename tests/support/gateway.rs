@@ -10,6 +10,7 @@ use fanfold::workers::Threads;
 use tokio::time;
 
 use super::lab::Lab;
+use super::ports::Port;
 
 /// What must happen happens within this time, or the test fails.
 pub const SOON: Duration = Duration::from_secs(20);
@@ -110,9 +111,8 @@ pub fn metric(text: &str, name: &str) -> f64 {
     line.and_then(|value| value.trim().parse().ok()).unwrap_or(0.0)
 }
 
-/// An address that refuses connections as long as the socket is held: nobody else gets its port.
-pub fn closed_port() -> (SocketAddr, socket2::Socket) {
-    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
-    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("a free port");
-    (socket.local_addr().expect("bound").as_socket().expect("an address"), socket)
+/// An address that refuses connections until something listens there, which nobody else does while the port is held.
+pub fn closed_port() -> (SocketAddr, Port) {
+    let port = Port::free();
+    (port.address(), port)
 }

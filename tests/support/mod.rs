@@ -14,6 +14,7 @@ pub mod gateway;
 pub mod hostile;
 pub mod lab;
 pub mod matrix;
+pub mod ports;
 pub mod process;
 pub mod proxy;
 pub mod raw;

@@ -1,6 +1,5 @@
-//! A real Redis, in a process and a folder of its own, on a free port.
+//! A real Redis, in a process and a folder of its own, on a port that it keeps.
 
-use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -15,6 +14,7 @@ use tokio::net::TcpStream;
 use tokio::time::sleep;
 
 use super::gateway::soon;
+use super::ports::Port;
 use super::proxy::with;
 use super::tls::Certificate;
 
@@ -22,7 +22,7 @@ use super::tls::Certificate;
 pub struct Redis {
     child: Option<Child>,
     folder: TempDir,
-    port: u16,
+    port: Port,
     more: Vec<String>,
     tls: bool,
 }
@@ -64,14 +64,13 @@ impl Redis {
 
     /// One that does not run yet: its port refuses connections.
     pub fn stopped() -> Self {
-        let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
         let folder = tempfile::tempdir().expect("a folder");
-        Self { child: None, folder, port: free.expect("a free port").port(), more: Vec::new(), tls: false }
+        Self { child: None, folder, port: Port::free(), more: Vec::new(), tls: false }
     }
 
     /// Runs it, on the same port as before, and empty unless it is a lasting one.
     pub async fn run(&mut self) {
-        let port = self.port.to_string();
+        let port = self.port.number().to_string();
         let ports = if self.tls {
             ["--port", "0", "--tls-port", &port]
         } else {
@@ -92,7 +91,7 @@ impl Redis {
         self.child =
             Some(child.expect("redis-server runs: install Debian's redis-server, or use tests/run replicas"));
         let up = async {
-            while TcpStream::connect(("127.0.0.1", self.port)).await.is_err() {
+            while TcpStream::connect(self.port.address()).await.is_err() {
                 sleep(Duration::from_millis(5)).await;
             }
         };
@@ -125,9 +124,9 @@ impl Redis {
     /// `redis://127.0.0.1:PORT`, or `rediss://localhost:PORT`.
     pub fn url(&self) -> String {
         if self.tls {
-            format!("rediss://localhost:{}", self.port)
+            format!("rediss://localhost:{}", self.port.number())
         } else {
-            format!("redis://127.0.0.1:{}", self.port)
+            format!("redis://{}", self.port.address())
         }
     }
 

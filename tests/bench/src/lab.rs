@@ -1,13 +1,18 @@
-//! The processes of a measurement: upstream, relay, nginx, fanfold, each on a port of loopback that was
-//! free. They end with the lab.
+//! The processes of a measurement: upstream, relay, nginx, fanfold, each on a port of loopback that the lab keeps
+//! for it. They end with the lab.
 
-use std::net::{Ipv4Addr, TcpListener};
+#[path = "../../support/ports.rs"]
+mod ports;
+
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
+
+use self::ports::Port;
 
 /// What a client of team `blue` sends as `authorization`.
 pub const BLUE: &str = "Bearer sk-bench-blue";
@@ -54,6 +59,7 @@ pub struct Setup<'a> {
 pub struct Lab {
     folder: Folder,
     children: Vec<Child>,
+    ports: Vec<Port>,
     /// The port of the scripted upstream, which is the tool server too.
     pub upstream: u16,
 }
@@ -61,25 +67,25 @@ pub struct Lab {
 impl Lab {
     /// With an upstream and nothing else yet.
     pub async fn start() -> Self {
-        let mut lab = Self { folder: Folder::new(), children: Vec::new(), upstream: 0 };
+        let mut lab = Self { folder: Folder::new(), children: Vec::new(), ports: Vec::new(), upstream: 0 };
         lab.upstream = lab.another_upstream().await;
         lab
     }
 
     pub async fn another_upstream(&mut self) -> u16 {
-        let port = free_port();
+        let port = self.port();
         let child = side(&["upstream", &port.to_string()]);
         self.up("upstream", port, 0, child).await.port
     }
 
     pub async fn relay(&mut self) -> Target {
-        let port = free_port();
+        let port = self.port();
         let child = side(&["relay", &port.to_string(), &self.upstream.to_string()]);
         self.up("relay", port, 0, child).await
     }
 
     pub async fn fanfold(&mut self, name: &'static str, setup: &Setup<'_>) -> Target {
-        let (port, admin) = (free_port(), free_port());
+        let (port, admin) = (self.port(), self.port());
         let config = self.folder.0.join(format!("{port}.yaml"));
         std::fs::write(&config, configuration(port, admin, self.upstream, setup)).expect("a configuration");
         let mut child = spawn(Command::new(binary()).args(["serve", "--config"]).arg(&config));
@@ -105,13 +111,21 @@ impl Lab {
     }
 
     async fn nginx(&mut self) -> Target {
-        let port = free_port();
+        let port = self.port();
         let config = self.folder.0.join("nginx.conf");
         std::fs::write(&config, nginx(&self.folder.0, port, self.upstream)).expect("a configuration");
         let mut command = Command::new("nginx");
         command.arg("-c").arg(&config).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
         let child = command.spawn().expect("nginx is installed: tests/bench/run does that");
         self.up("nginx", port, 0, child).await
+    }
+
+    /// A port for one of them.
+    fn port(&mut self) -> u16 {
+        let port = Port::free();
+        let number = port.number();
+        self.ports.push(port);
+        number
     }
 
     async fn up(&mut self, name: &'static str, port: u16, admin: u16, child: Child) -> Target {
@@ -155,11 +169,6 @@ async fn listens(port: u16) {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     panic!("nothing listens on port {port}");
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-    listener.local_addr().expect("an address").port()
 }
 
 fn configuration(port: u16, admin: u16, upstream: u16, setup: &Setup<'_>) -> String {
@@ -215,7 +224,9 @@ struct Folder(PathBuf);
 
 impl Folder {
     fn new() -> Self {
-        let path = std::env::temp_dir().join(format!("fanfold-bench-{}-{}", std::process::id(), free_port()));
+        static MADE: AtomicU32 = AtomicU32::new(0);
+        let number = MADE.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("fanfold-bench-{}-{number}", std::process::id()));
         std::fs::create_dir_all(&path).expect("a folder for configurations");
         Self(path)
     }
