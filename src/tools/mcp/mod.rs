@@ -83,10 +83,8 @@ impl Mcp {
             let what = format!("the server {} is not available right now; nothing was sent", self.server);
             return Outcome::failed(OutcomeKind::Error, &what);
         };
-        // A turn that began before the tool changed still has it.
-        if !self.is_as_accepted(&up.tools) {
-            let what = "the tool has changed and waits to be accepted; nothing was sent";
-            return Outcome::failed(OutcomeKind::Denied, what);
+        if let Err(outcome) = self.as_accepted(&up.tools) {
+            return outcome;
         }
         let params = match self.params(arguments, call) {
             Ok(params) => params,
@@ -131,10 +129,18 @@ impl Mcp {
         }
     }
 
-    /// Whether a pinned tool is among those of its server as it was accepted.
-    fn is_as_accepted(&self, tools: &[Listed]) -> bool {
-        let Some(accepted) = &self.accepted else { return true };
-        tools.iter().any(|now| now.name == self.name && pins::digest(now) == **accepted)
+    /// Looks for a pinned tool among those of its server: a turn that began before it changed or went still has it.
+    fn as_accepted(&self, tools: &[Listed]) -> Result<(), Outcome> {
+        let Some(accepted) = &self.accepted else { return Ok(()) };
+        let Some(now) = tools.iter().find(|now| now.name == self.name) else {
+            let what = "the server does not offer this tool any more; nothing was sent";
+            return Err(Outcome::failed(OutcomeKind::Error, what));
+        };
+        if pins::digest(now) != **accepted {
+            let what = "the tool has changed and waits to be accepted; nothing was sent";
+            return Err(Outcome::failed(OutcomeKind::Denied, what));
+        }
+        Ok(())
     }
 
     fn params(&self, arguments: &Arguments, call: &Call) -> Result<CallToolRequestParams, String> {

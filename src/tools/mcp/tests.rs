@@ -16,6 +16,8 @@ use crate::tools::testing::{self, Server, build, response, run};
 use crate::tools::{Catalog, Condition, Servers, Tool};
 use crate::wire::tool::{Effect, Outcome, OutcomeKind};
 
+mod unserved;
+
 const UNKNOWN: &str = "outcome unknown: may have been executed";
 
 /// Servers made of settings, and a folder for what they write down.
