@@ -167,7 +167,11 @@ fn urls() -> Vec<Row> {
     let open = |fault, query, told| unknown(http(fault, query, told));
     vec![
         open("HTTP 500", "call=fail&status=500", "error: the server answered HTTP 500 Internal Server Error"),
-        open("HTTP 400", "call=fail&status=400", "error: the server answered HTTP 400 Bad Request"),
+        http(
+            "HTTP 400",
+            "call=fail&status=400",
+            "error: HTTP 400 Bad Request: the tool SERVER failed as it was told to",
+        ),
         open(
             "HTTP redirect",
             "call=redirect&to=/x",

@@ -14,18 +14,21 @@ use crate::wire::tool::{Outcome, OutcomeKind};
 const WORDS: usize = 64;
 
 /// A whole answer of a tool's server.
-#[derive(Debug)]
-pub(super) struct Answer {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::tools) struct Answer {
     /// Its status.
-    pub(super) status: StatusCode,
+    pub(in crate::tools) status: StatusCode,
     /// Where it points to.
     pub(super) location: Option<String>,
-    content: String,
+    /// What the model reads of its body.
+    pub(in crate::tools) content: String,
+    /// How long the body was.
+    full: Full,
 }
 
 impl Answer {
     /// Reads a response; of its body at most `limit` bytes (and one more, to know whether it goes on).
-    pub(super) async fn read(
+    pub(in crate::tools) async fn read(
         response: Response<impl Body<Data = Bytes> + Unpin>,
         limit: usize,
     ) -> Result<Self, Fault> {
@@ -34,12 +37,21 @@ impl Answer {
         let limit = if status.is_success() { limit } else { limit.saturating_sub(WORDS) };
         let (kept, full) = keep(body, declared(&head.headers), limit, status.is_success()).await?;
         let location = text_of(&head.headers, LOCATION).map(str::to_owned);
-        Ok(Self { status, location, content: content(&head.headers, kept, full, limit) })
+        Ok(Self { status, location, content: content(&head.headers, kept, full, limit), full })
+    }
+
+    /// The same of an answer that was read with a higher limit.
+    pub(in crate::tools) fn shortened(mut self, limit: usize) -> Self {
+        let limit = if self.status.is_success() { limit } else { limit.saturating_sub(WORDS) };
+        if self.content.len() > limit {
+            self.content = cut(self.content, limit, self.full);
+        }
+        self
     }
 
     /// What the model reads of it.
-    pub(super) fn outcome(self) -> Outcome {
-        let Self { status, location, content } = self;
+    pub(in crate::tools) fn outcome(self) -> Outcome {
+        let Self { status, location, content, .. } = self;
         match location {
             _ if status.is_success() => Outcome::ok(content),
             Some(target) if status.is_redirection() => Outcome::failed(

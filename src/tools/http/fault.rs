@@ -20,7 +20,7 @@ const MAX_ATTEMPTS: u32 = 2;
 
 /// Why an attempt has no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fault {
+pub(in crate::tools) enum Fault {
     /// There was no connection.
     NotSent(ConnectError),
     /// The request, or a part of it, went out, and no whole answer came. How it ended.

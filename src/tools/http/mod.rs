@@ -9,7 +9,7 @@
 //! Every attempt of a call carries the same idempotency key. A tool with side effects opens a connection per
 //! request, so that a server closing an idle one cannot leave its outcome in doubt.
 
-mod answer;
+pub(super) mod answer;
 mod auth;
 pub(super) mod connect;
 mod fault;

@@ -28,6 +28,7 @@ use super::plan::Address;
 use super::stdio::MAX_MESSAGE;
 use crate::pool::{Keep, Pool, Received, SendError};
 use crate::tools::http::IDLE;
+use crate::tools::http::answer::Answer;
 use crate::tools::http::connect::{ConnectError, Connector};
 use crate::tools::text::tame;
 
@@ -50,8 +51,8 @@ pub(super) enum HttpError {
     NotSent(ConnectError),
     /// The request, or a part of it, went out.
     NoAnswer(&'static str),
-    /// It was answered with this status, and with nothing of the protocol.
-    Status(StatusCode),
+    /// It was answered with this, and with nothing of the protocol.
+    Status(Answer),
     /// Something in it cannot be sent.
     Unfit(&'static str),
 }
@@ -60,10 +61,10 @@ impl std::fmt::Display for HttpError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::NotSent(why) => write!(f, "unreachable: {why}"),
-            Self::Status(status) if status.is_redirection() => {
+            Self::Status(Answer { status, .. }) if status.is_redirection() => {
                 write!(f, "the server answered HTTP {status}, which is not followed")
             }
-            Self::Status(status) => write!(f, "the server answered HTTP {status}"),
+            Self::Status(Answer { status, .. }) => write!(f, "the server answered HTTP {status}"),
             Self::NoAnswer(what) | Self::Unfit(what) => f.write_str(what),
         }
     }
@@ -233,7 +234,7 @@ impl StreamableHttpClient for Requests {
             StatusCode::ACCEPTED | StatusCode::NO_CONTENT => Ok(StreamableHttpPostResponse::Accepted),
             StatusCode::NOT_FOUND if session.is_some() => Err(StreamableHttpError::SessionExpired),
             status if status.is_success() => self.answered(&message, response).await,
-            status => refused(&message, session.is_some(), status, response).await,
+            _ => refused(&message, session.is_some(), response).await,
         }
     }
 
@@ -277,16 +278,15 @@ impl StreamableHttpClient for Requests {
 async fn refused(
     message: &ClientJsonRpcMessage,
     in_session: bool,
-    status: StatusCode,
     response: Response<Received>,
 ) -> Result<StreamableHttpPostResponse, Failed> {
-    let limit = MAX_REFUSAL;
-    let body =
-        Limited::new(response.into_body(), limit).collect().await.map(http_body_util::Collected::to_bytes);
-    let error = body.ok().and_then(|body| match serde_json::from_slice(&body) {
+    let broke_off = |_| StreamableHttpError::Client(HttpError::NoAnswer("the answer broke off"));
+    let answer = Answer::read(response, MAX_REFUSAL).await.map_err(broke_off)?;
+    let error = match serde_json::from_str(&answer.content) {
         Ok(ServerJsonRpcMessage::Error(error)) => Some(error),
         Ok(_) | Err(_) => None,
-    });
+    };
+    let status = answer.status;
     let auth = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
     let opening = match message {
         ClientJsonRpcMessage::Request(request) => {
@@ -305,7 +305,7 @@ async fn refused(
         (_, Some(error)) if !auth => {
             Ok(StreamableHttpPostResponse::Json(ServerJsonRpcMessage::Error(error), None))
         }
-        (_, _) => Err(StreamableHttpError::Client(HttpError::Status(status))),
+        (_, _) => Err(StreamableHttpError::Client(HttpError::Status(answer))),
     }
 }
 

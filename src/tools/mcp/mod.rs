@@ -27,6 +27,7 @@ mod tests;
 use std::pin::pin;
 use std::sync::Arc;
 
+use ::http::StatusCode;
 use rmcp::RoleClient;
 use rmcp::model::{CallToolRequestParams, CallToolResponse, JsonObject, RequestMetaObject};
 use rmcp::service::ServiceError;
@@ -56,6 +57,11 @@ where
     W: AsyncWrite + Unpin + Send + 'static,
 {
     stdio::Pipes::new("door".into(), read, write, listing::Schemas::default())
+}
+
+/// Whether a status says that the server did nothing. It may have begun with what took too long.
+fn is_refusal(status: StatusCode) -> bool {
+    status.is_client_error() && status != StatusCode::REQUEST_TIMEOUT
 }
 
 /// The most bytes of an error of a server that the model reads.
@@ -180,6 +186,9 @@ impl Mcp {
                         return Outcome::failed(OutcomeKind::Denied, ConnectError::Blocked.message());
                     }
                     Some(HttpError::NotSent(why)) => format!("unreachable: {}", why.message()),
+                    Some(HttpError::Status(answer)) if is_refusal(answer.status) => {
+                        return answer.clone().shortened(limit).outcome();
+                    }
                     Some(status @ HttpError::Status(_)) => self.unsure(&status.to_string()),
                     Some(HttpError::NoAnswer(_) | HttpError::Unfit(_)) | None => {
                         self.unsure("the connection to the server failed")

@@ -674,7 +674,6 @@ async fn over_http_what_is_no_answer_is_an_error_and_nothing_is_sent_twice() {
         (200, "{", "application/json"),
         (200, "", "application/json"),
         (200, "data: {", "text/event-stream"),
-        (404, "", "text/plain"),
         (200, "huge", "application/json"),
     ] {
         let server = over_http(move |message| {

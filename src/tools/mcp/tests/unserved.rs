@@ -1,7 +1,55 @@
-//! Calls a server does not serve: of a tool that is gone.
+//! Calls a server does not serve: refused with a status, or of a tool that is gone.
 
 use super::*;
 use crate::tools::servers::pins;
+
+/// Calls the tool `t` of a server that answers so. Gives what the model is told.
+async fn told(effect: &str, status: u16, body: &'static str, kind: &'static str, limit: usize) -> String {
+    let server = over_http(move |_| {
+        let mut response = response(status, body);
+        response.headers_mut().insert("content-type", kind.parse().unwrap());
+        response
+    })
+    .await;
+    let settings = json!({ "effect": effect, "mcp": { "url": server.url("/mcp") } });
+    let rig = Rig::of(|_| json!({ "s": settings })).await;
+    let call = super::super::Call { result_limit: limit, ..testing::call(&json!({})) };
+    let outcome = rig.tool("s__t").run(&call, &CancellationToken::new()).await;
+    assert_eq!(outcome.kind, OutcomeKind::Error);
+    let calls = server.seen().iter().filter(|seen| seen.body.contains("tools/call")).count();
+    assert_eq!(calls, 1, "{effect} {status}");
+    rig.servers.stop().await;
+    outcome.content
+}
+
+#[tokio::test]
+async fn over_http_a_refusal_is_told_with_its_status_and_body_and_leaves_nothing_open() {
+    const TEXT: &str = "text/plain";
+    for (status, body, kind, expected) in [
+        (400, "no such city", TEXT, "error: HTTP 400 Bad Request: no such city"),
+        (401, "who are you?", TEXT, "error: HTTP 401 Unauthorized: who are you?"),
+        (403, "{\"no\":1}", "application/json", "error: HTTP 403 Forbidden: {\"no\":1}"),
+        (404, "", TEXT, "error: HTTP 404 Not Found: (empty)"),
+        (405, "no", TEXT, "error: HTTP 405 Method Not Allowed: no"),
+        (413, "no", TEXT, "error: HTTP 413 Payload Too Large: no"),
+        (415, "no", "image/png", "error: HTTP 415 Unsupported Media Type: binary data, image/png, 2 bytes"),
+        (429, "later", TEXT, "error: HTTP 429 Too Many Requests: later"),
+    ] {
+        for effect in ["read", "write"] {
+            assert_eq!(told(effect, status, body, kind, 64 * 1024).await, expected, "{effect}");
+        }
+    }
+    let long = told("write", 400, "0123456789".repeat(5000).leak(), TEXT, 1024).await;
+    assert!(long.len() <= 1024 && long.ends_with(" of 50000 bytes]"), "{long}");
+}
+
+#[tokio::test]
+async fn over_http_what_may_have_been_begun_leaves_the_outcome_of_a_write_open() {
+    for (status, said) in [(408, "408 Request Timeout"), (500, "500 Internal Server Error")] {
+        let told = told("write", status, "x", "text/plain", 1024).await;
+        assert_eq!(told, format!("error: the server answered HTTP {said}; {UNKNOWN}"));
+    }
+}
 
 #[tokio::test]
 async fn a_pinned_tool_that_is_gone_and_one_that_changed_are_told_apart() {
