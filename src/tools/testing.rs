@@ -160,6 +160,22 @@ pub(super) fn response(status: u16, text: &str) -> Response<Full<Bytes>> {
     Response::builder().status(status).header("content-type", "text/plain").body(body).unwrap()
 }
 
+/// A certificate for 127.0.0.1, for a server, and the file of the authority behind it.
+pub(super) fn tls(dir: &std::path::Path) -> (tokio_rustls::TlsAcceptor, String) {
+    let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".into()]).unwrap();
+    let ca = dir.join("ca.pem");
+    std::fs::write(&ca, made.cert.pem()).unwrap();
+    let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key)
+        .unwrap();
+    (Arc::new(config).into(), ca.to_str().unwrap().into())
+}
+
 /// What a raw server does with a connection.
 #[derive(Debug, Clone)]
 pub(super) enum Script {

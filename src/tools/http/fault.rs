@@ -44,7 +44,7 @@ impl Fault {
 }
 
 /// Whether an attempt that ended like this is made again.
-pub(super) fn again(ended: Result<StatusCode, Fault>, effect: Effect, attempts: u32) -> bool {
+pub(in crate::tools) fn again(ended: Result<StatusCode, Fault>, effect: Effect, attempts: u32) -> bool {
     let repeatable = match effect {
         Effect::Read | Effect::Idempotent => true,
         Effect::Write => false,

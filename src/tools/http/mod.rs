@@ -12,7 +12,7 @@
 pub(super) mod answer;
 mod auth;
 pub(super) mod connect;
-mod fault;
+pub(super) mod fault;
 pub(super) mod form;
 pub(super) mod origin;
 mod written;
@@ -198,17 +198,11 @@ impl Http {
             }
             let ended = self.attempt(filled, call, stop).await;
             let brief = ended.as_ref().map(|answer| answer.status).map_err(|fault| *fault);
-            let pause = Duration::from_millis(fastrand::u64(PAUSE));
-            let time_left = Instant::now() + pause < call.deadline;
-            if !time_left || !fault::again(brief, self.effect, attempts) {
+            // Stopped or out of time, the answer at hand, if there is one, is still the best there is.
+            if !fault::again(brief, self.effect, attempts) || !rested(call.deadline, stop).await {
                 return ended;
             }
             tracing::debug!(request_id = call.request_id, ended = ?brief, "a tool's request is sent once more");
-            tokio::select! {
-                () = tokio::time::sleep(pause) => {}
-                // The answer at hand, if there is one, is still the best there is.
-                () = stop.cancelled() => return ended,
-            }
         }
     }
 
@@ -247,6 +241,18 @@ impl Http {
         };
         let target = answer.location.as_deref().filter(|_| follows)?;
         own_origin(from, target)
+    }
+}
+
+/// Waits a moment before another attempt. Gives whether there is one: the call has time left and is not stopped.
+pub(super) async fn rested(deadline: Instant, stop: &CancellationToken) -> bool {
+    let pause = Duration::from_millis(fastrand::u64(PAUSE));
+    if Instant::now() + pause >= deadline {
+        return false;
+    }
+    tokio::select! {
+        () = tokio::time::sleep(pause) => true,
+        () = stop.cancelled() => false,
     }
 }
 

@@ -5,7 +5,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
 use super::*;
-use crate::tools::testing::{HOSTILE, Raw, Script, Server, build, call, response, run, tool};
+use crate::tools::testing::{self, HOSTILE, Raw, Script, Server, build, call, response, run, tool};
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: 2\r\n\r\nok";
 const EFFECTS: [(&str, bool); 3] = [("read", true), ("idempotent", true), ("write", false)];
@@ -435,18 +435,7 @@ async fn a_kept_connection_the_server_closed_is_no_fault() {
 
 /// A TLS server with a certificate for 127.0.0.1, and the file of the authority behind it.
 async fn tls_server(dir: &std::path::Path) -> (std::net::SocketAddr, String, JoinSet<()>) {
-    let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".into()]).unwrap();
-    let ca = dir.join("ca.pem");
-    std::fs::write(&ca, made.cert.pem()).unwrap();
-    let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
-    let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![made.cert.der().clone()], key)
-        .unwrap();
-    let acceptor = tokio_rustls::TlsAcceptor::from(std::sync::Arc::new(config));
+    let (acceptor, ca) = testing::tls(dir);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let mut tasks = JoinSet::new();
@@ -461,7 +450,7 @@ async fn tls_server(dir: &std::path::Path) -> (std::net::SocketAddr, String, Joi
             let _ = stream.shutdown().await;
         }
     });
-    (address, ca.to_str().unwrap().into(), tasks)
+    (address, ca, tasks)
 }
 
 #[tokio::test]

@@ -7,9 +7,10 @@
 //! ```
 //!
 //! Promises: a call that writes is sent at most once, and so is any other but over a kept connection that turns out to
-//! be closed. One that is stopped or out of time is cancelled at the server, and what the
-//! server says of it later is dropped. A server that crashes, floods, hangs or lies disturbs its own calls only. The
-//! identity of a call and the trace it belongs to travel in `_meta`, as `fanfold/idempotency-key`, `traceparent` and `tracestate`.
+//! be closed. One for which there was no connection, so that nothing was sent, is tried once more within its time. One
+//! that is stopped or out of time is cancelled at the server, and what the server says of it later is dropped. A server
+//! that crashes, floods, hangs or lies disturbs its own calls only. The identity of a call and the trace it belongs to
+//! travel in `_meta`, as `fanfold/idempotency-key`, `traceparent` and `tracestate`.
 
 mod asked;
 mod child;
@@ -41,9 +42,11 @@ use self::http::{HttpError, ours};
 pub(super) use self::listing::Listed;
 pub(super) use self::names::{effect, offered, public};
 pub(super) use self::plan::Plan;
+use self::server::Up;
 pub(super) use self::server::{Link, State};
 use super::arguments::Arguments;
-use super::http::{UNKNOWN, connect::ConnectError};
+use super::http::fault::{self, Fault};
+use super::http::{UNKNOWN, connect::ConnectError, rested};
 use super::servers::pins;
 use super::text::tame;
 use super::{Call, took};
@@ -92,11 +95,36 @@ impl Mcp {
         if let Err(outcome) = self.as_accepted(&up.tools) {
             return outcome;
         }
-        let params = match self.params(arguments, call) {
-            Ok(params) => params,
-            Err(what) => return Outcome::failed(OutcomeKind::InvalidArguments, &what),
-        };
-        let started = Instant::now();
+        let (started, mut attempts) = (Instant::now(), 1);
+        loop {
+            let params = match self.params(arguments, call) {
+                Ok(params) => params,
+                Err(what) => return Outcome::failed(OutcomeKind::InvalidArguments, &what),
+            };
+            let error = match self.ask(&up, params, call, started, stop).await {
+                Ok(outcome) => return outcome,
+                Err(error) => error,
+            };
+            let again = self.again(&error, attempts) && rested(call.deadline, stop).await;
+            // Meanwhile it may have turned out to be down.
+            if !again || !matches!(self.link.state(), State::Up(_)) {
+                return self.failed(&error, call.result_limit);
+            }
+            tracing::debug!(request_id = call.request_id, server = %self.server, "a call is tried once more: {error}");
+            attempts += 1;
+            call.tries.tell();
+        }
+    }
+
+    /// Sends a call that began then, and waits for its answer as long as it may take.
+    async fn ask(
+        &self,
+        up: &Up,
+        params: CallToolRequestParams,
+        call: &Call,
+        started: Instant,
+        stop: &CancellationToken,
+    ) -> Result<Outcome, ServiceError> {
         let (news, mut deadline) = (Arc::new(Notify::new()), call.deadline);
         // Dropping the question tells the server that nobody waits for its answer.
         let mut asked = pin!(asked::call(&up.peer, &up.watched, params, self.effect, Arc::clone(&news)));
@@ -106,13 +134,13 @@ impl Mcp {
                 () = stop.cancelled() => {
                     // Whoever runs the call may have run out of patience before its deadline.
                     self.link.doubt();
-                    return Outcome::failed(OutcomeKind::Stopped, &self.unsure("stopped"));
+                    return Ok(Outcome::failed(OutcomeKind::Stopped, &self.unsure("stopped")));
                 }
-                answer = &mut asked => break answer,
+                answer = &mut asked => break answer?,
                 () = sleep_until(deadline) => {
                     self.link.doubt();
                     let what = format!("timed out after {}", took(deadline - started));
-                    return Outcome::failed(OutcomeKind::Timeout, &self.unsure(&what));
+                    return Ok(Outcome::failed(OutcomeKind::Timeout, &self.unsure(&what)));
                 }
                 () = news.notified() => {
                     let longer = (Instant::now() + call.progress.silent).min(call.progress.latest);
@@ -121,18 +149,24 @@ impl Mcp {
                 }
             }
         };
-        match answer {
-            Ok(CallToolResponse::Complete(result)) => result::outcome(&result, call.result_limit),
-            Ok(CallToolResponse::InputRequired(_)) => Outcome::failed(
+        Ok(match answer {
+            CallToolResponse::Complete(result) => result::outcome(&result, call.result_limit),
+            CallToolResponse::InputRequired(_) => Outcome::failed(
                 OutcomeKind::Error,
                 "the server asks for more input from a person, which is not supported",
             ),
-            Ok(_) => Outcome::failed(
+            CallToolResponse::Task(_) | _ => Outcome::failed(
                 OutcomeKind::Error,
                 &self.unsure("the server answered with something that is no result"),
             ),
-            Err(error) => self.failed(&error, call.result_limit),
-        }
+        })
+    }
+
+    /// Whether a call that ended like this is tried again: only if nothing was sent.
+    fn again(&self, error: &ServiceError, attempts: u32) -> bool {
+        let ServiceError::TransportSend(error) = error else { return false };
+        let Some(HttpError::NotSent(why)) = ours(error.error.as_ref()) else { return false };
+        fault::again(Err(Fault::NotSent(*why)), self.effect, attempts)
     }
 
     /// Looks for a pinned tool among those of its server: a turn that began before it changed or went still has it.

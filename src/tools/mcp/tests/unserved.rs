@@ -1,4 +1,7 @@
-//! Calls a server does not serve: refused with a status, or of a tool that is gone.
+//! Calls a server does not serve: refused with a status, of a tool that is gone, or never sent.
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
 
 use super::*;
 use crate::tools::servers::pins;
@@ -74,4 +77,66 @@ async fn a_pinned_tool_that_is_gone_and_one_that_changed_are_told_apart() {
         Outcome::failed(OutcomeKind::Error, "the server does not offer this tool any more; nothing was sent")
     );
     assert_eq!((rig.count("s", "call echo"), rig.count("s", "call slow")), (0, 0));
+}
+
+/// TLS before a server. So many connections as `broken` says, from now on, meet something else.
+async fn behind_tls(
+    dir: &std::path::Path,
+    server: &Server,
+    broken: &Arc<AtomicUsize>,
+) -> (String, String, JoinSet<()>) {
+    let (acceptor, ca) = testing::tls(dir);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://{}/mcp", listener.local_addr().unwrap());
+    let (behind, broken, mut tasks) = (server.address, Arc::clone(broken), JoinSet::new());
+    tasks.spawn(async move {
+        let mut open = JoinSet::new();
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let one_less = |left: usize| left.checked_sub(1);
+            if broken.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less).is_ok() {
+                continue;
+            }
+            let acceptor = acceptor.clone();
+            open.spawn(async move {
+                let mut stream = acceptor.accept(stream).await.unwrap();
+                let mut to = TcpStream::connect(behind).await.unwrap();
+                // Either side may end it.
+                let _ended = tokio::io::copy_bidirectional(&mut stream, &mut to).await;
+            });
+        }
+    });
+    (url, ca, tasks)
+}
+
+#[tokio::test]
+async fn over_http_a_call_without_a_connection_is_tried_once_more_within_its_time() {
+    const FAILED: &str = "unreachable: TLS failed";
+    for effect in ["read", "write"] {
+        for (failing, patience, expected, again) in [
+            (1, Duration::from_secs(20), Outcome::ok("hi"), 1),
+            (2, Duration::from_secs(20), Outcome::failed(OutcomeKind::Error, FAILED), 1),
+            (1, Duration::from_millis(49), Outcome::failed(OutcomeKind::Error, FAILED), 0),
+        ] {
+            let server = hanging_up(usize::MAX, "application/json").await;
+            let (dir, broken) = (tempfile::tempdir().unwrap(), Arc::default());
+            let (url, ca, _tasks) = behind_tls(dir.path(), &server, &broken).await;
+            let settings = json!({ "effect": effect, "mcp": { "url": url, "ca": ca } });
+            let rig = Rig::of(|_| json!({ "s": settings })).await;
+            let tool = rig.tool("s__t");
+            broken.store(failing, Ordering::SeqCst);
+            let call = super::super::Call {
+                deadline: tokio::time::Instant::now() + patience,
+                ..testing::call(&json!({}))
+            };
+            let outcome = tool.run(&call, &CancellationToken::new()).await;
+            // On a busy machine even the first try may be late.
+            let late = patience < Duration::from_secs(1) && outcome.kind == OutcomeKind::Timeout;
+            assert!(outcome == expected || late, "{effect} {failing}: {outcome:?}");
+            assert_eq!(call.tries.again().len(), again, "{effect} {failing}");
+            let sent = server.seen().iter().filter(|seen| seen.body.contains("tools/call")).count();
+            assert_eq!(sent, usize::from(outcome.kind == OutcomeKind::Ok), "{effect} {failing}");
+            rig.servers.stop().await;
+        }
+    }
 }
