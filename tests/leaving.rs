@@ -2,25 +2,19 @@
 //!
 //! Each case is played over every transport, with and without an unread byte behind the request.
 
-#![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
-
 mod support;
 
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::Request;
-use http_body_util::{BodyExt, Full};
-use hyper::client::conn::http2::SendRequest;
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde_json::{Value, json};
+use support::faults::chat;
 use support::gateway::{Gateway, soon};
 use support::lab::Lab;
 use support::lab::journal::{How, Snapshot, What};
 use support::tls::Certificate;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use support::ways::{Client, WAYS, Way};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 /// The most that may pass between a client's leaving and the end of its upstream's connection, on a
@@ -49,46 +43,6 @@ tools:
     effect: write
 ";
 
-/// How a client is connected, and how it leaves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Way {
-    Plain,
-    /// One byte of another request is behind the first.
-    PlainAndMore,
-    /// It resets the connection instead of closing it.
-    PlainReset,
-    Tls,
-    TlsAndMore,
-    /// The connection is closed.
-    Http2,
-    /// Only the stream is given up; the connection stays.
-    Http2Stream,
-}
-
-const WAYS: [Way; 7] =
-    [Way::Plain, Way::PlainAndMore, Way::PlainReset, Way::Tls, Way::TlsAndMore, Way::Http2, Way::Http2Stream];
-
-impl Way {
-    const fn is_tls(self) -> bool {
-        match self {
-            Self::Plain | Self::PlainAndMore | Self::PlainReset => false,
-            Self::Tls | Self::TlsAndMore | Self::Http2 | Self::Http2Stream => true,
-        }
-    }
-
-    const fn is_http2(self) -> bool {
-        matches!(self, Self::Http2 | Self::Http2Stream)
-    }
-}
-
-/// A client that has asked.
-enum Client {
-    Plain(TcpStream),
-    Tls(Box<tokio_rustls::client::TlsStream<TcpStream>>),
-    /// The request's task, the connection's, and what keeps the connection open.
-    Http2(JoinSet<()>, JoinSet<()>, SendRequest<Full<Bytes>>),
-}
-
 /// One proxy on a plain listener and one on TLS, before one lab.
 struct Both {
     lab: Lab,
@@ -110,30 +64,9 @@ impl Both {
         if way.is_tls() { &self.tls } else { &self.plain }
     }
 
-    async fn ask(&self, way: Way, script: &str, headers: &str) -> Client {
-        let body = json!({ "model": format!("script:{script}"), "stream": true,
-            "messages": [{ "role": "user", "content": "hi" }] })
-        .to_string();
-        let stream = TcpStream::connect(self.gateway(way).app.proxy_address).await.unwrap();
-        if way.is_http2() {
-            let stream = self.certificate.connect(stream, "h2").await.unwrap();
-            return http2(stream, headers, body).await;
-        }
-        let more = matches!(way, Way::PlainAndMore | Way::TlsAndMore);
-        let request = format!(
-            "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\n{headers}content-type: application/json\r\n\
-             content-length: {}\r\n\r\n{body}{}",
-            body.len(),
-            if more { "G" } else { "" }
-        );
-        if way.is_tls() {
-            let mut stream = self.certificate.connect(stream, "http/1.1").await.unwrap();
-            stream.write_all(request.as_bytes()).await.unwrap();
-            return Client::Tls(Box::new(stream));
-        }
-        let mut stream = stream;
-        stream.write_all(request.as_bytes()).await.unwrap();
-        Client::Plain(stream)
+    async fn ask(&self, way: Way, script: &str, headers: &[(&str, &str)]) -> Client {
+        let address = self.gateway(way).app.proxy_address;
+        way.ask(address, &self.certificate, headers, &chat(script, true)).await
     }
 
     /// Everybody is gone and nothing is left.
@@ -143,72 +76,13 @@ impl Both {
     }
 }
 
-async fn http2<S>(stream: S, headers: &str, body: String) -> Client
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
-    let (mut sender, connection) = handshake.await.unwrap();
-    let (mut asking, mut connected) = (JoinSet::new(), JoinSet::new());
-    connected.spawn(async move {
-        let _closed = connection.await;
-    });
-    let mut request =
-        Request::post("https://localhost/v1/chat/completions").header("content-type", "application/json");
-    for (name, value) in headers.lines().filter_map(|line| line.split_once(": ")) {
-        request = request.header(name, value);
-    }
-    let answer = sender.send_request(request.body(Full::from(body)).unwrap());
-    asking.spawn(async move {
-        let mut answer = answer.await.unwrap().into_body();
-        while answer.frame().await.is_some() {}
-    });
-    Client::Http2(asking, connected, sender)
-}
-
-impl Client {
-    /// Reads what comes until it contains a text. (Over HTTP/2 the client's task reads by itself.)
-    async fn until(&mut self, wanted: &str) {
-        let mut all = String::new();
-        while !all.contains(wanted) {
-            let mut some = [0; 4096];
-            let read = match self {
-                Self::Plain(stream) => soon(stream.read(&mut some)).await,
-                Self::Tls(stream) => soon(stream.read(&mut some)).await,
-                Self::Http2(..) => return tokio::time::sleep(Duration::from_millis(100)).await,
-            };
-            let read = read.unwrap();
-            assert!(read > 0, "closed after {all:?}");
-            all.push_str(&String::from_utf8_lossy(&some[..read]));
-        }
-    }
-
-    /// Leaves. What is given back is still there, and no reason to go on.
-    fn leave(self, way: Way) -> Option<Self> {
-        match self {
-            Self::Plain(stream) => {
-                if way == Way::PlainReset {
-                    socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
-                }
-                None
-            }
-            Self::Tls(_) => None,
-            Self::Http2(mut asking, connected, sender) if way == Way::Http2Stream => {
-                asking.abort_all();
-                Some(Self::Http2(asking, connected, sender))
-            }
-            Self::Http2(..) => None,
-        }
-    }
-}
-
 /// Plays a case over every way: `begun` says when the client may leave, `over` when everything that
 /// has to end has ended. Prints how long that took.
 #[expect(clippy::print_stdout, reason = "the times are worth reading")]
 async fn each_way(
     case: &str,
     rounds: impl Fn(&str) -> Value,
-    headers: &str,
+    headers: &[(&str, &str)],
     first: Option<&str>,
     begun: impl Fn(&Snapshot, &str) -> bool,
     over: impl Fn(&Snapshot, &str) -> bool,
@@ -234,7 +108,7 @@ async fn each_way(
         drop(rest);
     }
     let count = |gateway: &Gateway| gateway.metric("fanfold_client_disconnects_total");
-    assert_eq!((count(&both.plain), count(&both.tls)), (3.0, 4.0), "{case}: disconnects are counted");
+    assert_eq!((count(&both.plain), count(&both.tls)), (5.0, 4.0), "{case}: disconnects are counted");
     both
 }
 
@@ -272,13 +146,13 @@ fn asked(seen: &Snapshot, script: &str) -> bool {
 #[tokio::test(flavor = "multi_thread")]
 async fn before_the_first_byte_of_a_turn() {
     let rounds = |_: &str| json!([{ "steps": ["stall"] }]);
-    each_way("turn-unanswered", rounds, "", None, asked, answer_left, 1).await.end().await;
+    each_way("turn-unanswered", rounds, &[], None, asked, answer_left, 1).await.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn before_the_first_byte_of_a_relayed_chat() {
     let rounds = |_: &str| json!([{ "steps": ["stall"] }]);
-    let none = "x-fanfold-tools: none\r\n";
+    let none = &[("x-fanfold-tools", "none")];
     each_way("relay-unanswered", rounds, none, None, asked, answer_left, 1).await.end().await;
 }
 
@@ -286,7 +160,7 @@ async fn before_the_first_byte_of_a_relayed_chat() {
 async fn between_two_rounds() {
     let rounds = |script: &str| json!([call("glance", script), { "steps": ["stall"] }]);
     let again = |seen: &Snapshot, script: &str| seen.of_script(script).count() == 2;
-    let both = each_way("next-round", rounds, "", None, again, answer_left, 2).await;
+    let both = each_way("next-round", rounds, &[], None, again, answer_left, 2).await;
     for way in WAYS {
         assert_eq!(runs(&both.lab.journal(), &format!("next-round-{way:?}")), 1, "{way:?}");
     }
@@ -301,12 +175,12 @@ fn begun_answer() -> Value {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn in_the_middle_of_a_stream() {
-    each_way("turn-streaming", |_| begun_answer(), "", Some("Hel"), asked, answer_left, 1).await.end().await;
+    each_way("turn-streaming", |_| begun_answer(), &[], Some("Hel"), asked, answer_left, 1).await.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn in_the_middle_of_a_relayed_stream() {
-    let none = "x-fanfold-tools: none\r\n";
+    let none = &[("x-fanfold-tools", "none")];
     each_way("relay-streaming", |_| begun_answer(), none, Some("Hel"), asked, answer_left, 1)
         .await
         .end()
@@ -318,7 +192,7 @@ async fn while_a_tool_that_reads_runs() {
     let rounds = |script: &str| json!([call("look", script), { "reply": { "text": "never" } }]);
     let running = |seen: &Snapshot, script: &str| runs(seen, script) == 1;
     let stopped = |seen: &Snapshot, script: &str| ends_of(seen, script) == [How::PeerLeft];
-    each_way("read-tool", rounds, "", None, running, stopped, 1).await.end().await;
+    each_way("read-tool", rounds, &[], None, running, stopped, 1).await.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -326,7 +200,7 @@ async fn while_a_tool_with_effects_runs_which_then_finishes_once() {
     let rounds = |script: &str| json!([call("save", script), { "reply": { "text": "never" } }]);
     let running = |seen: &Snapshot, script: &str| runs(seen, script) == 1;
     let finished = |seen: &Snapshot, script: &str| ends_of(seen, script) == [How::Complete];
-    let both = each_way("write-tool", rounds, "", None, running, finished, 1).await;
+    let both = each_way("write-tool", rounds, &[], None, running, finished, 1).await;
     for gateway in [&both.plain, &both.tls] {
         let ok = gateway.metric("gen_ai_execute_tool_duration_seconds_count{tool=\"save\",outcome=\"ok\"}");
         assert!(ok > 2.0, "the outcome is counted: {ok}");
@@ -344,14 +218,14 @@ async fn while_its_call_waits_for_a_slot() {
     for way in [Way::Plain, Way::Tls] {
         let script = format!("holder-{way:?}");
         both.lab.script(&script, json!({ "rounds": [call("only", &script)] }));
-        holders.push((way, both.ask(way, &script, "").await));
+        holders.push((way, both.ask(way, &script, &[]).await));
         soon(both.lab.wait_until(|seen| runs(seen, &script) == 1)).await;
     }
     for way in WAYS {
         let script = format!("waiting-{way:?}");
         both.lab
             .script(&script, json!({ "rounds": [call("only", &script), { "reply": { "text": "never" } }] }));
-        let mut client = both.ask(way, &script, "").await;
+        let mut client = both.ask(way, &script, &[]).await;
         client.until("one moment").await;
         soon(both.lab.wait_until(|seen| asked(seen, &script))).await;
         both.gateway(way).metric_becomes("fanfold_turns_in_flight", 2.0).await;

@@ -23,3 +23,4 @@ pub mod scripts;
 pub mod stage;
 pub mod store;
 pub mod tls;
+pub mod ways;
