@@ -5,6 +5,7 @@ mod support;
 use http::Method;
 use serde_json::{Value, json};
 use support::client;
+use support::gateway::soon;
 use support::lab::Lab;
 use support::proxy::{Proxy, chat, key, tool, with};
 
@@ -123,6 +124,29 @@ async fn a_failure_is_told_with_its_code_and_its_team() {
         (&run["team"], &run["end"]["error"], &run["end"]["status"]),
         (&json!("blue"), &json!("upstream_auth_error"), &json!(502))
     );
+}
+
+#[tokio::test]
+async fn a_turn_that_finishes_a_call_without_its_client_says_so() {
+    let lab = Lab::start().await;
+    let held = json!([{ "steps": ["stall", { "json": { "saved": true } }] }]);
+    lab.script("held", json!({ "rounds": held, "lenient": true }));
+    lab.script("s", json!({ "rounds": [{ "reply": { "calls": [{ "name": "save", "arguments": {} }] } }] }));
+    let save =
+        json!({ "effect": "write", "http": { "method": "POST", "url": format!("{}/at/held", lab.url()) } });
+    let proxy = Proxy::before(&lab, json!({ "tools": { "save": save } })).await;
+    tokio::select! {
+        got = proxy.text(&[("x-request-id", "mine-1")], chat("s").to_string()) => panic!("{got:?}"),
+        _ = soon(lab.wait_until(|seen| seen.of_script("held").count() == 1)) => {}
+    }
+    let known = async { while admin(&proxy, "/api/runs/mine-1").await["run"]["client_gone"] != true {} };
+    soon(known).await;
+    let running = admin(&proxy, "/api/runs/mine-1").await["run"].clone();
+    assert!(running["end"].is_null(), "{running}");
+    lab.release("held");
+    let ended = async { while admin(&proxy, "/api/runs/mine-1").await["run"]["end"].is_null() {} };
+    soon(ended).await;
+    assert_eq!(last(&proxy).await["run"]["end"]["outcome"], "client_gone");
 }
 
 #[tokio::test]

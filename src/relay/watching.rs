@@ -44,7 +44,7 @@ pub(super) struct Watching {
 }
 
 /// As much of a turn as tells whether a piece of a reply was news.
-type Mark = (usize, usize, bool, bool);
+type Mark = (usize, usize, bool, bool, bool);
 
 /// What was said, where the operator wants it kept.
 #[derive(Default)]
@@ -134,6 +134,7 @@ impl Watching {
             record.calls.len(),
             last.is_some_and(|round| round.first.is_some()),
             last.is_some_and(|round| round.ended.is_some()),
+            client_gone,
         );
         if std::mem::replace(&mut self.told, mark) != mark || std::mem::take(&mut self.news) {
             self.news = false;
