@@ -9,6 +9,8 @@ mod support;
 
 #[path = "matrix/held.rs"]
 mod held;
+#[path = "matrix/leaving.rs"]
+mod leaving;
 #[path = "matrix/model.rs"]
 mod model;
 #[path = "matrix/reach.rs"]
@@ -70,6 +72,7 @@ fn the_readme_says_how_large_it_is() {
         ("the model", model::size()),
         ("a tool", tools::size()),
         ("a tool server", servers::size()),
+        ("a client that leaves", leaving::size()),
     ] {
         let _ = writeln!(wanted, "| {name} | {faults} | {cells} |");
     }

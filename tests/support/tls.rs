@@ -66,6 +66,12 @@ impl Certificate {
 
     /// Connects with TLS, trusting exactly this certificate.
     pub async fn connect(&self, stream: TcpStream, alpn: &str) -> io::Result<TlsStream<TcpStream>> {
+        let name = ServerName::try_from("localhost").expect("a name");
+        self.connector(alpn).connect(name, stream).await
+    }
+
+    /// What connects so.
+    pub fn connector(&self, alpn: &str) -> TlsConnector {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(self.der.clone()).expect("a certificate");
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -75,8 +81,7 @@ impl Certificate {
             .with_root_certificates(roots)
             .with_no_client_auth();
         config.alpn_protocols = vec![alpn.into()];
-        let name = ServerName::try_from("localhost").expect("a name");
-        TlsConnector::from(Arc::new(config)).connect(name, stream).await
+        TlsConnector::from(Arc::new(config))
     }
 }
 

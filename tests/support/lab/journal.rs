@@ -132,8 +132,13 @@ impl Snapshot {
 
     /// How the answer to entry `n` ended, if it has.
     pub fn how(&self, n: u64) -> Option<How> {
+        self.end(n).map(|(_, how)| how)
+    }
+
+    /// When and how the answer to entry `n` ended, if it has.
+    pub fn end(&self, n: u64) -> Option<(f64, How)> {
         self.entries.iter().find_map(|entry| match &entry.what {
-            What::Answered { request, how } if *request == n => Some(*how),
+            What::Answered { request, how } if *request == n => Some((entry.at_ms, *how)),
             What::Answered { .. }
             | What::Opened
             | What::Closed { .. }
@@ -168,9 +173,14 @@ impl Journal {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Milliseconds since the lab started.
+    pub fn now_ms(&self) -> f64 {
+        self.start.elapsed().as_secs_f64() * 1000.0
+    }
+
     /// Writes an entry and returns its number.
     pub fn note(&self, connection: u64, what: What) -> u64 {
-        let at_ms = self.start.elapsed().as_secs_f64() * 1000.0;
+        let at_ms = self.now_ms();
         let mut inner = self.inner();
         inner.last += 1;
         let n = inner.last;

@@ -95,6 +95,11 @@ impl Lab {
         self.state.journal.snapshot()
     }
 
+    /// What the journal's clock says: milliseconds since the start.
+    pub fn now_ms(&self) -> f64 {
+        self.state.journal.now_ms()
+    }
+
     /// Empties the journal; the clock goes on.
     pub fn clear(&self) {
         self.state.journal.clear();
