@@ -15,6 +15,8 @@ mod leaving;
 mod model;
 #[path = "matrix/reach.rs"]
 mod reach;
+#[path = "matrix/repeats.rs"]
+mod repeats;
 #[path = "matrix/servers.rs"]
 mod servers;
 #[path = "matrix/tools.rs"]
@@ -73,6 +75,7 @@ fn the_readme_says_how_large_it_is() {
         ("a tool", tools::size()),
         ("a tool server", servers::size()),
         ("a client that leaves", leaving::size()),
+        ("a client that repeats itself", repeats::size()),
     ] {
         let _ = writeln!(wanted, "| {name} | {faults} | {cells} |");
     }
