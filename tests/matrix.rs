@@ -1,9 +1,9 @@
 //! The fault matrix: what is made of every fault, in every state of a turn.
 //!
-//! `matrix/upstream.rs`, `matrix/reach.rs`, `matrix/model.rs`, `matrix/tools.rs` and `matrix/servers.rs` are tables
-//! whose cells are played against the real program; `matrix/held.rs` says which test holds the rows that need more
-//! than a script. The tables of all cells with their results go to `tmp/fault-matrix` in cargo's target folder; their
-//! sizes are in README.md.
+//! `matrix/upstream.rs`, `matrix/reach.rs`, `matrix/model.rs`, `matrix/tools.rs`, `matrix/servers.rs`,
+//! `matrix/leaving.rs`, `matrix/repeats.rs` and `matrix/process.rs` are tables whose cells are played against the real
+//! program; `matrix/held.rs` says which test holds the rows that need more than a script. The tables of all cells with
+//! their results go to `tmp/fault-matrix` in cargo's target folder; their sizes are in README.md.
 
 mod support;
 
@@ -13,6 +13,8 @@ mod held;
 mod leaving;
 #[path = "matrix/model.rs"]
 mod model;
+#[path = "matrix/process.rs"]
+mod process;
 #[path = "matrix/reach.rs"]
 mod reach;
 #[path = "matrix/repeats.rs"]
@@ -76,6 +78,7 @@ fn the_readme_says_how_large_it_is() {
         ("a tool server", servers::size()),
         ("a client that leaves", leaving::size()),
         ("a client that repeats itself", repeats::size()),
+        ("the end of the process", process::size()),
     ] {
         let _ = writeln!(wanted, "| {name} | {faults} | {cells} |");
     }
