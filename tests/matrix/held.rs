@@ -92,33 +92,11 @@ pub(super) const SECTIONS: [(&str, &[Row]); 4] = [
                 ],
             ),
             (
-                "leaves before the first byte",
-                &[
-                    "tests/leaving.rs::before_the_first_byte_of_a_turn",
-                    "tests/leaving.rs::before_the_first_byte_of_a_relayed_chat",
-                ],
-            ),
-            (
-                "leaves while streaming",
-                &[
-                    "tests/leaving.rs::in_the_middle_of_a_stream",
-                    "tests/leaving.rs::in_the_middle_of_a_relayed_stream",
-                ],
-            ),
-            ("leaves between rounds", &["tests/leaving.rs::between_two_rounds"]),
-            (
                 "leaves over TLS, HTTP/2, behind an extra byte",
                 &[
                     "src/server/tests/leaving.rs::is_seen_through_tls",
                     "src/server/tests/leaving.rs::is_seen_on_http2_for_one_stream_and_for_all",
                     "src/server/tests/leaving.rs::is_seen_behind_an_extra_byte",
-                ],
-            ),
-            (
-                "leaves while a tool runs",
-                &[
-                    "tests/leaving.rs::while_a_tool_that_reads_runs",
-                    "tests/leaving.rs::while_a_tool_with_effects_runs_which_then_finishes_once",
                 ],
             ),
             (
