@@ -14,7 +14,7 @@ use super::support::matrix::Cells;
 use super::support::process::Process;
 use super::support::stage::Stage;
 
-const EFFECTS: [&str; 3] = ["read", "idempotent", "write"];
+pub(super) const EFFECTS: [&str; 3] = ["read", "idempotent", "write"];
 
 /// How the client asks, and what its stream has before the call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -128,8 +128,15 @@ impl Connection {
     fn start(&self, label: &str, request: u64, head: &Head, body: &Value) -> Vec<Step> {
         let journal = &self.state.journal;
         journal.note(self.id, What::ToolStarted { request, tool: label.to_owned() });
-        let run = journal.snapshot().tools.get(label).map_or(0, |runs| runs.started);
-        tool::steps(head, body, label, run)
+        let seen = journal.snapshot();
+        let calls = seen
+            .requests()
+            .filter(|(_, request)| request.tool.as_deref() == Some(label) && tool::is_call(&request.body));
+        let asked = tool::Asked {
+            run: seen.tools.get(label).map_or(0, |runs| runs.started),
+            calls: calls.map(|_| 1).sum(),
+        };
+        tool::steps(head, body, label, asked)
     }
 
     fn early(&self, head: &Head) -> bool {

@@ -14,7 +14,7 @@
 //! | `bytes?n=…` | so many `x` |
 //! | `redirect?to=…` | 302 |
 //! | `count` | `{"run": N}`, the N-th start of its label |
-//! | `mcp` | as a tool server of revision 2025-11-25 with one tool, `echo`, which answers with its arguments; with `call=KIND` a call is answered as by another tool, with `session=…` in a session |
+//! | `mcp` | as a tool server of revision 2025-11-25 with one tool, `echo`, which answers with its arguments; with `call=KIND` a call is answered as by another tool, with `close=N` the N-th call is closed on, with `session=…` in a session |
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -34,16 +34,33 @@ pub(super) fn label(route: &str) -> Option<String> {
     Some(parts.next().unwrap_or(kind).to_owned())
 }
 
-/// What a tool does; `run` counts its starts.
-pub(super) fn steps(head: &Head, body: &Value, label: &str, run: u64) -> Vec<Step> {
+/// Whether a message calls a tool of a tool server.
+pub(super) fn is_call(message: &Value) -> bool {
+    message["method"] == "tools/call"
+}
+
+/// How often a tool was asked, this time included.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asked {
+    /// Its starts.
+    pub(super) run: u64,
+    /// As a tool server: calls among them.
+    pub(super) calls: u64,
+}
+
+/// What a tool does.
+pub(super) fn steps(head: &Head, body: &Value, label: &str, asked: Asked) -> Vec<Step> {
     let query = head.query();
     let mut kind = head.route().trim_start_matches("/tool/").split('/').next().unwrap_or_default().to_owned();
-    if kind == "mcp" && body["method"] == "tools/call" {
-        kind = query.get("call").cloned().unwrap_or(kind);
-    }
     let number = |name: &str, default: u64| {
         query.get(name).and_then(|text| text.parse().ok()).unwrap_or(default).min(MOST)
     };
+    if kind == "mcp" && is_call(body) {
+        kind = query.get("call").cloned().unwrap_or(kind);
+        if number("close", 0) == asked.calls {
+            kind = "close".to_owned();
+        }
+    }
     let echo = || Step::Json(json!({ "tool": label, "query": query, "body": body }));
     match kind.as_str() {
         "echo" => vec![echo()],
@@ -78,7 +95,7 @@ pub(super) fn steps(head: &Head, body: &Value, label: &str, run: u64) -> Vec<Ste
                 body: Value::Null,
             })]
         }
-        "count" => vec![Step::Json(json!({ "run": run }))],
+        "count" => vec![Step::Json(json!({ "run": asked.run }))],
         "mcp" => vec![mcp(body, query.get("session"))],
         other => vec![plain(404, &format!("there is no tool kind {other}"))],
     }
