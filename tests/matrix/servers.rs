@@ -12,8 +12,9 @@ use serde_json::{Value, json};
 use super::support::door::Gate;
 use super::support::faults::chunk;
 use super::support::fold::{self, Folded};
-use super::support::gateway::{closed_port, soon};
+use super::support::gateway::{SOON, closed_port, soon};
 use super::support::lab::Lab;
+use super::support::lab::journal::{Entry, Request, Snapshot};
 use super::support::matrix::Cells;
 use super::support::process::{self, Process};
 use super::support::stage::Stage;
@@ -25,12 +26,15 @@ const ROGUE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/rogue.py
 const SIDE_BY_SIDE: usize = 3;
 
 /// Where a server is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Server {
     /// It is `rogue.py`.
     Program,
     /// It is the lab's, with this query.
-    Url(&'static str),
+    Url(String),
+    /// It is the lab's, with this query, and what is wrong is in the events of one answer: another call of the same
+    /// server goes on.
+    Events(String),
 }
 
 /// Whether a server can be called, before the fault and after it.
@@ -64,6 +68,8 @@ struct Row {
     unknown: bool,
     /// The last call reaches it once more unless it writes, and this is what the model is told then.
     again: Option<&'static str>,
+    /// What the server asked of fanfold in the middle of the call, and was told, in the order of its ids.
+    asked: &'static str,
 }
 
 fn program(fault: &'static str, calls: &'static [&'static str], told: &'static str) -> Row {
@@ -80,11 +86,19 @@ fn program(fault: &'static str, calls: &'static [&'static str], told: &'static s
         told,
         unknown: false,
         again: None,
+        asked: "",
     }
 }
 
 fn http(fault: &'static str, query: &'static str, told: &'static str) -> Row {
-    Row { server: Server::Url(query), ..program(fault, &["echo"], told) }
+    Row { server: Server::Url(query.to_owned()), ..program(fault, &["echo"], told) }
+}
+
+/// A server whose answer to a call is a stream with these steps.
+fn events(fault: &'static str, steps: &Value, told: &'static str) -> Row {
+    let query =
+        url::form_urlencoded::Serializer::new(String::new()).append_pair("says", &steps.to_string()).finish();
+    Row { server: Server::Events(query), ..program(fault, &["echo"], told) }
 }
 
 fn never(row: Row) -> Row {
@@ -201,14 +215,94 @@ fn urls() -> Vec<Row> {
     ]
 }
 
+/// Faults inside of the stream that answers a call.
+fn streams() -> Vec<Row> {
+    let open = |fault, steps, told| unknown(events(fault, &steps, told));
+    let half = "data: {\"jsonrpc\":\"2.0\",\"id\":ID,";
+    let other = json!({ "jsonrpc": "2.0", "id": 1_000_000, "result": { "content": [{ "type": "text", "text": "not yours" }] } });
+    let said = json!({ "jsonrpc": "2.0", "method": "notifications/message", "params": { "level": "info", "data": "x" } });
+    let asks = |id: &str, method: &str| json!({ "jsonrpc": "2.0", "id": id, "method": method, "params": { "messages": [], "maxTokens": 1, "message": "?", "requestedSchema": { "type": "object", "properties": {} } } });
+    let asked = json!([
+        asks("1", "ping"),
+        asks("2", "sampling/createMessage"),
+        asks("3", "roots/list"),
+        asks("4", "elicitation/create")
+    ]);
+    let now_and_then = |text: &str| vec![json!({ "send": text }), json!({ "wait_ms": 100 })].into_iter();
+    let dripping = |first: &str, then: &str| -> Value {
+        now_and_then(first).chain((0..100).flat_map(|_| now_and_then(then))).collect()
+    };
+    let goes_on = |row: Row| match row.server {
+        Server::Events(query) => Row { server: Server::Events(format!("{query}&goes_on=yes")), ..row },
+        Server::Program | Server::Url(_) => row,
+    };
+    let behind_an_id = json!([{ "send": "id: ID\ndata: \n\n" }, { "wait_ms": 50 }, "close"]);
+    vec![
+        open(
+            "events: closed in the middle of one",
+            json!([{ "send": half }, { "wait_ms": 50 }, "close"]),
+            GONE,
+        ),
+        open(
+            "events: reset in the middle of one",
+            json!([{ "send": half }, { "wait_ms": 50 }, "reset"]),
+            GONE,
+        ),
+        open("events: ended in the middle of one", json!([{ "send": half }]), GONE),
+        open(
+            "events: closed before the blank line",
+            json!([{ "send": "data: ANSWER\n" }, { "wait_ms": 50 }, "close"]),
+            GONE,
+        ),
+        open("events: none", json!([{ "head": {} }]), GONE),
+        open("events: ended without the answer", json!([{ "events": [said] }]), GONE),
+        events("events: not JSON before the answer", &json!([{ "events": ["nonsense", "ANSWER"] }]), "{}"),
+        open(
+            "events: not UTF-8 before the answer",
+            json!([{ "hex": "64 61 74 61 3a 20 7b 22 61 22 3a 22 ff 22 7d 0a 0a" }, { "events": ["ANSWER"] }]),
+            GONE,
+        ),
+        open(
+            "events: no field of an event before the answer",
+            json!([{ "send": "nonsense\n\n" }, { "events": ["ANSWER"] }]),
+            GONE,
+        ),
+        open("events: another call's answer first", json!([{ "events": [other, "ANSWER"] }]), GONE),
+        open("events: only another call's answer", json!([{ "events": [other] }]), GONE),
+        open("late: events: comments for ever", dripping(": wait\n\n", ": wait\n\n"), LATE),
+        open("late: events: one byte now and then", dripping("data: {", " "), LATE),
+        open("late: events: nothing more", json!([{ "head": {} }, "stall"]), LATE),
+        open("events: one over the limit", json!([{ "send": "data: " }, { "flood": "x" }]), GONE),
+        events("events: news before the answer", &json!([{ "events": [said, "ANSWER"] }]), "{}"),
+        Row {
+            asked: "1 {}, 2 -32601, 3 -32601, 4 -32601",
+            ..events(
+                "events: the server asks before it answers",
+                &json!([{ "events": asked }, { "wait_ms": 200 }, { "events": ["ANSWER"] }]),
+                "{}",
+            )
+        },
+        events("events: the answer twice", &json!([{ "events": ["ANSWER", "ANSWER"] }]), "{}"),
+        open("events: closed behind an id, and nobody goes on", behind_an_id.clone(), GONE),
+        goes_on(events("events: closed behind an id, and it goes on", &behind_an_id, "{}")),
+    ]
+}
+
 fn rows() -> Vec<Row> {
-    [programs(), urls()].into_iter().flatten().collect()
+    [programs(), urls(), streams()].into_iter().flatten().collect()
 }
 
 /// How many faults and how many cells there are.
 pub(super) fn size() -> (usize, usize) {
     let rows = rows().len();
     (rows, rows * EFFECTS.len() * MODES.len() * 2)
+}
+
+impl Row {
+    /// Another call of the same server has nothing to do with it.
+    const fn goes_on_beside(&self) -> bool {
+        matches!(self.server, Server::Events(_))
+    }
 }
 
 /// A cell, with a server of its own.
@@ -238,14 +332,14 @@ impl Cell {
     /// The settings of its server.
     fn server(&self, row: &Row, lab: SocketAddr, log: &Path) -> Value {
         let mut server = json!({ "effect": self.effect });
-        match row.server {
+        match &row.server {
             Server::Program => {
                 let path = std::env::var("PATH").unwrap_or_default();
                 let env = json!({ "PATH": path, "ROGUE_LOG": log.join(&self.name) });
                 server["mcp"] = json!({ "command": ["python3", ROGUE], "env": env });
                 server["only"] = json!([row.calls, row.then].concat());
             }
-            Server::Url(query) => {
+            Server::Url(query) | Server::Events(query) => {
                 server["mcp"] = json!({ "url": format!("http://{lab}/tool/mcp/{}?{query}", self.name) });
             }
         }
@@ -263,7 +357,8 @@ impl Cell {
             Some(told) => (told.to_owned(), row.reached + 1),
             None => (format!("{}{more}", row.told), row.reached),
         };
-        line("done", &told, reached, "{\"run\":1}", usize::from(self.after))
+        let beside = if row.goes_on_beside() { "{\"run\":1} and {\"wait\":300}" } else { "{\"run\":1}" };
+        line("done", &told, reached, beside, usize::from(self.after), row.asked)
     }
 
     /// A call of its server.
@@ -275,8 +370,11 @@ impl Cell {
         let (name, saved) = (self.name.as_str(), format!("save_{}", self.name));
         let counted =
             |tool: &str| json!({ "name": tool, "arguments": { "label": format!("{tool}_{name}") } });
-        let beside = json!([self.call(row.calls[0], &row.arguments), counted("look")]);
-        let mut rounds = vec![json!({ "reply": { "calls": beside } })];
+        let mut calls = vec![self.call(row.calls[0], &row.arguments), counted("look")];
+        if row.goes_on_beside() {
+            calls.push(self.call("echo", &json!({ "wait": 300 })));
+        }
+        let mut rounds = vec![json!({ "reply": { "calls": calls } })];
         if self.after {
             rounds.insert(0, json!({ "reply": { "calls": [counted("save")] } }));
         }
@@ -305,25 +403,45 @@ impl Cell {
             }
             other => format!("{other:?}"),
         };
+        let of_us = |(_, request): &(&Entry, &Request)| request.tool.as_deref() == Some(name);
+        let replies = row.asked.split(", ").filter(|asked| !asked.is_empty()).count();
+        // They go their own ways. What does not come is missed below.
+        let all = |seen: &Snapshot| seen.requests().filter(of_us).filter_map(reply).count() >= replies;
+        let _late = tokio::time::timeout(SOON, stage.lab.wait_until(all)).await;
         let seen = stage.lab.journal();
         let last = seen.bodies(name).pop().unwrap_or_default();
         let messages = last["messages"].as_array().map(Vec::as_slice).unwrap_or_default();
-        let told = |of: &str| {
-            let of = |message: &&Value| message["name"].as_str().is_some_and(|name| name.starts_with(of));
-            messages.iter().rfind(of).and_then(|message| message["content"].as_str()).unwrap_or("nothing")
+        let told = |id: &str| {
+            let of = |message: &&Value| message["tool_call_id"] == id;
+            messages.iter().find(of).and_then(|message| message["content"].as_str()).unwrap_or("nothing")
         };
-        let over_http = seen.requests().filter(|(_, request)| {
-            request.tool.as_deref() == Some(name) && request.body["method"] == "tools/call"
+        let beside = |at: usize| told(&format!("call_r{}c{at}", usize::from(self.after))).to_owned();
+        let it = if row.calls.len() > 1 { told(LATER).to_owned() } else { beside(0) };
+        let others =
+            if row.goes_on_beside() { format!("{} and {}", beside(1), beside(2)) } else { beside(1) };
+        let over_http = seen.requests().filter(of_us).filter(|(_, request)| {
+            request.body["method"] == "tools/call" && request.body["params"]["arguments"]["wait"].is_null()
         });
         let written = std::fs::read_to_string(log.join(name)).unwrap_or_default();
         let reached = over_http.count() + written.lines().filter(|line| line.starts_with("call ")).count();
         let saves = seen.tools.get(&saved).map_or(0, |runs| runs.started);
-        line(&end, &tame(told(name), name), reached, told("look"), usize::try_from(saves).expect("few"))
+        let mut asked: Vec<String> = seen.requests().filter(of_us).filter_map(reply).collect();
+        asked.sort_unstable();
+        let saves = usize::try_from(saves).expect("few");
+        line(&end, &tame(&it, name), reached, &others, saves, &asked.join(", "))
     }
 }
 
-fn line(end: &str, told: &str, reached: usize, beside: &str, saved: usize) -> String {
-    format!("{end}, told `{told}`, reached {reached}, beside it {beside}, the other {saved}")
+/// What fanfold told a server that had asked: the id, and the result or the code of the refusal.
+fn reply((_, request): (&Entry, &Request)) -> Option<String> {
+    let id = request.body["id"].as_str().filter(|_| request.body["method"].is_null())?;
+    let refused = request.body["error"]["code"].as_i64().map(|code| code.to_string());
+    Some(format!("{id} {}", refused.unwrap_or_else(|| request.body["result"].to_string())))
+}
+
+fn line(end: &str, told: &str, reached: usize, beside: &str, saved: usize, asked: &str) -> String {
+    let asked = if asked.is_empty() { String::new() } else { format!(", asked of us and told {asked}") };
+    format!("{end}, told `{told}`, reached {reached}, beside it {beside}, the other {saved}{asked}")
 }
 
 /// What the model was told, without what differs from cell to cell.
@@ -338,11 +456,14 @@ fn tame(told: &str, name: &str) -> String {
     told.replace(name, "SERVER").replace("after 4s", "after 3s")
 }
 
+/// The id of the call in that round.
+const LATER: &str = "call_later0001";
+
 /// A round that calls once the test says so.
 fn when_released(call: &Value) -> Value {
     let arguments = call["arguments"].to_string();
     let function = json!({ "name": call["name"], "arguments": arguments });
-    let call = json!({ "index": 0, "id": "call_later0001", "type": "function", "function": function });
+    let call = json!({ "index": 0, "id": LATER, "type": "function", "function": function });
     let events = [chunk(json!({ "tool_calls": [call] }), Value::Null), chunk(json!({}), json!("tool_calls"))];
     json!({ "steps": [{ "head": {} }, "stall", { "events": events }, { "events": ["[DONE]"] }] })
 }

@@ -14,7 +14,19 @@
 //! | `bytes?n=…` | so many `x` |
 //! | `redirect?to=…` | 302 |
 //! | `count` | `{"run": N}`, the N-th start of its label |
-//! | `mcp` | as a tool server of revision 2025-11-25 with one tool, `echo`, which answers with its arguments; with `call=KIND` a call is answered as by another tool, with `close=N` the N-th call is closed on, with `session=…` in a session |
+//! | `mcp` | as a tool server of revision 2025-11-25 with one tool, `echo`, which answers with its arguments |
+//!
+//! Of `mcp` a query changes more:
+//!
+//! | query | what it does |
+//! |---|---|
+//! | `call=KIND` | a call is answered as by another tool |
+//! | `close=N` | the N-th call is closed on |
+//! | `says=STEPS` | a call is answered with these steps, as JSON; `ANSWER` in them is its answer, `ID` its id |
+//! | `goes_on=yes` | a stream that is asked for again from an event on has the answer to the call of that event's id |
+//! | `session=…` | it is in a session |
+//!
+//! A call whose arguments have a `wait` is answered after so many milliseconds, whatever the query says.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -56,6 +68,12 @@ pub(super) fn steps(head: &Head, body: &Value, label: &str, asked: Asked) -> Vec
         query.get(name).and_then(|text| text.parse().ok()).unwrap_or(default).min(MOST)
     };
     if kind == "mcp" && is_call(body) {
+        if let Some(ms) = body["params"]["arguments"]["wait"].as_u64() {
+            return vec![Step::WaitMs(ms.min(MOST)), mcp(head, body, None)];
+        }
+        if let Some(says) = query.get("says") {
+            return says_instead(says, body);
+        }
         kind = query.get("call").cloned().unwrap_or(kind);
         if number("close", 0) == asked.calls {
             kind = "close".to_owned();
@@ -96,26 +114,45 @@ pub(super) fn steps(head: &Head, body: &Value, label: &str, asked: Asked) -> Vec
             })]
         }
         "count" => vec![Step::Json(json!({ "run": asked.run }))],
-        "mcp" => vec![mcp(body, query.get("session"))],
+        "mcp" => vec![mcp(head, body, query.get("session"))],
         other => vec![plain(404, &format!("there is no tool kind {other}"))],
     }
 }
 
-/// What a tool server says to a message.
-fn mcp(message: &Value, session: Option<&String>) -> Step {
+/// What a tool server answers to a call.
+fn answer(id: &Value, arguments: &Value) -> Value {
+    let content = json!([{ "type": "text", "text": arguments.to_string() }]);
+    json!({ "jsonrpc": "2.0", "id": id, "result": { "content": content } })
+}
+
+/// Steps, given as JSON, in which the answer to a call and its id have their places.
+fn says_instead(steps: &str, call: &Value) -> Vec<Step> {
+    let answer = answer(&call["id"], &call["params"]["arguments"]).to_string();
+    // It stands inside of a text.
+    let quoted = Value::String(answer).to_string();
+    let steps = steps.replace("ANSWER", &quoted[1..quoted.len() - 1]).replace("ID", &call["id"].to_string());
+    serde_json::from_str(&steps).unwrap_or_else(|error| vec![plain(500, &error.to_string())])
+}
+
+/// What a tool server says to a message, or to somebody who wants to listen.
+fn mcp(head: &Head, message: &Value, session: Option<&String>) -> Step {
+    if head.method == "GET" {
+        let last = head.headers.get("last-event-id").and_then(|id| id.parse::<u64>().ok());
+        return match last.filter(|_| head.query().contains_key("goes_on")) {
+            Some(id) => Step::Events(vec![answer(&json!(id), &json!({}))]),
+            None => plain(405, ""),
+        };
+    }
     let result = match message["method"].as_str() {
         Some("initialize") => json!({
             "protocolVersion": "2025-11-25", "capabilities": { "tools": {} },
             "serverInfo": { "name": "lab", "version": "1" },
         }),
         Some("tools/list") => json!({ "tools": [{ "name": "echo", "inputSchema": { "type": "object" } }] }),
-        Some("tools/call") => {
-            let arguments = message["params"]["arguments"].to_string();
-            json!({ "content": [{ "type": "text", "text": arguments }] })
-        }
+        Some("tools/call") => answer(&message["id"], &message["params"]["arguments"])["result"].clone(),
         Some("server/discover") => return plain(400, "what?"),
-        Some(_) => return plain(202, ""),
-        None => return plain(405, ""),
+        // Notifications, and answers to what the server asked.
+        Some(_) | None => return plain(202, ""),
     };
     let headers = session.map(|session| ("mcp-session-id".to_owned(), session.clone())).into_iter().collect();
     let body = json!({ "jsonrpc": "2.0", "id": message["id"], "result": result });
