@@ -1,10 +1,9 @@
-//! What heals by asking again, and chats that only go through. The table of all other faults of an upstream is `tests/matrix.rs`.
+//! Faults of an upstream while a chat only goes through. The table of all others is `tests/matrix.rs`.
 
 mod support;
 
 use serde_json::{Value, json};
-use support::faults::{self, ask, chunk, code, comments, each, named, script, status, text};
-use support::fold::{self, Folded};
+use support::faults::{self, ask, chunk, code, comments, each, named, script, text};
 use support::gateway::Gateway;
 use support::lab::Lab;
 use support::proxy::with;
@@ -14,55 +13,6 @@ async fn gateway(lab: &Lab) -> Gateway {
     let look = json!({ "effect": "read", "http": { "method": "GET", "url": "LAB/tool/echo/look" } });
     let config = with(faults::config(lab), json!({ "tools": { "look": look } }));
     Gateway::start(lab, &faults::yaml(&config)).await
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_heals_by_asking_again_is_not_seen_by_the_client() {
-    let lab = Lab::start().await;
-    let gateway = gateway(&lab).await;
-    let good = json!({ "reply": { "text": "fine" } });
-    let busy = json!({ "steps": status(429, json!({ "retry-after": "0.05" })) });
-    let role = json!({ "events": [chunk(json!({ "role": "assistant", "content": "" }), Value::Null)] });
-    let cases: [(&str, Vec<Value>, usize); 7] = [
-        (
-            "closed on a connection of the pool",
-            vec![good.clone(), json!({ "steps": ["close"] }), good.clone()],
-            3,
-        ),
-        ("reset once", vec![json!({ "steps": ["reset"] }), good.clone()], 2),
-        ("busy twice", vec![busy.clone(), busy, good.clone()], 3),
-        ("500 once", vec![json!({ "steps": status(500, json!({})) }), good.clone()], 2),
-        ("cut after the role", vec![json!({ "steps": [role, "close"] }), good.clone()], 2),
-        ("late: stall once", vec![json!({ "steps": ["stall"] }), good.clone()], 2),
-        (
-            "no end mark",
-            vec![json!({ "steps": [{ "events": [text("fine"), chunk(json!({}), json!("stop"))] }] })],
-            1,
-        ),
-    ];
-    let both = cases.iter().flat_map(|case| [(case, false), (case, true)]);
-    each(
-        both,
-        |((name, ..), _)| (*name).to_owned(),
-        async |((name, rounds, asked), stream)| {
-            let name = named(name, if stream { "healed, streamed" } else { "healed" });
-            lab.script(&name, json!({ "rounds": rounds, "advance": "requests" }));
-            let times = if name.starts_with("closed on") { 2 } else { 1 };
-            for _ in 0..times {
-                let got = ask(&gateway, &name, stream, &[]).await;
-                match fold::answer(&got) {
-                    Ok(Folded::Reply(reply)) => {
-                        assert_eq!((reply.text.as_str(), reply.finish.as_str()), ("fine", "stop"), "{name}")
-                    }
-                    other => panic!("{name}: {other:?} {}", got.body),
-                }
-            }
-            assert_eq!(lab.journal().of_script(&name).count(), *asked, "{name}");
-        },
-    )
-    .await;
-    assert!(gateway.metric("fanfold_upstream_retries_total{reason=\"busy\"}") >= 4.0);
-    gateway.ends_at_baseline(&lab).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,12 +1,15 @@
 //! The fault matrix: what is made of every fault, in every state of a turn.
 //!
-//! `matrix/upstream.rs`, `matrix/reach.rs`, `matrix/model.rs`, `matrix/tools.rs`, `matrix/servers.rs`,
-//! `matrix/leaving.rs`, `matrix/repeats.rs` and `matrix/process.rs` are tables whose cells are played against the real
-//! program; `matrix/held.rs` says which test holds the rows that need more than a script. The tables of all cells with
-//! their results go to `tmp/fault-matrix` in cargo's target folder; their sizes are in README.md.
+//! `matrix/upstream.rs`, `matrix/heals.rs`, `matrix/reach.rs`, `matrix/model.rs`, `matrix/tools.rs`,
+//! `matrix/servers.rs`, `matrix/leaving.rs`, `matrix/repeats.rs` and `matrix/process.rs` are tables whose cells are
+//! played against the real program; `matrix/held.rs` says which test holds the rows that need more than a script. The
+//! tables of all cells with their results go to `tmp/fault-matrix` in cargo's target folder; their sizes are in
+//! README.md.
 
 mod support;
 
+#[path = "matrix/heals.rs"]
+mod heals;
 #[path = "matrix/held.rs"]
 mod held;
 #[path = "matrix/leaving.rs"]
@@ -29,6 +32,9 @@ mod upstream;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
+
+use support::matrix::{Took, Verdict};
 
 fn read(path: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path))
@@ -68,10 +74,23 @@ fn every_other_row_has_a_test_that_is_there() {
 }
 
 #[test]
+fn an_answer_that_ends_long_after_its_deadline_fails_a_cell() {
+    let of = |right, answer, waited| {
+        let [deadline, answer, waited] = [3000, answer, waited].map(Duration::from_millis);
+        Verdict::of(right, deadline, Took { answer, waited })
+    };
+    assert_eq!([of(true, 10, 0), of(true, 4000, 0)], [Verdict::Ok; 2]);
+    assert_eq!([of(true, 4001, 0), of(true, 9000, 0), of(true, 9900, 900)], [Verdict::Slow; 3]);
+    assert_eq!([of(true, 9001, 0), of(true, 9901, 900)], [Verdict::Late; 2]);
+    assert_eq!([of(false, 10, 0), of(false, 9001, 0)], [Verdict::Wrong; 2]);
+}
+
+#[test]
 fn the_readme_says_how_large_it_is() {
     let mut wanted = String::from("| faults of | faults | cells |\n|---|---|---|\n");
     for (name, (faults, cells)) in [
         ("the upstream", upstream::size()),
+        ("the upstream, soon over", heals::size()),
         ("the way to it", reach::size()),
         ("the model", model::size()),
         ("a tool", tools::size()),

@@ -65,10 +65,6 @@ pub(super) const SECTIONS: [(&str, &[Row]); 4] = [
         "upstream as a server",
         &[
             (
-                "closed on a pooled connection, a finish without the end mark, busy for a moment",
-                &["tests/faults.rs::what_heals_by_asking_again_is_not_seen_by_the_client"],
-            ),
-            (
                 "a storm of failures",
                 &["tests/failover.rs::a_storm_opens_the_breaker_and_a_reload_keeps_it_open"],
             ),

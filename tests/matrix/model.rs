@@ -1,6 +1,8 @@
 //! Faults of a model: what it is told of a call that is wrong, that every id has exactly one answer, what runs all
 //! the same, and what the client gets; whole and streamed, in the first round and after a tool wrote.
 
+use std::time::Duration;
+
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 
@@ -10,7 +12,7 @@ use super::support::fold::{self, Folded};
 use super::support::lab::Lab;
 use super::support::lab::journal::Snapshot;
 use super::support::lab::script::ExpectedReply;
-use super::support::matrix::Cells;
+use super::support::matrix::{Cells, Took, timed};
 use super::support::proxy::declared;
 use super::support::stage::Stage;
 use super::tools::{MODES, Mode, column};
@@ -269,7 +271,7 @@ fn reply(row: &Row, label: &str, before: Option<&str>) -> Value {
     json!({ "steps": [{ "events": events }, { "events": ["[DONE]"] }] })
 }
 
-async fn cell(stage: &Stage, row: &Row, mode: Mode, after: bool) -> String {
+async fn cell(stage: &Stage, row: &Row, mode: Mode, after: bool) -> (String, Took) {
     let name = label(&format!("{} {}", row.fault, column(0, mode, after).trim_start_matches("read, ")));
     let mut hello = (mode == Mode::Begun).then_some("Hel");
     let mut rounds = Vec::new();
@@ -288,11 +290,12 @@ async fn cell(stage: &Stage, row: &Row, mode: Mode, after: bool) -> String {
     if row.is_mixed() {
         body["tools"] = json!([declared("mine")]);
     }
-    let mut got = stage.ask_with(&name, &body, &[]).await;
+    let (mut got, mut took) = timed(&stage.process, stage.ask_with(&name, &body, &[])).await;
     if let (true, Ok(reply)) = (row.is_mixed(), answer(&got)) {
         assert_eq!((reply.finish.as_str(), reply.calls.len()), ("tool_calls", 1), "{name}: {reply:?}");
         go_on(&mut body, &reply);
-        got = stage.ask_with(&name, &body, &[]).await;
+        let (second, longer) = timed(&stage.process, stage.ask_with(&name, &body, &[])).await;
+        (got, took) = (second, took + longer);
     }
     let end = match answer(&got) {
         Ok(reply) if reply.calls.is_empty() => {
@@ -319,10 +322,9 @@ async fn cell(stage: &Stage, row: &Row, mode: Mode, after: bool) -> String {
     let bodies = seen.bodies(&name);
     let closed = bodies.last().is_some_and(|body| body["tool_choice"] == "none" && body["tools"].is_array());
     let asked = bodies.len() - usize::from(after);
-    line(
-        &Wanted { end: "", asked, told: told(&seen, &name), looked: ran("look"), saved: ran("save"), closed },
-        &end,
-    )
+    let of =
+        Wanted { end: "", asked, told: told(&seen, &name), looked: ran("look"), saved: ran("save"), closed };
+    (line(&of, &end), took)
 }
 
 fn answer(got: &Got) -> Result<ExpectedReply, String> {
@@ -397,7 +399,8 @@ async fn every_fault_of_a_model_is_told_to_it_and_runs_nothing_it_should_not() {
             let wanted = if after { &row.after } else { &row.first };
             let got = cell(&stage, &row, mode, after).await;
             let column = column(0, mode, after).trim_start_matches("read, ");
-            cells.note(row.fault, column, line(wanted, wanted.end), got);
+            // There is nothing to wait for.
+            cells.note(row.fault, column, (line(wanted, wanted.end), Duration::ZERO), got);
         });
         join_all(played).await;
         stage.calm(row.fault).await;

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use serde_json::{Value, json};
@@ -14,7 +15,7 @@ use super::support::door::{Door, Then};
 use super::support::faults::{self, code};
 use super::support::gateway::soon;
 use super::support::lab::Lab;
-use super::support::matrix::Cells;
+use super::support::matrix::{Cells, Took, Watch, timed};
 use super::support::process::Process;
 use super::support::proxy::with;
 use super::support::stage::Stage;
@@ -49,6 +50,9 @@ const WAYS: [(Way, &str, usize, u16, &str); 9] = [
     (Early, "answers before it read the body, and resets", 1, 413, "told"),
     (LeftAlone, "left alone after a storm", 0, 503, "upstream_unavailable"),
 ];
+
+/// After so long a black hole is given up.
+const HOLE: Duration = Duration::from_millis(300);
 
 /// An answer that does not wait for the body.
 const EARLY: &str = "HTTP/1.1 413 Payload Too Large\r\ncontent-type: application/json\r\ncontent-length: 63\r\n\r\n{\"error\":{\"message\":\"m\",\"type\":\"t\",\"param\":null,\"code\":\"told\"}}";
@@ -128,7 +132,8 @@ impl Cell {
             format!("http://127.0.0.1:{port}/v1")
         };
         // The others fail by themselves, and a busy machine may need longer for a handshake that is good.
-        let most = if self.way == Hole { "300ms" } else { "10s" };
+        let most = if self.way == Hole { HOLE } else { Duration::from_secs(10) };
+        let most = format!("{}ms", most.as_millis());
         let mut upstream = with(faults::patient(&url), json!({ "connect_timeout": most }));
         if self.way.encrypted() {
             upstream["ca"] = json!(trusted);
@@ -170,7 +175,13 @@ impl Cell {
         stage.ask_with(&self.name, &self.body(), headers).await
     }
 
-    async fn play(&self, stage: &Stage) -> String {
+    fn wanted(&self) -> (String, Duration) {
+        let silence = if self.way == Hole { HOLE } else { Duration::ZERO };
+        (wanted(&self.row, self.column), self.row.within(self.column, silence))
+    }
+
+    /// What it was, and how long it took from the fault on.
+    async fn play(&self, stage: &Stage) -> (String, Took) {
         let calls = json!([{ "name": self.column.tool(), "arguments": { "label": self.name } }]);
         let text = self.column.has_text_before().then_some("Hel");
         let reply = if self.column.tool().is_some() {
@@ -181,15 +192,17 @@ impl Cell {
         stage.lab.script(&self.name, json!({ "rounds": [{ "reply": reply }] }));
         let none = [("x-fanfold-tools", "none")];
         let headers = if self.column.relayed() { &none[..] } else { &[] };
-        let got = if self.column.tool().is_some() {
+        let (got, took) = if self.column.tool().is_some() {
             let spoiling = async {
                 self.fails(stage).await;
                 self.door.let_through();
+                Watch::start(&stage.process)
             };
-            tokio::join!(self.ask(stage, headers), spoiling).0
+            let (watch, got) = tokio::join!(spoiling, self.ask(stage, headers));
+            (got, watch.stop())
         } else {
             self.fails(stage).await;
-            self.ask(stage, headers).await
+            timed(&stage.process, self.ask(stage, headers)).await
         };
         let code = code(&self.name, &got);
         assert!(!got.body.contains("127.0.0.1") && !got.body.contains("os error"), "internals: {}", got.body);
@@ -209,7 +222,7 @@ impl Cell {
         let rest = after.parse().is_ok_and(|seconds| (30..=50).contains(&seconds));
         let after = if rest { "50" } else { after };
         let ran = usize::try_from(ran).expect("few");
-        told(got.status.as_u16(), &code, after, got.header("x-should-retry"), asked, ran)
+        (told(got.status.as_u16(), &code, after, got.header("x-should-retry"), asked, ran), took)
     }
 }
 
@@ -282,7 +295,7 @@ async fn every_fault_of_the_way_has_its_answer() {
     let noted = Cells::default();
     for (way, fault, ..) in WAYS {
         let played = cells.iter().filter(|cell| cell.way == way).map(async |cell| {
-            noted.note(fault, cell.column.name(), wanted(&cell.row, cell.column), cell.play(&stage).await);
+            noted.note(fault, cell.column.name(), cell.wanted(), cell.play(&stage).await);
         });
         join_all(played).await;
         stage.calm(fault).await;

@@ -4,6 +4,7 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use futures_util::{StreamExt, stream};
@@ -15,12 +16,15 @@ use super::support::fold::{self, Folded};
 use super::support::gateway::{SOON, closed_port, soon};
 use super::support::lab::Lab;
 use super::support::lab::journal::{Entry, Request, Snapshot};
-use super::support::matrix::Cells;
+use super::support::matrix::{Cells, Took, Watch};
 use super::support::process::{self, Process};
 use super::support::stage::Stage;
-use super::tools::{EFFECTS, MODES, Mode, column};
+use super::tools::{EFFECTS, MODES, Mode, column, deadline};
 
 const ROGUE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/rogue.py");
+
+/// How long another call of the same server is on its way, in milliseconds.
+const BESIDE: u64 = 300;
 
 /// Faults that are played side by side, each in a process of its own.
 const SIDE_BY_SIDE: usize = 3;
@@ -254,6 +258,7 @@ fn streams() -> Vec<Row> {
             json!([{ "send": "data: ANSWER\n" }, { "wait_ms": 50 }, "close"]),
             GONE,
         ),
+        open("events: ended before the blank line", json!([{ "send": "data: ANSWER\n" }]), GONE),
         open("events: none", json!([{ "head": {} }]), GONE),
         open("events: ended without the answer", json!([{ "events": [said] }]), GONE),
         events("events: not JSON before the answer", &json!([{ "events": ["nonsense", "ANSWER"] }]), "{}"),
@@ -350,15 +355,20 @@ impl Cell {
         server
     }
 
-    fn wanted(&self, row: &Row) -> String {
+    fn wanted(&self, row: &Row) -> (String, Duration) {
         let writes = self.effect == "write";
         let more = if row.unknown && writes { "; outcome unknown: may have been executed" } else { "" };
         let (told, reached) = match row.again.filter(|_| !writes) {
             Some(told) => (told.to_owned(), row.reached + 1),
             None => (format!("{}{more}", row.told), row.reached),
         };
-        let beside = if row.goes_on_beside() { "{\"run\":1} and {\"wait\":300}" } else { "{\"run\":1}" };
-        line("done", &told, reached, beside, usize::from(self.after), row.asked)
+        let (beside, least) = if row.goes_on_beside() {
+            (format!("{{\"run\":1}} and {{\"wait\":{BESIDE}}}"), Duration::from_millis(BESIDE))
+        } else {
+            ("{\"run\":1}".to_owned(), Duration::ZERO)
+        };
+        let line = line("done", &told, reached, &beside, usize::from(self.after), row.asked);
+        (line, deadline(row.fault).max(least))
     }
 
     /// A call of its server.
@@ -366,13 +376,14 @@ impl Cell {
         json!({ "name": format!("{}__{tool}", self.name), "arguments": arguments })
     }
 
-    async fn play(&self, stage: &Stage, row: &Row, log: &Path) -> String {
+    /// What it was, and how long it took: with a second call, from that on.
+    async fn play(&self, stage: &Stage, row: &Row, log: &Path) -> (String, Took) {
         let (name, saved) = (self.name.as_str(), format!("save_{}", self.name));
         let counted =
             |tool: &str| json!({ "name": tool, "arguments": { "label": format!("{tool}_{name}") } });
         let mut calls = vec![self.call(row.calls[0], &row.arguments), counted("look")];
         if row.goes_on_beside() {
-            calls.push(self.call("echo", &json!({ "wait": 300 })));
+            calls.push(self.call("echo", &json!({ "wait": BESIDE })));
         }
         let mut rounds = vec![json!({ "reply": { "calls": calls } })];
         if self.after {
@@ -390,13 +401,15 @@ impl Cell {
             ["look".to_owned(), "save".to_owned()].into_iter().chain(offered).collect();
         let headers = [("x-fanfold-tools", offered.join(","))];
         let headers = headers.each_ref().map(|(name, value)| (*name, value.as_str()));
-        let go_on = async {
+        let going_on = async {
             if row.calls.len() > 1 {
                 offers(stage, name, row.then).await;
                 stage.lab.release(name);
             }
+            Watch::start(&stage.process)
         };
-        let (got, ()) = tokio::join!(stage.ask(name, self.mode != Mode::Whole, &headers), go_on);
+        let (watch, got) = tokio::join!(going_on, stage.ask(name, self.mode != Mode::Whole, &headers));
+        let took = watch.stop();
         let end = match fold::answer(&got) {
             Ok(Folded::Reply(reply)) if reply.text.ends_with("done") && reply.finish == "stop" => {
                 "done".to_owned()
@@ -428,7 +441,8 @@ impl Cell {
         let mut asked: Vec<String> = seen.requests().filter(of_us).filter_map(reply).collect();
         asked.sort_unstable();
         let saves = usize::try_from(saves).expect("few");
-        line(&end, &tame(&it, name), reached, &others, saves, &asked.join(", "))
+        let line = line(&end, &tame(&it, name), reached, &others, saves, &asked.join(", "));
+        (line, took)
     }
 }
 
@@ -481,7 +495,7 @@ async fn offers(stage: &Stage, server: &str, wanted: &[&str]) {
             if names == wanted {
                 return;
             }
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
     soon(changed).await;

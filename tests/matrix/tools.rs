@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::support::fold::{self, Folded};
 use super::support::gateway::{closed_port, soon};
 use super::support::lab::Lab;
-use super::support::matrix::Cells;
+use super::support::matrix::{Cells, Took, timed};
 use super::support::process::Process;
 use super::support::stage::Stage;
 
@@ -154,6 +154,11 @@ fn rows() -> Vec<Row> {
     ]
 }
 
+/// How long a call may take whose fault is this.
+pub(super) fn deadline(fault: &str) -> Duration {
+    if fault.starts_with("late") { Duration::from_secs(3) } else { Duration::ZERO }
+}
+
 /// How many faults and how many cells there are.
 pub(super) fn size() -> (usize, usize) {
     let rows = rows().len();
@@ -209,7 +214,8 @@ async fn every_fault_of_a_tool_is_news_for_the_model() {
         }
         let played = all.into_iter().map(async |(tool, effect, mode, after)| {
             let got = cell(&stage, folder.path(), &tool, mode, after).await;
-            cells.note(row.fault, column(effect, mode, after), wanted(row, effect, after), got);
+            let wanted = (wanted(row, effect, after), deadline(row.fault));
+            cells.note(row.fault, column(effect, mode, after), wanted, got);
         });
         join_all(played).await;
         stage.calm(row.fault).await;
@@ -265,7 +271,7 @@ fn line(told: &str, runs: usize, saved: usize) -> String {
     format!("done, told `{told}`, ran {runs}, the other {saved}")
 }
 
-async fn cell(stage: &Stage, folder: &Path, tool: &str, mode: Mode, after: bool) -> String {
+async fn cell(stage: &Stage, folder: &Path, tool: &str, mode: Mode, after: bool) -> (String, Took) {
     let label = format!("{tool}_{}{}", mode as usize, usize::from(after));
     let text = (mode == Mode::Begun).then_some("Hel");
     let call = |tool: &str, label: &str| json!([{ "name": tool, "arguments": { "label": label } }]);
@@ -279,7 +285,8 @@ async fn cell(stage: &Stage, folder: &Path, tool: &str, mode: Mode, after: bool)
     stage.lab.script(&label, json!({ "rounds": rounds }));
     // The others would only make each question longer.
     let offered = format!("{tool},save");
-    let got = stage.ask(&label, mode != Mode::Whole, &[("x-fanfold-tools", &offered)]).await;
+    let headers = [("x-fanfold-tools", offered.as_str())];
+    let (got, took) = timed(&stage.process, stage.ask(&label, mode != Mode::Whole, &headers)).await;
     let end = match fold::answer(&got) {
         Ok(Folded::Reply(reply)) if reply.text.ends_with("done") && reply.finish == "stop" => {
             "done".to_owned()
@@ -299,5 +306,5 @@ async fn cell(stage: &Stage, folder: &Path, tool: &str, mode: Mode, after: bool)
     // A busy machine may be late by a second.
     told = told.replace('\n', "\\n").replace("after 4s", "after 3s");
     let line = line(&told, runs, usize::try_from(started(&other)).expect("few"));
-    if end == "done" { line } else { line.replacen("done", &end, 1) }
+    (if end == "done" { line } else { line.replacen("done", &end, 1) }, took)
 }

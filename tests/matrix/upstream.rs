@@ -2,6 +2,8 @@
 //! has nothing in it yet, and for one whose stream has begun; in the first round of a turn, and after a
 //! tool with effects ran.
 
+use std::time::Duration;
+
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 
@@ -9,7 +11,7 @@ use super::support::client::Got;
 use super::support::faults::{self, chunk, code, comments, named, status, text};
 use super::support::gateway::metric;
 use super::support::lab::Lab;
-use super::support::matrix::Cells;
+use super::support::matrix::{Cells, Took, timed};
 use super::support::proxy::with;
 use super::support::stage::Stage;
 
@@ -97,11 +99,16 @@ impl Column {
 pub(super) const BEFORE: [Column; 8] =
     [Whole, Unbegun, Relayed, RelayedUnbegun, Begun, WholeWritten, UnbegunWritten, BegunWritten];
 /// The same where a relayed chat goes through as it is.
-const OWN: [Column; 6] = [Whole, Unbegun, Begun, WholeWritten, UnbegunWritten, BegunWritten];
+pub(super) const OWN: [Column; 6] = [Whole, Unbegun, Begun, WholeWritten, UnbegunWritten, BegunWritten];
 /// Of a fault behind some text.
 const MIDDLE: [Column; 5] = [Whole, Amid, RelayedAmid, WholeWritten, AmidWritten];
 /// Of a fault in what events say: those of a relayed chat go through as they are.
 const READ: [Column; 4] = [Whole, Amid, WholeWritten, AmidWritten];
+
+/// After so much silence an upstream is given up whose faults are late.
+const SILENCE: Duration = Duration::from_millis(1500);
+/// The longest pause before it is asked again.
+const PAUSE: Duration = Duration::from_millis(400);
 
 /// A fault.
 pub(super) struct Row {
@@ -388,12 +395,35 @@ pub(super) fn size() -> (usize, usize) {
     (rows.len(), rows.iter().map(|row| row.columns.len()).sum())
 }
 
+impl Row {
+    /// Requests the upstream sees in the round that fails.
+    const fn asked(&self, column: Column) -> usize {
+        if matches!(column, Amid | RelayedAmid | AmidWritten) { 1 } else { self.asked }
+    }
+
+    /// The deadline of a cell: each time the upstream is asked it may be silent for so long.
+    pub(super) fn within(&self, column: Column, silence: Duration) -> Duration {
+        within(self.asked(column), silence)
+    }
+}
+
+/// The deadline of what is asked so often and is silent each time.
+pub(super) fn within(asked: usize, silence: Duration) -> Duration {
+    let asked = u32::try_from(asked).expect("few");
+    silence * asked + PAUSE * asked.saturating_sub(1)
+}
+
+/// The silence of a fault.
+pub(super) fn silence(fault: &str) -> Duration {
+    if fault.starts_with("late") { SILENCE } else { Duration::ZERO }
+}
+
 /// What a cell has to be.
 pub(super) fn wanted(row: &Row, column: Column) -> String {
     let written = column.tool() == Some("save");
     let code = if written { "turn_failed_after_tools" } else { row.code };
     let shown = column.streams() && (column.tool().is_some() || matches!(column, Amid | RelayedAmid));
-    let asked = if matches!(column, Amid | RelayedAmid | AmidWritten) { 1 } else { row.asked };
+    let asked = row.asked(column);
     let (status, again, after) = match (shown, written) {
         (true, _) => (200, "", ""),
         (false, true) => (424, "false", ""),
@@ -419,7 +449,8 @@ async fn every_fault_of_an_upstream_has_its_answer() {
     for row in rows() {
         let played = row.columns.iter().map(async |column| {
             let got = cell(&stage, &row, *column).await;
-            cells.note(row.fault, column.name(), wanted(&row, *column), got);
+            let deadline = row.within(*column, silence(row.fault));
+            cells.note(row.fault, column.name(), (wanted(&row, *column), deadline), got);
         });
         join_all(played).await;
         stage.calm(row.fault).await;
@@ -435,7 +466,7 @@ pub(super) fn label(name: &str) -> String {
     name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect()
 }
 
-async fn cell(stage: &Stage, row: &Row, column: Column) -> String {
+async fn cell(stage: &Stage, row: &Row, column: Column) -> (String, Took) {
     let name = named(row.fault, column.name());
     let label = label(&name);
     let mut rounds = vec![json!({ "steps": row.steps })];
@@ -449,14 +480,14 @@ async fn cell(stage: &Stage, row: &Row, column: Column) -> String {
     // Without owned tools a chat goes through as bytes.
     let none = [("x-fanfold-tools", "none")];
     let headers = if column.relayed() { &none[..] } else { &[] };
-    let got = stage.ask(&name, column.streams(), headers).await;
+    let (got, took) = timed(&stage.process, stage.ask(&name, column.streams(), headers)).await;
     let code = code(&name, &got);
     has_what_it_should(&name, column, &got);
     let seen = stage.lab.journal();
     let asked = seen.of_script(&name).filter(|(_, request)| request.round == Some(fails)).count();
     let ran = seen.tools.get(label.as_str()).map_or(0, |runs| runs.started);
     let (after, again) = (got.header("retry-after"), got.header("x-should-retry"));
-    told(got.status.as_u16(), &code, after, again, asked, usize::try_from(ran).expect("few"))
+    (told(got.status.as_u16(), &code, after, again, asked, usize::try_from(ran).expect("few")), took)
 }
 
 fn has_what_it_should(name: &str, column: Column, got: &Got) {

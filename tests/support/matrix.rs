@@ -1,11 +1,83 @@
 //! The cells of a fault matrix: what was wanted, what came, and the table of all of them.
 //!
-//! A cell is compared as one line of text. All cells of a section are played before the first wrong one
-//! fails the test, and the table is written to the build output either way.
+//! A cell is compared as one line of text, and its answer has to end within its deadline, or a little later: 1 s is
+//! promised, 6 s fail the test. What threads waited for a processor in the meantime is forgiven: the machine had other
+//! things to do. All cells of a section are played before the first wrong one fails the test, and the table is written
+//! to the build output either way.
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::process::Process;
+
+/// How much later than its deadline an answer may end.
+const PROMISED: Duration = Duration::from_secs(1);
+/// How much later it may end without failing the test.
+const FORGIVEN: Duration = Duration::from_secs(6);
+
+/// How long an answer took.
+#[derive(Debug, Clone, Copy)]
+pub struct Took {
+    pub answer: Duration,
+    /// How long threads of the process, and of the test with its lab, waited for a processor, added up.
+    pub waited: Duration,
+}
+
+impl std::ops::Add for Took {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self { answer: self.answer + other.answer, waited: self.waited + other.waited }
+    }
+}
+
+/// Measures an answer.
+pub struct Watch {
+    process: i32,
+    began: Instant,
+    waited: HashMap<PathBuf, Duration>,
+}
+
+impl Watch {
+    /// From now on, of an answer of this process.
+    pub fn start(process: &Process) -> Self {
+        let process = process.id();
+        Self { process, began: Instant::now(), waited: waited(process) }
+    }
+
+    /// Until now.
+    pub fn stop(&self) -> Took {
+        let answer = self.began.elapsed();
+        let since = |(thread, waited): (PathBuf, Duration)| {
+            waited.saturating_sub(self.waited.get(&thread).copied().unwrap_or_default())
+        };
+        Took { answer, waited: waited(self.process).into_iter().map(since).sum() }
+    }
+}
+
+/// Waits for an answer; says how long that took.
+pub async fn timed<F: Future>(process: &Process, answer: F) -> (F::Output, Took) {
+    let watch = Watch::start(process);
+    (answer.await, watch.stop())
+}
+
+/// How long each thread of a process and of this one has waited for a processor so far.
+fn waited(process: i32) -> HashMap<PathBuf, Duration> {
+    let threads = ["self", &process.to_string()].map(|of| std::fs::read_dir(format!("/proc/{of}/task")));
+    let threads = threads.into_iter().flatten().flatten().filter_map(Result::ok);
+    // A thread may have ended since.
+    let waited = threads.filter_map(|thread| {
+        let text = std::fs::read_to_string(thread.path().join("schedstat")).ok()?;
+        let nanoseconds = text.split_whitespace().nth(1)?.parse().ok()?;
+        Some((thread.path(), Duration::from_nanos(nanoseconds)))
+    });
+    waited.collect()
+}
 
 /// One cell.
 #[derive(Debug)]
@@ -13,7 +85,41 @@ struct Cell {
     fault: String,
     column: String,
     wanted: String,
+    deadline: Duration,
     got: String,
+    took: Took,
+}
+
+/// What is said of a cell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    Ok,
+    /// It ended later than promised, and that is forgiven.
+    Slow,
+    Late,
+    Wrong,
+}
+
+impl Verdict {
+    /// The verdict about an answer that is as it should be, or not, had this deadline and took so long.
+    pub fn of(right: bool, deadline: Duration, took: Took) -> Self {
+        let late = took.answer.saturating_sub(deadline);
+        match () {
+            () if !right => Self::Wrong,
+            () if late > FORGIVEN + took.waited => Self::Late,
+            () if late > PROMISED => Self::Slow,
+            () => Self::Ok,
+        }
+    }
+
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Slow => "slow",
+            Self::Late => "LATE",
+            Self::Wrong => "WRONG",
+        }
+    }
 }
 
 /// The cells of one section.
@@ -21,9 +127,16 @@ struct Cell {
 pub struct Cells(Mutex<Vec<Cell>>);
 
 impl Cells {
-    /// Notes what became of a cell.
-    pub fn note(&self, fault: &str, column: impl Into<String>, wanted: String, got: String) {
-        let cell = Cell { fault: fault.to_owned(), column: column.into(), wanted, got };
+    /// Notes what became of a cell, which had this deadline.
+    pub fn note(
+        &self,
+        fault: &str,
+        column: impl Into<String>,
+        (wanted, deadline): (String, Duration),
+        (got, took): (String, Took),
+    ) {
+        let (fault, column) = (fault.to_owned(), column.into());
+        let cell = Cell { fault, column, wanted, deadline, got, took };
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(cell);
     }
 
@@ -31,14 +144,23 @@ impl Cells {
     pub fn settle(self, section: &str, number: usize) {
         let mut cells = self.0.into_inner().unwrap_or_else(PoisonError::into_inner);
         cells.sort_by(|a, b| (&a.fault, &a.column).cmp(&(&b.fault, &b.column)));
-        let mut table = String::from("| fault | column | result | |\n|---|---|---|---|\n");
+        let head = ["fault", "column", "result", "ended after", "deadline", "threads waited", ""];
+        let mut table = format!("| {} |\n|{}\n", head.join(" | "), "---|".repeat(head.len()));
         let mut wrong = String::new();
-        for Cell { fault, column, wanted, got } in &cells {
-            let verdict = if wanted == got { "ok" } else { "WRONG" };
+        for cell in &cells {
+            let Cell { fault, column, wanted, got, .. } = cell;
+            let [took, deadline, waited] = [cell.took.answer, cell.deadline, cell.took.waited]
+                .map(|time| format!("{} ms", time.as_millis()));
+            let verdict = Verdict::of(wanted == got, cell.deadline, cell.took);
+            let word = verdict.word();
             // Writing to a String cannot fail.
-            let _ = writeln!(table, "| {fault} | {column} | {got} | {verdict} |");
-            if wanted != got {
-                let _ = writeln!(wrong, "{fault} / {column}:\n  wanted {wanted}\n  got    {got}");
+            let _ =
+                writeln!(table, "| {fault} | {column} | {got} | {took} | {deadline} | {waited} | {word} |");
+            if matches!(verdict, Verdict::Wrong | Verdict::Late) {
+                let _ = writeln!(
+                    wrong,
+                    "{fault} / {column}: {word}\n  wanted {wanted} within {deadline}\n  got    {got} after {took}, threads waited {waited}"
+                );
             }
         }
         let folder = folder();
