@@ -245,9 +245,6 @@ impl Driver {
             if let Some(finish) = self.perform(&mut actions) {
                 break finish;
             }
-            if let Some(watching) = &mut self.watching {
-                watching.tell(&self.turn, self.audience != Audience::Client);
-            }
             let calls_began = std::mem::take(&mut self.calls_began);
             if calls_began && self.sink.has_news() && !self.started.gone.is_cancelled() {
                 // They leave first: who answers them is at work while the client reads.
@@ -258,6 +255,9 @@ impl Driver {
                 if !actions.is_empty() {
                     continue;
                 }
+            }
+            if let Some(watching) = &mut self.watching {
+                watching.tell(&self.turn, self.audience != Audience::Client);
             }
             if let Some(finish) = self.hear(&mut pieces, &mut actions).await {
                 break finish;

@@ -484,7 +484,7 @@ async fn play(tls: bool, noted: &Cells) {
             let took = took.map_or_else(|| "too late".to_owned(), |ms| format!("{ms:.0} ms"));
             let [wanted, got] =
                 [cell.wanted(), cell.outcome(&scene).await].map(|text| format!("{text}; {took}"));
-            noted.note(fault, cell.column(), wanted.replace("too late", "in time"), got);
+            noted.note_untimed(fault, cell.column(), wanted.replace("too late", "in time"), got);
         }
         gone += f64::from(u32::try_from(cells.len()).expect("few"));
         stage.process.metric_becomes("fanfold_client_disconnects_total", gone).await;

@@ -391,7 +391,7 @@ async fn a_turn_in_flight_ends_as_its_process_does() {
     let (lab, noted) = (Lab::start().await, Cells::default());
     let play = async |cell: Cell| {
         let got = cell.play(&lab).await;
-        noted.note(cell.fault, cell.column(), cell.wanted(), got);
+        noted.note_untimed(cell.fault, cell.column(), cell.wanted(), got);
     };
     stream::iter(cells()).map(play).buffer_unordered(SIDE_BY_SIDE).collect::<Vec<()>>().await;
     soon(lab.wait_until(|seen| seen.connections_open == 0)).await;

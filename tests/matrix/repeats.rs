@@ -346,7 +346,7 @@ async fn a_repetition_gets_one_answer_and_nothing_is_written_twice() {
         let seen = stage.lab.journal();
         for (cell, (again, then)) in cells.iter().zip(again.iter().zip(&then)) {
             let got = line(again, then, seen.of_script(&cell.name).count(), &ran(&seen, &cell.name));
-            noted.note(fault, cell.column(), cell.wanted(), got);
+            noted.note_untimed(fault, cell.column(), cell.wanted(), got);
         }
         stage.calm(fault).await;
     }

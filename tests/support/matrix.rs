@@ -85,9 +85,9 @@ struct Cell {
     fault: String,
     column: String,
     wanted: String,
-    deadline: Duration,
     got: String,
-    took: Took,
+    /// Its deadline, and how long it took. None: its times, if it has any, are in its text.
+    time: Option<(Duration, Took)>,
 }
 
 /// What is said of a cell.
@@ -135,8 +135,23 @@ impl Cells {
         (wanted, deadline): (String, Duration),
         (got, took): (String, Took),
     ) {
-        let (fault, column) = (fault.to_owned(), column.into());
-        let cell = Cell { fault, column, wanted, deadline, got, took };
+        self.push(fault, column, wanted, got, Some((deadline, took)));
+    }
+
+    /// Notes what became of a cell that is not about an answer in time.
+    pub fn note_untimed(&self, fault: &str, column: impl Into<String>, wanted: String, got: String) {
+        self.push(fault, column, wanted, got, None);
+    }
+
+    fn push(
+        &self,
+        fault: &str,
+        column: impl Into<String>,
+        wanted: String,
+        got: String,
+        time: Option<(Duration, Took)>,
+    ) {
+        let cell = Cell { fault: fault.to_owned(), column: column.into(), wanted, got, time };
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(cell);
     }
 
@@ -148,18 +163,33 @@ impl Cells {
         let mut table = format!("| {} |\n|{}\n", head.join(" | "), "---|".repeat(head.len()));
         let mut wrong = String::new();
         for cell in &cells {
-            let Cell { fault, column, wanted, got, .. } = cell;
-            let [took, deadline, waited] = [cell.took.answer, cell.deadline, cell.took.waited]
-                .map(|time| format!("{} ms", time.as_millis()));
-            let verdict = Verdict::of(wanted == got, cell.deadline, cell.took);
-            let word = verdict.word();
+            let Cell { fault, column, wanted, got, time } = cell;
+            let right = wanted == got;
+            let (word, times) = match time {
+                None if right => (Verdict::Ok, None),
+                None => (Verdict::Wrong, None),
+                Some((deadline, took)) => (
+                    Verdict::of(right, *deadline, *took),
+                    Some(
+                        [took.answer, *deadline, took.waited].map(|time| format!("{} ms", time.as_millis())),
+                    ),
+                ),
+            };
+            let fails = matches!(word, Verdict::Wrong | Verdict::Late);
+            let word = word.word();
+            let columns = times.as_ref().map_or_else(|| " | | ".to_owned(), |times| times.join(" | "));
             // Writing to a String cannot fail.
-            let _ =
-                writeln!(table, "| {fault} | {column} | {got} | {took} | {deadline} | {waited} | {word} |");
-            if matches!(verdict, Verdict::Wrong | Verdict::Late) {
+            let _ = writeln!(table, "| {fault} | {column} | {got} | {columns} | {word} |");
+            if fails {
+                let [within, after] = match times {
+                    None => Default::default(),
+                    Some([took, deadline, waited]) => {
+                        [format!(" within {deadline}"), format!(" after {took}, threads waited {waited}")]
+                    }
+                };
                 let _ = writeln!(
                     wrong,
-                    "{fault} / {column}: {word}\n  wanted {wanted} within {deadline}\n  got    {got} after {took}, threads waited {waited}"
+                    "{fault} / {column}: {word}\n  wanted {wanted}{within}\n  got    {got}{after}"
                 );
             }
         }
