@@ -160,13 +160,15 @@ impl Proxy {
                     }
                 };
                 let server = &asked.snapshot.server;
+                let request_id = asked.request_id();
+                // The copy is the one to which nothing is added: it has no more room than it needs.
+                let kept = asked.headers.clone();
                 let client = Client {
-                    headers: asked.headers.clone(),
+                    headers: asked.headers,
                     buffer: server.write_buffer.0 / 8,
                     keep_alive: server.keep_alive.0,
                 };
                 let gauge = Counted::new(asked.snapshot.parts.telemetry.turns_in_flight.clone());
-                let request_id = asked.request_id();
                 let started = Box::new(Started {
                     parts: asked.snapshot.parts.clone(),
                     team: asked.team.clone(),
@@ -180,7 +182,7 @@ impl Proxy {
                     sent: body,
                     trace,
                     head: AskHead { headers, path },
-                    headers: asked.headers,
+                    headers: kept,
                     request_id,
                     gone: asked.peer.gone,
                     shutdown: self.shutdown.here(),

@@ -184,8 +184,8 @@ impl Handler for Proxy {
 }
 
 fn of_every_response(id: HeaderValue) -> HeaderMap {
-    // Room for the quotas' headers and the upstream's: growing means hashing all of them again.
-    let mut headers = HeaderMap::with_capacity(24);
+    // Room for the quotas' headers and those of a stream; a stream keeps it as long as it goes on.
+    let mut headers = HeaderMap::with_capacity(12);
     headers.insert(REQUEST_ID, id);
     headers.insert(PARALLEL, HeaderValue::from_static(NO_DECISION));
     headers

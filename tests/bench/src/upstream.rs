@@ -15,6 +15,7 @@
 //! Whoever asks for usage gets it, as from OpenAI.
 
 use std::convert::Infallible;
+use std::os::fd::OwnedFd;
 use std::sync::LazyLock;
 use std::time::{Duration, SystemTime};
 
@@ -27,6 +28,9 @@ use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use memchr::memmem;
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
@@ -59,7 +63,7 @@ async fn answer(request: Request<Incoming>) -> Response<Body> {
     if path.starts_with("/tool") {
         let millis = query.split('&').find_map(|pair| pair.strip_prefix("ms=")?.parse().ok()).unwrap_or(0);
         if millis > 0 {
-            tokio::time::sleep(Duration::from_millis(millis)).await;
+            exactly(Duration::from_millis(millis)).await;
         }
         return json("{\"ok\":true}");
     }
@@ -94,6 +98,20 @@ async fn answer(request: Request<Incoming>) -> Response<Body> {
         _ if asked.stream => events(text_events(&["hello ", "there"], asked.usage)),
         _ => json(WHOLE),
     }
+}
+
+/// Waits for so long by the kernel's own timer. The runtime's ticks once a millisecond: behind it a delay of a tenth of
+/// that would be a whole one or none at all.
+#[expect(
+    deprecated,
+    reason = "what replaces it is unsafe, for the sake of those who hand in a descriptor they do not own"
+)]
+async fn exactly(time: Duration) {
+    let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC);
+    let timer = timer.expect("a timer");
+    timer.set(Expiration::OneShot(time.into()), TimerSetTimeFlags::empty()).expect("a time");
+    let timer = AsyncFd::with_interest(OwnedFd::from(timer), Interest::READABLE).expect("a timer");
+    let _rang = timer.readable().await;
 }
 
 /// What of the request decides about the reply.
