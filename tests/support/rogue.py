@@ -71,6 +71,8 @@ def call(id, params):
         # Nobody's, and those of other calls: over, of another connection, still to come.
         for other in [id + 1000, "x", -1] + [id + n for n in range(-5, 6) if n]:
             answer(other, "not yours")
+        # Whoever answers this has read all of them.
+        say({"jsonrpc": "2.0", "id": "read", "method": "ping"})
     elif name == "change":
         TOOLS[:] = ["echo", "new"]
         changed = "echo"
@@ -138,6 +140,8 @@ for line in sys.stdin:
         log("cancelled")
         if waiting.get("late") == message["params"].get("requestId"):
             answer(waiting.pop("late"), "too late")
+    elif method is None and id == "read":
+        log("read wrong")
     elif method is None and str(id).startswith("ask-"):
         asked, answers = waiting["ask"]
         answers.append(message.get("error", {}).get("code"))

@@ -314,7 +314,7 @@ async fn garbage_wrong_ids_and_a_message_without_measure_cost_no_other_call() {
     let wrong = rig.tool("s__wrong");
     let (call, stop) = (testing::call(&json!({})), CancellationToken::new());
     let (outcome, long) = tokio::join!(wrong.run(&call, &stop), async {
-        rig.logged("s", "call wrong").await;
+        rig.logged("s", "read wrong").await;
         let long = rig.call("s__long").await;
         stop.cancel();
         long
@@ -345,7 +345,7 @@ async fn an_answer_to_somebody_elses_id_reaches_nobody() {
     let (call, stop) = (testing::call(&json!({})), CancellationToken::new());
     let (mine, lost, later) = tokio::join!(slow.run(&call, &stop), wrong.run(&call, &stop), async {
         rig.logged("t", "call slow").await;
-        rig.logged("s", "call wrong").await;
+        rig.logged("s", "read wrong").await;
         // What was said of ids to come is not taken for the answers of calls that have them now.
         let mut later = Vec::new();
         for n in 0..5 {
