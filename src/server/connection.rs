@@ -5,6 +5,7 @@
 //!  TLS, sniff          ├─ client left: gone, a moment ──▶ end
 //!                      ├─ cut ──────────────────────────▶ end
 //!                      ├─ head too slow ────────────────▶ end
+//!                      ├─ broken rules of HTTP/2: silence ▶ end
 //!                      └─ idle, draining: goodbye ──────▶ (hyper is done, or a moment)
 //! ```
 
@@ -140,6 +141,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (activity, gone) = (Arc::clone(&watch.activity), watch.gone.clone());
+    let (leaving, cut) = (watch.leaving.clone(), watch.cut.clone());
     let tls = shared.tls.is_some();
     let bounds = shared.bounds;
     let service = {
@@ -168,9 +170,9 @@ where
         }
         Protocol::Http2 => {
             let io = TokioIo::new(Observed::new(transport, Observer::Frames(FrameGuard::new())));
-            let cut = CancellationToken::new();
-            let _cut_streams = cut.clone().drop_guard();
-            let executor = Streams { tasks: shared.tasks.clone(), cut, stall: bounds.stall };
+            let streams = CancellationToken::new();
+            let cut_streams = streams.clone().drop_guard();
+            let executor = Streams { tasks: shared.tasks.clone(), cut: streams, stall: bounds.stall };
             // Boxed: connections of the other kind need not have room for it.
             let mut connection = Box::pin(
                 http2::Builder::new(executor)
@@ -186,11 +188,15 @@ where
                     .keep_alive_timeout(PING_EVERY)
                     .serve_connection(io, service),
             );
-            watch.drive(connection.as_mut()).await
+            let result = watch.drive(connection.as_mut()).await;
+            drop((connection, cut_streams));
+            result
         }
     };
-    if let Err(error) = result {
-        debug!(peer = %address, %error, "a connection broke off");
+    let Err(error) = result else { return };
+    debug!(peer = %address, %error, "a connection broke off");
+    if protocol == Protocol::Http2 {
+        cut.run_until_cancelled(leaving.in_silence()).await;
     }
 }
 
@@ -290,6 +296,8 @@ struct Watch {
     signals: FuturesUnordered<Boxed>,
     gone: CancellationToken,
     patience: Patience,
+    leaving: Leaving,
+    cut: CancellationToken,
 }
 
 /// Returns once, if at all.
@@ -316,7 +324,8 @@ impl Watch {
                 Box::pin(cut.cancelled_owned().map(|()| Signal::Cut)),
             ]
         });
-        Self { activity, signals, gone: CancellationToken::new(), patience: shared.bounds.patience }
+        let (gone, patience) = (CancellationToken::new(), shared.bounds.patience);
+        Self { activity, signals, gone, patience, leaving, cut }
     }
 
     async fn drive(mut self, mut connection: Pin<&mut impl Connection>) -> hyper::Result<()> {
@@ -331,12 +340,16 @@ impl Watch {
                         self.gone.cancel();
                         end = Some(Instant::now() + MOMENT);
                     }
-                    Signal::Draining => connection.as_mut().goodbye(),
+                    Signal::Draining => {
+                        self.leaving.said_goodbye();
+                        connection.as_mut().goodbye();
+                    }
                     Signal::Cut => return Ok(()),
                 },
                 cause = expired(&self.activity, self.patience, timer.as_mut()), if end.is_none() => match cause {
                     Expired::Head => return Ok(()),
                     Expired::Idle => {
+                        self.leaving.said_goodbye();
                         connection.as_mut().goodbye();
                         end = Some(Instant::now() + GOODBYE);
                     }

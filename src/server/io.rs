@@ -9,6 +9,7 @@ use std::io::{self, IoSlice};
 use std::net::Shutdown;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -29,6 +30,9 @@ const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 32 * 1024 * 1024;
 /// The same on HTTP/2, whose clients read while they send. What goes on after our goodbye is a flood.
 const LINGER_FRAMES: usize = 64 * 1024;
+/// How long a client that broke the rules of HTTP/2 is left alone before its connection is closed. Whoever floods would
+/// begin anew at once with the next one.
+const SILENCE: Duration = Duration::from_secs(2);
 
 /// Which HTTP a connection speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,16 +46,24 @@ pub(crate) enum Protocol {
 /// A connected TCP socket.
 ///
 /// A write that makes no progress for the stall time fails. Shutting down ends our side, then
-/// reads and drops what the client still sends, for a bounded time.
+/// reads and drops what the client still sends, for a bounded time. On HTTP/2 it does so after our goodbye only: what
+/// ends without one is ended by its client, or in [silence](Leaving::in_silence).
 #[derive(Debug)]
 pub(crate) struct Socket {
-    stream: Arc<TcpStream>,
+    stream: Arc<Line>,
     replay: Bytes,
     stall: Duration,
     stalled: Option<Pin<Box<Sleep>>>,
-    /// The most that is thrown away at the end.
-    waste: usize,
+    protocol: Protocol,
     lingering: Option<Linger>,
+}
+
+/// What the socket shares with those who watch it.
+#[derive(Debug)]
+struct Line {
+    tcp: TcpStream,
+    /// We said that what is in flight is the last.
+    goodbye: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -65,7 +77,7 @@ struct Linger {
 /// The runtime remembers that a socket's reading side was closed, and only that: nothing has to be
 /// read for it, and bytes that were not asked for (a pipelined request) do not hide it.
 #[derive(Debug, Clone)]
-pub(crate) struct Leaving(Arc<TcpStream>);
+pub(crate) struct Leaving(Arc<Line>);
 
 impl Leaving {
     /// Returns once the client closed its side, or the connection broke.
@@ -74,7 +86,7 @@ impl Leaving {
         // Interest in priority data also wakes for a closed reading side and, unlike interest in
         // readable data, not for data. An error means the runtime is going away: that is leaving too.
         loop {
-            match self.0.ready(Interest::PRIORITY).await {
+            match self.0.tcp.ready(Interest::PRIORITY).await {
                 Ok(ready) if !ready.is_read_closed() => time::sleep(Duration::from_millis(10)).await,
                 Ok(_) | Err(_) => return,
             }
@@ -87,21 +99,36 @@ impl Leaving {
         let _ = &self.0;
         std::future::pending::<()>().await;
     }
+
+    /// Our side says goodbye: the end is a usual one.
+    pub(crate) fn said_goodbye(&self) {
+        self.0.goodbye.store(true, Ordering::Relaxed);
+    }
+
+    /// Holds a connection that broke off, for a while or until its client leaves: nothing is read and nothing said, so
+    /// what the client goes on to send stays with it.
+    pub(crate) async fn in_silence(self) {
+        let _over = time::timeout(SILENCE, self.closed()).await;
+    }
 }
 
 impl Socket {
     /// Wraps an accepted connection.
     pub(crate) fn new(stream: TcpStream, stall: Duration) -> Self {
-        let (stream, replay) = (Arc::new(stream), Bytes::new());
-        Self { stream, replay, stall, stalled: None, waste: LINGER_BYTES, lingering: None }
+        let stream = Arc::new(Line { tcp: stream, goodbye: AtomicBool::new(false) });
+        Self {
+            stream,
+            replay: Bytes::new(),
+            stall,
+            stalled: None,
+            protocol: Protocol::Http1,
+            lingering: None,
+        }
     }
 
     /// What it speaks, once that is known.
     pub(crate) fn speaks(&mut self, protocol: Protocol) {
-        self.waste = match protocol {
-            Protocol::Http1 => LINGER_BYTES,
-            Protocol::Http2 => LINGER_FRAMES,
-        };
+        self.protocol = protocol;
     }
 
     /// A watcher for the client's leaving.
@@ -150,8 +177,8 @@ impl Socket {
         mut attempt: impl FnMut(&TcpStream) -> io::Result<usize>,
     ) -> Poll<io::Result<usize>> {
         loop {
-            ready!(self.stream.poll_write_ready(cx))?;
-            match attempt(&self.stream) {
+            ready!(self.stream.tcp.poll_write_ready(cx))?;
+            match attempt(&self.stream.tcp) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
                 result => return Poll::Ready(result),
             }
@@ -180,7 +207,7 @@ impl AsyncRead for Socket {
             return Poll::Ready(Ok(()));
         }
         loop {
-            let readable = me.stream.poll_read_ready(cx);
+            let readable = me.stream.tcp.poll_read_ready(cx);
             // What was sniffed comes with what follows it: a reader that gets it alone makes more room than it needs.
             if replayed > 0 && !matches!(readable, Poll::Ready(Ok(()))) {
                 return Poll::Ready(Ok(()));
@@ -189,7 +216,7 @@ impl AsyncRead for Socket {
             let (room, mut drained) = (into.remaining(), false);
             // Less than there was room for is all there was: the runtime is told so, as after a read that
             // would block, and the next look at the socket costs no system call.
-            let read = me.stream.try_io(Interest::READABLE, || match me.stream.try_read_buf(into) {
+            let read = me.stream.tcp.try_io(Interest::READABLE, || match me.stream.tcp.try_read_buf(into) {
                 Ok(read) if 0 < read && read < room => {
                     drained = true;
                     Err(io::ErrorKind::WouldBlock.into())
@@ -233,11 +260,18 @@ impl AsyncWrite for Socket {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut linger = match self.lingering.take() {
             Some(linger) => linger,
+            None if self.protocol == Protocol::Http2 && !self.stream.goodbye.load(Ordering::Relaxed) => {
+                return Poll::Ready(Ok(()));
+            }
             None => {
-                if SockRef::from(&*self.stream).shutdown(Shutdown::Write).is_err() {
+                if SockRef::from(&self.stream.tcp).shutdown(Shutdown::Write).is_err() {
                     return Poll::Ready(Ok(()));
                 }
-                Linger { until: Box::pin(time::sleep(LINGER)), left: self.waste }
+                let left = match self.protocol {
+                    Protocol::Http1 => LINGER_BYTES,
+                    Protocol::Http2 => LINGER_FRAMES,
+                };
+                Linger { until: Box::pin(time::sleep(LINGER)), left }
             }
         };
         let mut waste = [0; 8192];
@@ -398,7 +432,7 @@ mod tests {
         let (protocol, ()) = tokio::join!(socket.sniff(), write);
         assert_eq!(protocol.unwrap(), Protocol::Http1);
         client.try_write(b"host: x\r\n").unwrap();
-        socket.stream.readable().await.unwrap();
+        socket.stream.tcp.readable().await.unwrap();
         let mut first = [0; 4];
         socket.read_exact(&mut first).await.unwrap();
         assert_eq!(&first, b"PRI ");
@@ -415,7 +449,7 @@ mod tests {
         let (socket, client) = pair(Duration::from_secs(30)).await;
         let leaving = socket.leaving();
         client.try_write(b"unread").unwrap();
-        socket.stream.readable().await.unwrap();
+        socket.stream.tcp.readable().await.unwrap();
         tokio::select! {
             biased;
             () = leaving.closed() => panic!("bytes are no leaving"),
