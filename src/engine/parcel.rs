@@ -1,8 +1,8 @@
 //! A parked reply as bytes, and back: what a store keeps, and what another replica reads.
 //!
 //! ```text
-//! 1 │ fingerprint (32) │ n │ n × text │ text │ n │ n × ( text │ 0, or 1 and text )
-//!     of the history     before         assistant  slots  id    ours
+//! 1 │ fingerprint (32)    │ n │ n × text │ text │ n │ n × ( text │ 0, or 1 and text )
+//!     of model and history  before         assistant  slots  id    ours
 //! ```
 //!
 //! A text is its length and its bytes, and numbers are four bytes, the lowest first. JSON stays as

@@ -195,7 +195,11 @@ fn urls() -> Vec<Row> {
             "call=redirect&to=/x",
             "error: the server answered HTTP 302 Found, which is not followed",
         ),
-        open("HTTP session gone", "session=s&call=fail&status=404", LOST),
+        http(
+            "HTTP session gone",
+            "session=s&call=fail&status=404",
+            "error: the server has ended the session; the call was not run",
+        ),
         open("HTTP closed after sending", "call=close", LOST),
         open("HTTP reset after sending", "call=reset", LOST),
         // Calls that write have a connection each. Whatever else is the first on its connection is not sent again.

@@ -76,10 +76,19 @@ type Failed = StreamableHttpError<HttpError>;
 
 /// Our own reason inside of an error of the SDK, which does not name it as a source.
 pub(super) fn ours<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a HttpError> {
+    if let StreamableHttpError::Client(ours) = cause(error)? { Some(ours) } else { None }
+}
+
+/// Whether the server has ended the session, and so has done nothing of what it was asked for.
+pub(super) fn is_session_over(error: &(dyn std::error::Error + 'static)) -> bool {
+    matches!(cause(error), Some(StreamableHttpError::SessionExpired))
+}
+
+fn cause<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a Failed> {
     let mut source = Some(error);
     while let Some(error) = source {
-        if let Some(StreamableHttpError::Client(ours)) = error.downcast_ref::<Failed>() {
-            return Some(ours);
+        if let Some(failed) = error.downcast_ref::<Failed>() {
+            return Some(failed);
         }
         source = error.source();
     }
@@ -139,17 +148,23 @@ impl Requests {
         };
         let sending = async {
             if !harmless {
-                return send(&self.fresh).await;
+                return send(&self.fresh).await.map_err(|error| failed(&error));
             }
             match send(&self.kept).await {
-                Err(SendError::Exchange { reused: true, .. }) => send(&self.fresh).await,
-                sent => sent,
+                Err(lost @ SendError::Exchange { reused: true, .. }) => {
+                    // It may have arrived over the first: without a second connection that is what is known.
+                    send(&self.fresh).await.map_err(|error| match error {
+                        SendError::Connect(_) => failed(&lost),
+                        SendError::Exchange { .. } => failed(&error),
+                    })
+                }
+                sent => sent.map_err(|error| failed(&error)),
             }
         };
         let response = timeout(BEGIN, sending).await;
         let response =
             response.map_err(|_| StreamableHttpError::Client(HttpError::NoAnswer("no answer in time")))?;
-        response.map_err(|error| StreamableHttpError::Client(failed(&error)))
+        response.map_err(StreamableHttpError::Client)
     }
 
     /// The events of a response, each within the bound.
@@ -288,21 +303,22 @@ async fn refused(
     };
     let status = answer.status;
     let auth = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
-    let opening = match message {
+    let (id, opening) = match message {
         ClientJsonRpcMessage::Request(request) => {
-            matches!(request.request, ClientRequest::DiscoverRequest(_)).then(|| request.id.clone())
+            (Some(&request.id), matches!(request.request, ClientRequest::DiscoverRequest(_)))
         }
         ClientJsonRpcMessage::Response(_)
         | ClientJsonRpcMessage::Notification(_)
-        | ClientJsonRpcMessage::Error(_) => None,
+        | ClientJsonRpcMessage::Error(_) => (None, false),
     };
-    match (opening, error) {
-        (Some(id), error) if !in_session && status.is_client_error() && !auth => {
+    match (id, error) {
+        (Some(id), error) if opening && !in_session && status.is_client_error() && !auth => {
             let unknown = || ErrorData::invalid_request(format!("HTTP {status}"), None);
             let error = error.map_or_else(unknown, |error| error.error);
-            Ok(StreamableHttpPostResponse::Json(ServerJsonRpcMessage::error(error, Some(id)), None))
+            Ok(StreamableHttpPostResponse::Json(ServerJsonRpcMessage::error(error, Some(id.clone())), None))
         }
-        (_, Some(error)) if !auth => {
+        // One of another request, or of none, would reach nobody.
+        (Some(id), Some(error)) if !auth && error.id.as_ref() == Some(id) => {
             Ok(StreamableHttpPostResponse::Json(ServerJsonRpcMessage::Error(error), None))
         }
         (_, _) => Err(StreamableHttpError::Client(HttpError::Status(answer))),

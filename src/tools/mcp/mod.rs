@@ -38,13 +38,14 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use self::http::{HttpError, ours};
+use self::http::{HttpError, is_session_over, ours};
 pub(super) use self::listing::Listed;
 pub(super) use self::names::{effect, offered, public};
 pub(super) use self::plan::Plan;
 use self::server::Up;
 pub(super) use self::server::{Link, State};
 use super::arguments::Arguments;
+use super::http::answer::Answer;
 use super::http::fault::{self, Fault};
 use super::http::{UNKNOWN, connect::ConnectError, rested};
 use super::servers::pins;
@@ -88,7 +89,7 @@ pub(super) struct Mcp {
 impl Mcp {
     /// Runs one call.
     pub(super) async fn run(&self, arguments: &Arguments, call: &Call, stop: &CancellationToken) -> Outcome {
-        let State::Up(up) = self.link.state() else {
+        let State::Up(mut up) = self.link.state() else {
             let what = format!("the server {} is not available right now; nothing was sent", self.server);
             return Outcome::failed(OutcomeKind::Error, &what);
         };
@@ -106,9 +107,14 @@ impl Mcp {
                 Err(error) => error,
             };
             let again = self.again(&error, attempts) && rested(call.deadline, stop).await;
-            // Meanwhile it may have turned out to be down.
-            if !again || !matches!(self.link.state(), State::Up(_)) {
+            // Meanwhile it may have turned out to be down, or to offer something else.
+            let State::Up(now) = self.link.state() else { return self.failed(&error, call.result_limit) };
+            if !again {
                 return self.failed(&error, call.result_limit);
+            }
+            up = now;
+            if let Err(outcome) = self.as_accepted(&up.tools) {
+                return outcome;
             }
             tracing::debug!(request_id = call.request_id, server = %self.server, "a call is tried once more: {error}");
             attempts += 1;
@@ -215,11 +221,21 @@ impl Mcp {
             }
             ServiceError::TransportSend(error) => {
                 self.link.doubt();
+                if is_session_over(error.error.as_ref()) {
+                    let what = "the server has ended the session; the call was not run";
+                    return Outcome::failed(OutcomeKind::Error, what);
+                }
                 match ours(error.error.as_ref()) {
                     Some(HttpError::NotSent(ConnectError::Blocked)) => {
                         return Outcome::failed(OutcomeKind::Denied, ConnectError::Blocked.message());
                     }
                     Some(HttpError::NotSent(why)) => format!("unreachable: {}", why.message()),
+                    // What such a server says may repeat our key.
+                    Some(HttpError::Status(Answer { status, .. }))
+                        if matches!(*status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) =>
+                    {
+                        format!("HTTP {status}")
+                    }
                     Some(HttpError::Status(answer)) if is_refusal(answer.status) => {
                         return answer.clone().shortened(limit).outcome();
                     }

@@ -25,18 +25,25 @@ async fn told(effect: &str, status: u16, body: &'static str, kind: &'static str,
     outcome.content
 }
 
+/// Errors of the protocol that name no request, and one that nobody made.
+const NOBODYS: &str = r#"{"jsonrpc":"2.0","id":null,"error":{"code":-32000,"message":"no"}}"#;
+const ANOTHERS: &str = r#"{"jsonrpc":"2.0","id":"server-error","error":{"code":-32600,"message":"no"}}"#;
+
 #[tokio::test]
 async fn over_http_a_refusal_is_told_with_its_status_and_body_and_leaves_nothing_open() {
     const TEXT: &str = "text/plain";
+    const JSON: &str = "application/json";
     for (status, body, kind, expected) in [
         (400, "no such city", TEXT, "error: HTTP 400 Bad Request: no such city"),
-        (401, "who are you?", TEXT, "error: HTTP 401 Unauthorized: who are you?"),
-        (403, "{\"no\":1}", "application/json", "error: HTTP 403 Forbidden: {\"no\":1}"),
+        (401, "who are you?", TEXT, "error: HTTP 401 Unauthorized"),
+        (403, "{\"no\":1}", "application/json", "error: HTTP 403 Forbidden"),
         (404, "", TEXT, "error: HTTP 404 Not Found: (empty)"),
         (405, "no", TEXT, "error: HTTP 405 Method Not Allowed: no"),
         (413, "no", TEXT, "error: HTTP 413 Payload Too Large: no"),
         (415, "no", "image/png", "error: HTTP 415 Unsupported Media Type: binary data, image/png, 2 bytes"),
         (429, "later", TEXT, "error: HTTP 429 Too Many Requests: later"),
+        (400, NOBODYS, JSON, &format!("error: HTTP 400 Bad Request: {NOBODYS}")),
+        (429, ANOTHERS, JSON, &format!("error: HTTP 429 Too Many Requests: {ANOTHERS}")),
     ] {
         for effect in ["read", "write"] {
             assert_eq!(told(effect, status, body, kind, 64 * 1024).await, expected, "{effect}");
@@ -48,8 +55,13 @@ async fn over_http_a_refusal_is_told_with_its_status_and_body_and_leaves_nothing
 
 #[tokio::test]
 async fn over_http_what_may_have_been_begun_leaves_the_outcome_of_a_write_open() {
-    for (status, said) in [(408, "408 Request Timeout"), (500, "500 Internal Server Error")] {
-        let told = told("write", status, "x", "text/plain", 1024).await;
+    for (status, said, body) in [
+        (408, "408 Request Timeout", "x"),
+        (500, "500 Internal Server Error", "x"),
+        (500, "500 Internal Server Error", NOBODYS),
+        (503, "503 Service Unavailable", ANOTHERS),
+    ] {
+        let told = told("write", status, body, "application/json", 1024).await;
         assert_eq!(told, format!("error: the server answered HTTP {said}; {UNKNOWN}"));
     }
 }
