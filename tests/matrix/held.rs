@@ -116,7 +116,7 @@ pub(super) const SECTIONS: [(&str, &[Row]); 4] = [
             (
                 "floods over HTTP/2",
                 &[
-                    "src/server/tests/http2.rs::a_flood_of_pings_ends_the_connection",
+                    "src/server/tests/http2.rs::a_flood_of_pings_meets_silence_and_then_the_connections_end",
                     "src/server/tests/http2.rs::a_flood_of_requests_that_are_reset_ends_the_connection",
                     "tests/hostile.rs",
                 ],
