@@ -106,12 +106,11 @@ impl Mcp {
                 Ok(outcome) => return outcome,
                 Err(error) => error,
             };
-            let again = self.again(&error, attempts) && rested(call.deadline, stop).await;
-            // Meanwhile it may have turned out to be down, or to offer something else.
-            let State::Up(now) = self.link.state() else { return self.failed(&error, call.result_limit) };
-            if !again {
+            if !self.again(&error, attempts) || !rested(call.deadline, stop).await {
                 return self.failed(&error, call.result_limit);
             }
+            // Meanwhile it may have turned out to be down, or to offer something else.
+            let State::Up(now) = self.link.state() else { return self.failed(&error, call.result_limit) };
             up = now;
             if let Err(outcome) = self.as_accepted(&up.tools) {
                 return outcome;
