@@ -215,11 +215,7 @@ struct Cell {
 
 impl Cell {
     fn column(&self) -> String {
-        let mode = match self.mode {
-            Mode::Whole => "whole",
-            Mode::Unbegun => "stream not begun",
-            Mode::Begun => "stream begun",
-        };
+        let mode = self.mode.words();
         let before = match self.before {
             Before::Nothing => "first round",
             Before::Relayed => "relayed",

@@ -272,7 +272,7 @@ fn reply(row: &Row, label: &str, before: Option<&str>) -> Value {
 }
 
 async fn cell(stage: &Stage, row: &Row, mode: Mode, after: bool) -> (String, Took) {
-    let name = label(&format!("{} {}", row.fault, column(0, mode, after).trim_start_matches("read, ")));
+    let name = label(&format!("{} {}", row.fault, column(mode, after)));
     let mut hello = (mode == Mode::Begun).then_some("Hel");
     let mut rounds = Vec::new();
     if after {
@@ -398,9 +398,8 @@ async fn every_fault_of_a_model_is_told_to_it_and_runs_nothing_it_should_not() {
         let played = columns.map(async |(mode, after)| {
             let wanted = if after { &row.after } else { &row.first };
             let got = cell(&stage, &row, mode, after).await;
-            let column = column(0, mode, after).trim_start_matches("read, ");
             // There is nothing to wait for.
-            cells.note(row.fault, column, (line(wanted, wanted.end), Duration::ZERO), got);
+            cells.note(row.fault, column(mode, after), (line(wanted, wanted.end), Duration::ZERO), got);
         });
         join_all(played).await;
         stage.calm(row.fault).await;

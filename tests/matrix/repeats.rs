@@ -126,11 +126,7 @@ struct Cell {
 
 impl Cell {
     fn column(&self) -> String {
-        let mode = match self.mode {
-            Mode::Whole => "whole",
-            Mode::Unbegun => "stream not begun",
-            Mode::Begun => "stream begun",
-        };
+        let mode = self.mode.words();
         let mark = match self.mark {
             Mark::Counted => "counted",
             Mark::Keyed => "with a key",

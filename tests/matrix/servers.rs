@@ -317,7 +317,7 @@ impl Row {
 /// A cell, with a server of its own.
 struct Cell {
     effect: &'static str,
-    column: &'static str,
+    column: String,
     mode: Mode,
     after: bool,
     /// Names its server and its script.
@@ -326,11 +326,11 @@ struct Cell {
 
 fn cells() -> Vec<Cell> {
     let mut cells = Vec::new();
-    for (at, effect) in EFFECTS.into_iter().enumerate() {
+    for effect in EFFECTS {
         for mode in MODES {
             cells.extend([false, true].map(|after| {
                 let name = format!("{effect}_{}{}", mode as usize, usize::from(after));
-                Cell { effect, column: column(at, mode, after), mode, after, name }
+                Cell { effect, column: format!("{effect}, {}", column(mode, after)), mode, after, name }
             }));
         }
     }
@@ -557,7 +557,7 @@ async fn play(row: Row, noted: &Cells) {
     };
     let played = cells.iter().map(async |cell| {
         let got = cell.play(&stage, &row, log.path()).await;
-        noted.note(row.fault, cell.column, cell.wanted(&row), got);
+        noted.note(row.fault, &cell.column, cell.wanted(&row), got);
     });
     join_all(played).await;
     if row.up == Up::Again {

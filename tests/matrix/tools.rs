@@ -24,6 +24,16 @@ pub(super) enum Mode {
     Begun,
 }
 
+impl Mode {
+    pub(super) const fn words(self) -> &'static str {
+        match self {
+            Self::Whole => "whole",
+            Self::Unbegun => "stream not begun",
+            Self::Begun => "stream begun",
+        }
+    }
+}
+
 pub(super) const MODES: [Mode; 3] = [Mode::Whole, Mode::Unbegun, Mode::Begun];
 
 /// How long a child sleeps that its parent leaves behind: as nobody else does.
@@ -215,7 +225,7 @@ async fn every_fault_of_a_tool_is_news_for_the_model() {
         let played = all.into_iter().map(async |(tool, effect, mode, after)| {
             let got = cell(&stage, folder.path(), &tool, mode, after).await;
             let wanted = (wanted(row, effect, after), deadline(row.fault));
-            cells.note(row.fault, column(effect, mode, after), wanted, got);
+            cells.note(row.fault, format!("{}, {}", EFFECTS[effect], column(mode, after)), wanted, got);
         });
         join_all(played).await;
         stage.calm(row.fault).await;
@@ -231,29 +241,9 @@ async fn every_fault_of_a_tool_is_news_for_the_model() {
     cells.settle("tools", size().1);
 }
 
-pub(super) fn column(effect: usize, mode: Mode, after: bool) -> &'static str {
-    // A table's columns are known, so each has its name once.
-    const NAMES: [&str; 18] = [
-        "read, whole, first round",
-        "read, whole, after a write",
-        "read, stream not begun, first round",
-        "read, stream not begun, after a write",
-        "read, stream begun, first round",
-        "read, stream begun, after a write",
-        "idempotent, whole, first round",
-        "idempotent, whole, after a write",
-        "idempotent, stream not begun, first round",
-        "idempotent, stream not begun, after a write",
-        "idempotent, stream begun, first round",
-        "idempotent, stream begun, after a write",
-        "write, whole, first round",
-        "write, whole, after a write",
-        "write, stream not begun, first round",
-        "write, stream not begun, after a write",
-        "write, stream begun, first round",
-        "write, stream begun, after a write",
-    ];
-    NAMES[effect * 6 + mode as usize * 2 + usize::from(after)]
+/// What a cell is called by how the client asks and whether a tool wrote before.
+pub(super) fn column(mode: Mode, after: bool) -> String {
+    format!("{}, {}", mode.words(), if after { "after a write" } else { "first round" })
 }
 
 fn wanted(row: &Row, effect: usize, after: bool) -> String {
