@@ -3,7 +3,7 @@
 //! ```text
 //!            ┌─ accepts ─ worker ─┐                                  ┌─▶ worker: clients ⇄ requests ⇄ upstreams, tools
 //!  listener ─┼─ accepts ─ worker ─┼─ keeps it, or gives it to one ───┼─▶ worker: clients ⇄ requests ⇄ upstreams, tools
-//!            └─          …       ─┘  that has fewer connections      └─▶ worker: …
+//!            └─          …       ─┘  that has far fewer connections  └─▶ worker: …
 //!  everything else: the runtime of the process
 //! ```
 //!
@@ -32,6 +32,9 @@ use tracing::debug;
 
 /// So many workers accept connections: a new one wakes all that do.
 const ENTRANCES: usize = 4;
+/// A worker may have more connections than another one by this part of them: to hand one over wakes a thread, and the
+/// first request waits for it.
+const UNEVEN: usize = 4;
 
 /// Where connections are served. The default has no threads of its own: whoever accepts a connection serves it.
 #[derive(Debug, Clone, Default)]
@@ -130,10 +133,11 @@ impl Workers {
         self.0.iter().take(ENTRANCES).enumerate().map(entrance).collect()
     }
 
-    /// The one with the fewest connections; `here`, if it has no more than that.
-    fn fewest(&self, here: usize) -> usize {
+    /// Who serves a connection accepted `here`: the one with the fewest, where `here` has more than a quarter more.
+    fn fittest(&self, here: usize) -> usize {
         let open = |at: usize| self.0[at].open.load(Ordering::Relaxed);
-        (0..self.0.len()).min_by_key(|at| (open(*at), *at != here)).unwrap_or(here)
+        let fewest = (0..self.0.len()).min_by_key(|at| open(*at)).unwrap_or(here);
+        if open(here) > open(fewest) + open(fewest) / UNEVEN { fewest } else { here }
     }
 
     /// Tasks that have not ended, of all of them.
@@ -181,7 +185,7 @@ impl Entrance {
             tasks.spawn(serve(stream));
             return;
         };
-        let at = self.workers.fewest(here);
+        let at = self.workers.fittest(here);
         let place = Place::new(self.workers.clone(), at);
         if at == here {
             let served = serve(stream);
@@ -311,6 +315,20 @@ mod tests {
             hall.tasks.close();
             hall.tasks.wait().await;
         }
+    }
+
+    #[tokio::test]
+    async fn of_many_connections_a_worker_keeps_a_quarter_more() {
+        let threads = Threads::start(2, &Handle::current()).unwrap();
+        let hall = Hall::of(threads.workers(), 0..1).await;
+        let (mut clients, mut names) = (Vec::new(), Vec::new());
+        for _ in 0..18 {
+            let (client, name) = hall.enter().await;
+            clients.push(client);
+            names.push(name);
+        }
+        let of = |worker| names.iter().filter(|name| *name == worker).count();
+        assert_eq!((of("worker-0"), of("worker-1")), (10, 8));
     }
 
     #[tokio::test]

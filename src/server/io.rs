@@ -13,9 +13,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes};
+use bytes::{Buf, Bytes, BytesMut};
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, Interest, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{self, Sleep};
 
@@ -33,6 +33,9 @@ const LINGER_FRAMES: usize = 64 * 1024;
 /// How long a client that broke the rules of HTTP/2 is left alone before its connection is closed. Whoever floods would
 /// begin anew at once with the next one.
 const SILENCE: Duration = Duration::from_secs(2);
+
+/// The first read of a connection takes so much: most heads whole, with a short body.
+const SNIFFED: usize = 4096;
 
 /// Which HTTP a connection speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -136,22 +139,45 @@ impl Socket {
         Leaving(Arc::clone(&self.stream))
     }
 
-    /// Reads just enough to tell the protocol, and keeps it for the next reader.
+    /// Reads what has come, until it tells the protocol, and keeps it for the next reader.
     pub(crate) async fn sniff(&mut self) -> io::Result<Protocol> {
-        let mut start = [0; PREFACE.len()];
-        let mut filled = 0;
-        let protocol = loop {
-            let read = self.read(&mut start[filled..]).await?;
-            filled += read;
-            match protocol_of(&start[..filled]) {
-                Some(protocol) => break protocol,
-                None if read == 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                None => {}
+        let mut start = BytesMut::new();
+        loop {
+            self.stream.tcp.readable().await?;
+            let mut room = [0; SNIFFED];
+            let mut read = ReadBuf::new(&mut room);
+            match self.read_now(&mut read) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+                read => read?,
             }
-        };
-        self.replay = Bytes::copy_from_slice(&start[..filled]);
-        self.speaks(protocol);
-        Ok(protocol)
+            if read.filled().is_empty() {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            start.extend_from_slice(read.filled());
+            if let Some(protocol) = protocol_of(&start) {
+                self.replay = start.freeze();
+                self.speaks(protocol);
+                return Ok(protocol);
+            }
+        }
+    }
+
+    /// Reads what there is. What the runtime remembers of the socket's readiness is forgotten where that was all.
+    fn read_now(&self, into: &mut ReadBuf<'_>) -> io::Result<()> {
+        let (room, mut drained) = (into.remaining(), false);
+        // Less than there was room for is all there was: the runtime is told so, as after a read that
+        // would block, and the next look at the socket costs no system call.
+        let read = self.stream.tcp.try_io(Interest::READABLE, || match self.stream.tcp.try_read_buf(into) {
+            Ok(read) if 0 < read && read < room => {
+                drained = true;
+                Err(io::ErrorKind::WouldBlock.into())
+            }
+            read => read,
+        });
+        match read {
+            Err(error) if !drained => Err(error),
+            Ok(_) | Err(_) => Ok(()),
+        }
     }
 
     /// Settles one attempt to write: progress disarms the stall timer, waiting arms it.
@@ -189,7 +215,7 @@ impl Socket {
 /// The protocol, as soon as the first bytes tell it.
 fn protocol_of(start: &[u8]) -> Option<Protocol> {
     match start {
-        _ if start == PREFACE => Some(Protocol::Http2),
+        _ if start.starts_with(PREFACE) => Some(Protocol::Http2),
         _ if PREFACE.starts_with(start) => None,
         _ => Some(Protocol::Http1),
     }
@@ -213,20 +239,10 @@ impl AsyncRead for Socket {
                 return Poll::Ready(Ok(()));
             }
             ready!(readable)?;
-            let (room, mut drained) = (into.remaining(), false);
-            // Less than there was room for is all there was: the runtime is told so, as after a read that
-            // would block, and the next look at the socket costs no system call.
-            let read = me.stream.tcp.try_io(Interest::READABLE, || match me.stream.tcp.try_read_buf(into) {
-                Ok(read) if 0 < read && read < room => {
-                    drained = true;
-                    Err(io::ErrorKind::WouldBlock.into())
-                }
-                read => read,
-            });
-            match read {
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock && !drained => {}
-                Err(e) if !drained && replayed == 0 => return Poll::Ready(Err(e)),
-                Ok(_) | Err(_) => return Poll::Ready(Ok(())),
+            match me.read_now(into) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                Err(e) if replayed == 0 => return Poll::Ready(Err(e)),
+                Ok(()) | Err(_) => return Poll::Ready(Ok(())),
             }
         }
     }
@@ -403,6 +419,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Observed<S> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::AsyncReadExt;
+
     use super::*;
 
     #[test]
@@ -413,6 +431,7 @@ mod tests {
             assert_eq!(protocol_of(&PREFACE[..cut]), None);
         }
         assert_eq!(protocol_of(PREFACE), Some(Protocol::Http2));
+        assert_eq!(protocol_of(&[PREFACE, &[0; 9]].concat()), Some(Protocol::Http2));
     }
 
     async fn pair(stall: Duration) -> (Socket, TcpStream) {

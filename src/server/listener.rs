@@ -221,8 +221,10 @@ impl Listener {
 fn open(address: SocketAddr, settings: &Settings) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_reuseaddr(true)?;
-    // Accepted connections inherit it.
+    // Accepted connections inherit them.
     socket.set_send_buffer_size(u32::try_from(connection::quarter(settings)).unwrap_or(u32::MAX))?;
+    socket.set_nodelay(true)?;
+    SockRef::from(&socket).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
 }
@@ -273,9 +275,6 @@ impl<H: Handler> Door<H> {
         address: SocketAddr,
         place: OwnedSemaphorePermit,
     ) {
-        // Neither is worth losing the connection for.
-        let _ = stream.set_nodelay(true);
-        let _ = SockRef::from(&stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE));
         // A token of its own: all that wait at one token share its lock.
         let (shared, cut) = (Arc::clone(&self.shared), self.cut.child_token());
         let open = Open::new(self.open.clone());
