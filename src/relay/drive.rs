@@ -14,8 +14,10 @@
 
 mod calls;
 
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -38,7 +40,7 @@ use super::spans::{self, Said};
 use super::summary::{self, Summary};
 use super::watching::Watching;
 use crate::audit::Audit;
-use crate::engine::{Action, Ask, Finish, Input, Limit, Parked, RunId, Show, Turn, fingerprint, parcel};
+use crate::engine::{Action, Ask, Finish, Input, Limit, Parked, Run, RunId, Show, Turn, fingerprint, parcel};
 use crate::ledger::{Answer, End, Ledger, Owner, Run as LedgerRun};
 use crate::policy::plan::TurnPlan;
 use crate::rare::rare;
@@ -146,7 +148,7 @@ pub(super) struct Driver {
     /// What the ledger knows the turn as.
     run: Option<Owner>,
     /// Names the turn towards tools: unlike the request's id, no client can choose it.
-    turn_id: uuid::Uuid,
+    turn_id: Box<str>,
     turn: Turn,
     sink: Box<Sink>,
     reply: Option<(u32, Reply)>,
@@ -158,8 +160,10 @@ pub(super) struct Driver {
     /// Inputs that calls give while they run.
     news: (mpsc::Sender<Input>, mpsc::Receiver<Input>),
     heard_in_a_row: u8,
-    /// Calls were started, and nothing was sent to the client since.
-    calls_began: bool,
+    /// The upstream was asked, and the request has not been sent.
+    asking: bool,
+    /// Calls that start before anything else happens.
+    starting: VecDeque<Run>,
     first_shown: Option<Duration>,
     audience: Audience,
     /// How the last ask failed.
@@ -211,7 +215,7 @@ impl Driver {
             answer: Said::begin(&started.parts, &started.trace),
             alarm: Alarm::new(started.since + started.plan.rules.limits.turn_timeout.0),
             ends,
-            turn_id: super::new_id(),
+            turn_id: super::new_id().to_string().into(),
             turn,
             started,
             run,
@@ -223,7 +227,8 @@ impl Driver {
             ids: HashMap::new(),
             news: mpsc::channel(NEWS),
             heard_in_a_row: 0,
-            calls_began: false,
+            asking: false,
+            starting: VecDeque::new(),
             first_shown: None,
             audience: Audience::Client,
             failed: None,
@@ -240,15 +245,32 @@ impl Driver {
     pub(super) async fn run(mut self: Box<Self>) -> JoinSet<()> {
         let mut actions = Vec::new();
         let mut pieces = Pieces::new();
+        let mut looked = false;
         self.turn.step(Input::Begin, self.now(), &mut actions);
         let finish = loop {
             if let Some(finish) = self.perform(&mut actions) {
                 break finish;
             }
-            let calls_began = std::mem::take(&mut self.calls_began);
-            if calls_began && self.sink.has_news() && !self.started.gone.is_cancelled() {
-                // They leave first: who answers them is at work while the client reads.
-                tokio::task::yield_now().await;
+            if self.asking || !self.starting.is_empty() {
+                // The request is handed to its connection. Where calls start, the end of the reply may be there, too,
+                // and with it another one.
+                if !std::mem::replace(&mut looked, true)
+                    && !self.sink.is_full()
+                    && let Some((ask, heard)) = heard(&mut self.reply, &mut pieces).now_or_never()
+                {
+                    match self.heard(ask, heard, &mut pieces, &mut actions) {
+                        Some(finish) => break finish,
+                        None => continue,
+                    }
+                }
+                // All of them leave before anything is written or told here: who answers them is at work meanwhile.
+                if std::mem::take(&mut self.asking) {
+                    others_first().await;
+                }
+                while self.start_next_call() {
+                    others_first().await;
+                }
+                looked = false;
             }
             if self.sink.flush() == Err(Gone) {
                 self.client_left(&mut actions);
@@ -352,6 +374,11 @@ impl Driver {
         None
     }
 
+    /// Starts the next of the calls that are to start, if there is one.
+    fn start_next_call(&mut self) -> bool {
+        self.starting.pop_front().map(|run| self.start_call(run)).is_some()
+    }
+
     /// Something happened to a call, or to time.
     fn news(&mut self) {
         if let Some(watching) = &mut self.watching {
@@ -428,6 +455,7 @@ impl Driver {
                     }
                     let asked = ask_upstream(&self.started, &ask, body);
                     self.reply = asked.map(|reply| (ask.id, reply));
+                    self.asking = true;
                 }
                 Action::Cancel => self.reply = None,
                 Action::Charge(round, usage) => {
@@ -438,11 +466,9 @@ impl Driver {
                     let charge = async move { account.charge(tokens, price, &model).await };
                     self.charging = Some(Charging(round, Box::pin(charge)));
                 }
-                Action::Run(run) => {
-                    self.start_call(run);
-                    self.calls_began = true;
-                }
+                Action::Run(run) => self.starting.push_back(run),
                 Action::Stop(run) => {
+                    while self.start_next_call() {}
                     if let Some(stop) = self.stops.remove(&run) {
                         stop.cancel();
                     }
@@ -556,6 +582,20 @@ fn unheard(started: &Started, error: &ErrorReply) -> Answer {
     headers.extend(started.headers.clone());
     let status = StatusCode::from_u16(error.status).unwrap_or(StatusCode::FAILED_DEPENDENCY);
     Answer { status, headers, body: error.to_body() }
+}
+
+/// Lets those run that wait for the thread. Each call is sent while the next one has not begun to be made, so that its
+/// tool is at work meanwhile.
+async fn others_first() {
+    let mut waited = false;
+    std::future::poll_fn(|cx| {
+        if std::mem::replace(&mut waited, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 /// Waits until then; for ever if there is no such time.

@@ -235,11 +235,6 @@ impl Sink {
         }
     }
 
-    /// Whether something was written that has not been sent.
-    pub(super) const fn has_news(&self) -> bool {
-        !self.out.is_empty()
-    }
-
     /// Whether the client still has to take what was written before it gets more.
     pub(super) const fn is_full(&self) -> bool {
         self.waiting.is_some()
