@@ -9,6 +9,8 @@
 
 use std::collections::HashMap;
 
+use memchr::memchr;
+
 use super::named::Named;
 use super::raw::{Kind, Member, Members, Raw, write_string};
 use super::texts::Texts;
@@ -101,9 +103,33 @@ impl Text {
     /// The text it means. Half a surrogate pair becomes U+FFFD.
     #[must_use]
     pub fn plain(&self) -> String {
+        if let Some(plain) = without_units(&self.0) {
+            return plain;
+        }
         let raw = self.to_raw();
         serde_json::from_slice::<String>(raw.bytes()).unwrap_or_else(|_| without_halves(raw.text()))
     }
+}
+
+/// Decodes the inside of a JSON string that has short escapes only, which is what arguments are full of.
+fn without_units(escaped: &[u8]) -> Option<String> {
+    let mut plain = Vec::with_capacity(escaped.len());
+    let mut rest = escaped;
+    while let Some(at) = memchr(b'\\', rest) {
+        plain.extend_from_slice(&rest[..at]);
+        plain.push(match rest.get(at + 1)? {
+            byte @ (b'"' | b'\\' | b'/') => *byte,
+            b'b' => 0x08,
+            b'f' => 0x0c,
+            b'n' => b'\n',
+            b'r' => b'\r',
+            b't' => b'\t',
+            _ => return None,
+        });
+        rest = &rest[at + 2..];
+    }
+    plain.extend_from_slice(rest);
+    String::from_utf8(plain).ok()
 }
 
 /// Decodes a JSON string, replacing every escape that means half a surrogate pair.
@@ -348,6 +374,18 @@ mod tests {
         text.push(&Raw::trusted("\"\\ud83d\"".into()));
         text.push(&Raw::trusted("\"\\ude00\"".into()));
         assert_eq!(text.plain(), "a😀");
+    }
+
+    #[test]
+    fn a_text_of_short_escapes_means_what_json_says() {
+        for inside in
+            ["", "a", r#"{\"a\":\"\\\\n\"}"#, r#"\b\f\n\r\t\/\\\""#, r"é\n😀", r"\u00e9\n", r"\\u0041"]
+        {
+            let json = format!("\"{inside}\"");
+            let mut text = Text::default();
+            text.push(&Raw::parse(json.clone()).unwrap());
+            assert_eq!(text.plain(), serde_json::from_str::<String>(&json).unwrap());
+        }
     }
 
     #[test]
