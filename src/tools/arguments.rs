@@ -25,13 +25,13 @@ const MAX_VIOLATION: usize = 300;
 
 /// Arguments that are a JSON object without equal keys.
 #[derive(Debug)]
-pub(super) struct Arguments {
-    members: Vec<(String, Box<RawValue>)>,
+pub(super) struct Arguments<'a> {
+    members: Vec<(Cow<'a, str>, &'a RawValue)>,
 }
 
-impl Arguments {
+impl<'a> Arguments<'a> {
     /// Reads the text of a call's arguments; nothing but white space means `{}`. The error is for the model.
-    pub(super) fn parse(text: &str) -> Result<(Self, Value), String> {
+    pub(super) fn parse(text: &'a str) -> Result<(Self, Value), String> {
         if text.len() > MAX_ARGUMENTS {
             return Err(format!("arguments are {} bytes long, more than {MAX_ARGUMENTS}", text.len()));
         }
@@ -54,7 +54,7 @@ impl Arguments {
 
     /// Every argument in the order it was given, as JSON text.
     pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.members.iter().map(|(name, value)| (name.as_str(), value.get()))
+        self.members.iter().map(|(name, value)| (&**name, value.get()))
     }
 
     /// An argument's JSON text. `None` also for an explicit `null`: a strict schema has no other way to leave
@@ -81,11 +81,11 @@ pub(super) fn plain(json: &str) -> Cow<'_, str> {
 }
 
 /// The members of a JSON object, in order.
-pub(super) fn members(json: &str) -> Option<Vec<(String, Box<RawValue>)>> {
+pub(super) fn members(json: &str) -> Option<Vec<(Cow<'_, str>, &RawValue)>> {
     if !begins_with(json, b'{') {
         return None;
     }
-    serde_json::from_str::<Members>(json).ok().map(|Members(members)| members)
+    serde_json::from_str::<Members<'_>>(json).ok().map(|Members(members)| members)
 }
 
 /// Whether this is the first byte of a value. Reading one of another kind ends in an error that is costly to write.
@@ -105,20 +105,22 @@ fn kind(value: &Value) -> &'static str {
 }
 
 /// Members in order, their values unread.
-struct Members(Vec<(String, Box<RawValue>)>);
+struct Members<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
 
-impl<'de> Deserialize<'de> for Members {
+impl<'de> Deserialize<'de> for Members<'de> {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
         struct Collect;
         impl<'de> Visitor<'de> for Collect {
-            type Value = Members;
+            type Value = Members<'de>;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object")
             }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members<'de>, A::Error> {
                 let mut members = Vec::new();
-                while let Some(member) = map.next_entry()? {
-                    members.push(member);
+                while let Some((Name(name), value)) = map.next_entry()? {
+                    members.push((name, value));
                 }
                 Ok(Members(members))
             }
@@ -231,7 +233,7 @@ impl Schema {
     ///
     /// A schema that says nothing of further properties allows all of them. Where a name becomes part of a
     /// request, that silence is not taken for permission.
-    pub(super) fn unnamed<'a>(&self, arguments: &'a Arguments) -> Option<&'a str> {
+    pub(super) fn unnamed<'a>(&self, arguments: &'a Arguments<'_>) -> Option<&'a str> {
         arguments.iter().map(|(name, _)| name).find(|name| self.names_all && !self.has(name))
     }
 

@@ -379,7 +379,7 @@ impl Tool {
         }
     }
 
-    fn read(&self, arguments: &str) -> Result<Arguments, Outcome> {
+    fn read<'a>(&self, arguments: &'a str) -> Result<Arguments<'a>, Outcome> {
         let (arguments, value) = Arguments::parse(arguments).map_err(|what| invalid(&what))?;
         self.schema.check(&value).map_err(|what| invalid(&what))?;
         Ok(arguments)

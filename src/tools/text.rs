@@ -55,15 +55,16 @@ pub(super) fn tail(text: &str, limit: usize) -> String {
 /// Bytes kept of a longer or equally long whole, as text. `None` when they are not UTF-8.
 ///
 /// When the whole is longer than what was kept, the last character may be broken and is dropped.
-pub(super) fn utf8(mut kept: Vec<u8>, full: Full) -> Option<String> {
+pub(super) fn utf8(kept: Vec<u8>, full: Full) -> Option<String> {
     let partial = full != Full::Exactly(kept.len() as u64);
-    if let Err(error) = std::str::from_utf8(&kept) {
-        match error.error_len() {
-            None if partial => kept.truncate(error.valid_up_to()),
-            None | Some(_) => return None,
-        }
-    }
-    String::from_utf8(kept).ok().filter(|text| !text.contains('\0'))
+    let text = String::from_utf8(kept).or_else(|error| {
+        let (valid, broken) = (error.utf8_error().valid_up_to(), error.utf8_error().error_len());
+        let mut kept = error.into_bytes();
+        kept.truncate(valid);
+        // Only where it was cut may a character be broken.
+        if partial && broken.is_none() { String::from_utf8(kept).map_err(drop) } else { Err(()) }
+    });
+    text.ok().filter(|text| !text.contains('\0'))
 }
 
 /// What stands in place of bytes that are not text.
@@ -89,6 +90,9 @@ pub fn tame(text: &str, limit: usize) -> String {
 
 /// Whether a `content-type` names something a model can read as text.
 pub(super) fn is_text(content_type: &str) -> bool {
+    if content_type == "application/json" {
+        return true;
+    }
     let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     let (family, name) = essence.split_once('/').unwrap_or((&essence, ""));
     match (family, name) {

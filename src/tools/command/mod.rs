@@ -125,19 +125,24 @@ impl Command {
     }
 
     /// Whether these arguments can be handed to the process. The error is for the model.
-    pub(super) fn check(&self, arguments: &Arguments) -> Result<(), String> {
+    pub(super) fn check(&self, arguments: &Arguments<'_>) -> Result<(), String> {
         self.fill(arguments).map(|_| ())
     }
 
     /// What these arguments become, for [`door`](super::door).
-    pub(super) fn made(&self, arguments: &Arguments) -> Result<Made, String> {
+    pub(super) fn made(&self, arguments: &Arguments<'_>) -> Result<Made, String> {
         let Filled { elements, stdin } = self.fill(arguments)?;
         Ok(Made::Process { elements, stdin })
     }
 
     /// Runs one call. The process is owned by a task of its own, so that it is ended and reaped even when this
     /// future is dropped.
-    pub(super) async fn run(&self, arguments: &Arguments, call: &Call, stop: &CancellationToken) -> Outcome {
+    pub(super) async fn run(
+        &self,
+        arguments: &Arguments<'_>,
+        call: &Call,
+        stop: &CancellationToken,
+    ) -> Outcome {
         let started = tokio::time::Instant::now();
         let Filled { elements, stdin } = match self.fill(arguments) {
             Ok(filled) => filled,
@@ -173,7 +178,7 @@ impl Command {
         }
     }
 
-    fn fill(&self, arguments: &Arguments) -> Result<Filled, String> {
+    fn fill(&self, arguments: &Arguments<'_>) -> Result<Filled, String> {
         let mut elements = Vec::with_capacity(self.elements.len());
         for template in &self.elements {
             // An element that is nothing but an argument not given is left out.
@@ -192,7 +197,7 @@ impl Command {
         Ok(Filled { elements, stdin })
     }
 
-    fn fill_element(&self, template: &Template, arguments: &Arguments) -> Result<String, String> {
+    fn fill_element(&self, template: &Template, arguments: &Arguments<'_>) -> Result<String, String> {
         let mut element = String::new();
         for piece in template.pieces() {
             let name = match piece {

@@ -18,7 +18,7 @@ const WORDS: usize = 64;
 pub(in crate::tools) struct Answer {
     /// Its status.
     pub(in crate::tools) status: StatusCode,
-    /// Where it points to.
+    /// Where it points to, if it is a redirect.
     pub(super) location: Option<String>,
     /// What the model reads of its body.
     pub(in crate::tools) content: String,
@@ -36,7 +36,8 @@ impl Answer {
         let status = head.status;
         let limit = if status.is_success() { limit } else { limit.saturating_sub(WORDS) };
         let (kept, full) = keep(body, declared(&head.headers), limit, status.is_success()).await?;
-        let location = text_of(&head.headers, LOCATION).map(str::to_owned);
+        let location =
+            text_of(&head.headers, LOCATION).filter(|_| status.is_redirection()).map(str::to_owned);
         Ok(Self { status, location, content: content(&head.headers, kept, full, limit), full })
     }
 
@@ -54,11 +55,11 @@ impl Answer {
         let Self { status, location, content, .. } = self;
         match location {
             _ if status.is_success() => Outcome::ok(content),
-            Some(target) if status.is_redirection() => Outcome::failed(
+            Some(target) => Outcome::failed(
                 OutcomeKind::Error,
                 &format!("redirect to {} not followed (HTTP {})", tame(&target, 300), status.as_u16()),
             ),
-            Some(_) | None => Outcome::failed(OutcomeKind::Error, &format!("HTTP {status}: {content}")),
+            None => Outcome::failed(OutcomeKind::Error, &format!("HTTP {status}: {content}")),
         }
     }
 }

@@ -32,6 +32,9 @@ use crate::units::Secret;
 /// How often a path argument is decoded in search of what it may not be.
 const MAX_DECODINGS: usize = 8;
 
+/// Most targets fit into so many bytes.
+const TARGET: usize = 128;
+
 /// Headers that belong to the connection, to the framing, or to fanfold.
 pub(in crate::tools) const RESERVED: [&str; 15] = [
     "host",
@@ -56,8 +59,6 @@ pub(in crate::tools) const RESERVED: [&str; 15] = [
 pub(super) struct Form {
     pub(super) method: Method,
     pub(super) origin: Origin,
-    /// What `host` says.
-    pub(super) host: HeaderValue,
     segments: Vec<Template>,
     query: Vec<Pair>,
     headers: Vec<(HeaderName, Head)>,
@@ -133,7 +134,6 @@ impl Form {
     fn empty(method: settings::Method, origin: Origin) -> Self {
         Self {
             method: self::method(method),
-            host: origin.host(),
             origin,
             segments: Vec::new(),
             query: Vec::new(),
@@ -221,11 +221,11 @@ impl Form {
     }
 
     /// The request for these arguments. The error is for the model.
-    pub(super) fn fill(&self, arguments: &Arguments, schema: &Schema) -> Result<Filled, String> {
+    pub(super) fn fill(&self, arguments: &Arguments<'_>, schema: &Schema) -> Result<Filled, String> {
         if let Some(name) = schema.unnamed(arguments) {
             return Err(format!("{name:?} is not an argument of this tool"));
         }
-        let mut target = String::new();
+        let mut target = String::with_capacity(TARGET);
         for segment in &self.segments {
             target.push('/');
             target.push_str(&self.fill_segment(segment, arguments)?);
@@ -242,7 +242,7 @@ impl Form {
         Ok(Filled { uri, headers, body })
     }
 
-    fn fill_query(&self, arguments: &Arguments) -> Result<Pairs, String> {
+    fn fill_query(&self, arguments: &Arguments<'_>) -> Result<Pairs, String> {
         let mut pairs = Pairs::default();
         for pair in &self.query {
             self.fill_pair(pair, arguments, &mut pairs)?;
@@ -268,7 +268,7 @@ impl Form {
     }
 
     /// A query member; none when one of its arguments was not given, several for a list.
-    fn fill_pair(&self, pair: &Pair, arguments: &Arguments, pairs: &mut Pairs) -> Result<(), String> {
+    fn fill_pair(&self, pair: &Pair, arguments: &Arguments<'_>, pairs: &mut Pairs) -> Result<(), String> {
         match pair {
             Pair::Fixed(text) => pairs.add(text),
             Pair::Hidden(text) => pairs.add(text.expose_secret()),
@@ -285,11 +285,11 @@ impl Form {
     }
 
     /// Arguments that have no place of their own.
-    fn unplaced<'a>(&'a self, arguments: &'a Arguments) -> impl Iterator<Item = (&'a str, &'a str)> {
+    fn unplaced<'a>(&'a self, arguments: &'a Arguments<'_>) -> impl Iterator<Item = (&'a str, &'a str)> {
         arguments.iter().filter(|(name, _)| !self.placed.contains(*name))
     }
 
-    fn fill_headers(&self, arguments: &Arguments) -> Result<HeaderMap, String> {
+    fn fill_headers(&self, arguments: &Arguments<'_>) -> Result<HeaderMap, String> {
         let mut headers = HeaderMap::new();
         for (name, head) in &self.headers {
             // A header whose argument was not given is not sent.
@@ -310,7 +310,7 @@ impl Form {
         Ok(headers)
     }
 
-    fn fill_header(&self, template: &Template, arguments: &Arguments) -> Result<Option<String>, String> {
+    fn fill_header(&self, template: &Template, arguments: &Arguments<'_>) -> Result<Option<String>, String> {
         let Some((place, style)) = template.sole_place().and_then(|p| Some((p, self.style(p)?))) else {
             return Ok(fill_with(template, arguments, str::to_owned));
         };
@@ -324,7 +324,7 @@ impl Form {
     }
 
     /// One path segment, encoded.
-    fn fill_segment(&self, segment: &Template, arguments: &Arguments) -> Result<String, String> {
+    fn fill_segment(&self, segment: &Template, arguments: &Arguments<'_>) -> Result<String, String> {
         let mut out = String::new();
         let mut places = false;
         for piece in segment.pieces() {
@@ -342,7 +342,7 @@ impl Form {
         Ok(out)
     }
 
-    fn path_value(&self, name: &str, arguments: &Arguments) -> Result<String, String> {
+    fn path_value(&self, name: &str, arguments: &Arguments<'_>) -> Result<String, String> {
         let missing = || format!("the argument {name:?} is missing; it is a part of the URL's path");
         let put = |value: &str| match unfit_for_path(value) {
             Some(why) => Err(format!("the argument {name:?} {why}; it is a part of the URL's path")),
@@ -439,11 +439,11 @@ fn unfit_for_path(text: &str) -> Option<&'static str> {
 }
 
 /// The operator's text as it is, arguments percent-encoded.
-fn fill_encoded(template: &Template, arguments: &Arguments) -> Option<String> {
+fn fill_encoded(template: &Template, arguments: &Arguments<'_>) -> Option<String> {
     fill_with(template, arguments, encode)
 }
 
-fn fill_with(template: &Template, arguments: &Arguments, put: impl Fn(&str) -> String) -> Option<String> {
+fn fill_with(template: &Template, arguments: &Arguments<'_>, put: impl Fn(&str) -> String) -> Option<String> {
     let mut out = String::new();
     for piece in template.pieces() {
         match piece {

@@ -20,7 +20,7 @@ mod written;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use http::{HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header};
 use http_body_util::{Either, Full};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -56,6 +56,8 @@ type Connections = Pool<Connector>;
 #[derive(Debug)]
 pub(super) struct Http {
     form: Form,
+    /// See [`usual_headers`].
+    usual: HeaderMap,
     connections: Connections,
     effect: Effect,
     follow_own_origin: bool,
@@ -95,7 +97,12 @@ impl Http {
     ) -> Option<Self> {
         let (form, connector) = Self::read(settings, schema, roots, mistakes)?;
         let connections = connections(&form, connector, effect);
-        Some(Self { form, connections, effect, follow_own_origin: settings.follow_own_origin })
+        Some(Self::new(form, connections, effect, settings))
+    }
+
+    fn new(form: Form, connections: Connections, effect: Effect, settings: &settings::Http) -> Self {
+        let usual = usual_headers(&form);
+        Self { form, usual, connections, effect, follow_own_origin: settings.follow_own_origin }
     }
 
     /// The same for a tool that shares its connections with others of the same origin, networks and authorities.
@@ -111,12 +118,7 @@ impl Http {
             Effect::Read | Effect::Idempotent => clients.kept.clone(),
             Effect::Write => clients.fresh.clone(),
         };
-        mistakes.is_empty().then_some(Self {
-            form,
-            connections,
-            effect,
-            follow_own_origin: settings.follow_own_origin,
-        })
+        mistakes.is_empty().then(|| Self::new(form, connections, effect, settings))
     }
 
     fn read(
@@ -146,12 +148,12 @@ impl Http {
     }
 
     /// Whether these arguments make a request. The error is for the model.
-    pub(super) fn check(&self, arguments: &Arguments, schema: &Schema) -> Result<(), String> {
+    pub(super) fn check(&self, arguments: &Arguments<'_>, schema: &Schema) -> Result<(), String> {
         self.form.fill(arguments, schema).map(|_| ())
     }
 
     /// What these arguments become, for [`door`](super::door).
-    pub(super) fn made(&self, arguments: &Arguments, schema: &Schema) -> Result<Made, String> {
+    pub(super) fn made(&self, arguments: &Arguments<'_>, schema: &Schema) -> Result<Made, String> {
         let Filled { uri, headers, body } = self.form.fill(arguments, schema)?;
         Ok(Made::Request { method: self.form.method.clone(), uri, headers, body })
     }
@@ -159,7 +161,7 @@ impl Http {
     /// Runs one call.
     pub(super) async fn run(
         &self,
-        arguments: &Arguments,
+        arguments: &Arguments<'_>,
         schema: &Schema,
         call: &Call,
         stop: &CancellationToken,
@@ -169,7 +171,6 @@ impl Http {
             Ok(filled) => filled,
             Err(what) => return Outcome::failed(OutcomeKind::InvalidArguments, &what),
         };
-        add_ours(&mut filled, &self.form.host, call);
         for redirects in 0..=MAX_REDIRECTS {
             let answer = match self.ask(&filled, call, stop).await {
                 Ok(answer) => answer,
@@ -211,7 +212,7 @@ impl Http {
         *request.method_mut() = self.form.method.clone();
         // The connection is that of the URI's origin: a redirect stays there too.
         *request.uri_mut() = filled.uri.path_and_query().cloned().map_or_else(Uri::default, Uri::from);
-        *request.headers_mut() = filled.headers.clone();
+        *request.headers_mut() = headers(&self.usual, filled, call);
         let begun = AtomicBool::new(false);
         let sent = || begun.load(Ordering::Relaxed);
         let whole = async {
@@ -272,21 +273,31 @@ fn connections(form: &Form, connector: Connector, effect: Effect) -> Connections
     Pool::new(connector, form.origin.uri(), keep, MAX_HEAD)
 }
 
-/// So many headers are added, and the connection adds one or two.
-const ADDED: usize = 10;
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// The headers fanfold adds to those of the settings.
-fn add_ours(filled: &mut Filled, host: &HeaderValue, call: &Call) {
-    let headers = &mut filled.headers;
-    headers.reserve(ADDED);
-    headers.insert(header::HOST, host.clone());
-    headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+/// The headers of every request, with empty ones where those of the call come: so a copy has room for them.
+fn usual_headers(form: &Form) -> HeaderMap {
+    let fixed = HeaderValue::from_static;
+    HeaderMap::from_iter([
+        (header::HOST, form.origin.host()),
+        (header::ACCEPT_ENCODING, fixed("identity")),
+        (header::USER_AGENT, fixed(concat!("fanfold/", env!("CARGO_PKG_VERSION")))),
+        (header::ACCEPT, fixed("application/json, text/*;q=0.9, */*;q=0.1")),
+        (IDEMPOTENCY_KEY, fixed("")),
+        (REQUEST_ID, fixed("")),
+    ])
+}
+
+/// The usual headers, those of the settings on top of them, and those of the call.
+fn headers(usual: &HeaderMap, filled: &Filled, call: &Call) -> HeaderMap {
+    let mut headers = usual.clone();
+    headers.extend(filled.headers.clone());
     for (name, text) in [(IDEMPOTENCY_KEY, &call.idempotency_key), (REQUEST_ID, &call.request_id)] {
-        if let Ok(value) = HeaderValue::from_str(text) {
-            headers.insert(name, value);
-        }
+        match HeaderValue::from_str(text) {
+            Ok(value) => headers.insert(name, value),
+            Err(_) => headers.remove(name),
+        };
     }
     if let Some(trace) = &call.trace {
         headers.insert(TRACEPARENT, trace.parent.clone());
@@ -294,15 +305,10 @@ fn add_ours(filled: &mut Filled, host: &HeaderValue, call: &Call) {
             headers.insert(TRACESTATE, state.clone());
         }
     }
-    headers
-        .entry(header::USER_AGENT)
-        .or_insert(HeaderValue::from_static(concat!("fanfold/", env!("CARGO_PKG_VERSION"))));
-    headers
-        .entry(header::ACCEPT)
-        .or_insert(HeaderValue::from_static("application/json, text/*;q=0.9, */*;q=0.1"));
     if filled.body.is_some() {
         headers.entry(header::CONTENT_TYPE).or_insert(HeaderValue::from_static("application/json"));
     }
+    headers
 }
 
 /// The networks of `allow_cidrs` below a key of the settings.

@@ -30,13 +30,20 @@ pub(super) struct Pairs {
 impl Pairs {
     /// Adds something that is encoded already.
     pub(super) fn add(&mut self, pair: &str) -> Result<(), String> {
-        if self.text.len() + pair.len() > MAX_WRITTEN {
-            return Err(format!("arguments become longer than {} MiB when written out", MAX_WRITTEN >> 20));
+        self.make_room(pair.len())?;
+        self.text.push_str(pair);
+        Ok(())
+    }
+
+    /// Ends what was written before. The error is for the model.
+    fn make_room(&mut self, more: usize) -> Result<(), String> {
+        if self.text.len() + more > MAX_WRITTEN {
+            return Err(too_long());
         }
         if !self.text.is_empty() {
             self.text.push('&');
         }
-        self.text.push_str(pair);
+        self.text.reserve(more);
         Ok(())
     }
 
@@ -67,7 +74,13 @@ impl Pairs {
     }
 
     fn pair(&mut self, name: &str, json: &str) -> Result<(), String> {
-        self.add(&[name, "=", &encode(&plain(json))].concat())
+        let value = plain(json);
+        self.make_room(name.len() + "=".len() + value.len())?;
+        self.text.push_str(name);
+        self.text.push('=');
+        self.text.extend(utf8_percent_encode(&value, ENCODED));
+        // Three bytes may stand for one.
+        if self.text.len() > MAX_WRITTEN { Err(too_long()) } else { Ok(()) }
     }
 
     fn spread(&mut self, name: &str, json: &str, taken: impl Fn(&str) -> bool) -> Result<(), String> {
@@ -110,6 +123,10 @@ impl Pairs {
     pub(super) fn into_text(self) -> String {
         self.text
     }
+}
+
+fn too_long() -> String {
+    format!("arguments become longer than {} MiB when written out", MAX_WRITTEN >> 20)
 }
 
 /// `name[inner]`, the brackets encoded.

@@ -88,7 +88,12 @@ pub(super) struct Mcp {
 
 impl Mcp {
     /// Runs one call.
-    pub(super) async fn run(&self, arguments: &Arguments, call: &Call, stop: &CancellationToken) -> Outcome {
+    pub(super) async fn run(
+        &self,
+        arguments: &Arguments<'_>,
+        call: &Call,
+        stop: &CancellationToken,
+    ) -> Outcome {
         let State::Up(mut up) = self.link.state() else {
             let what = format!("the server {} is not available right now; nothing was sent", self.server);
             return Outcome::failed(OutcomeKind::Error, &what);
@@ -188,7 +193,7 @@ impl Mcp {
         Ok(())
     }
 
-    fn params(&self, arguments: &Arguments, call: &Call) -> Result<CallToolRequestParams, String> {
+    fn params(&self, arguments: &Arguments<'_>, call: &Call) -> Result<CallToolRequestParams, String> {
         let mut object = JsonObject::new();
         for (name, json) in arguments.iter() {
             let value =

@@ -127,7 +127,7 @@ impl Form {
     /// The body for these arguments; its type goes into the headers.
     pub(super) fn fill_body(
         &self,
-        arguments: &Arguments,
+        arguments: &Arguments<'_>,
         headers: &mut HeaderMap,
     ) -> Result<Option<Bytes>, String> {
         let mut usually = |kind: &HeaderValue| {
@@ -176,7 +176,7 @@ impl Form {
     }
 
     /// An object of the arguments without a place, their text unchanged. DELETE without any has no body.
-    fn json_body(&self, arguments: &Arguments) -> Option<Bytes> {
+    fn json_body(&self, arguments: &Arguments<'_>) -> Option<Bytes> {
         let members: Vec<String> = self
             .unplaced(arguments)
             .map(|(name, json)| format!("{}:{json}", serde_json::Value::from(name)))

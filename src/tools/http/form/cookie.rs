@@ -38,7 +38,7 @@ impl Form {
     pub(super) fn fill_cookies(
         &self,
         cookies: &[Cookie],
-        arguments: &Arguments,
+        arguments: &Arguments<'_>,
     ) -> Result<Option<String>, String> {
         let mut given = Vec::new();
         for cookie in cookies {
