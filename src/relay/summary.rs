@@ -329,8 +329,11 @@ fn duration(timing: &mut Vec<u8>, name: &[u8], time: Duration) {
     let _ = serde_json::to_writer(timing, &millis(time));
 }
 
+/// Milliseconds, to a hundredth.
 pub(super) fn millis(time: Duration) -> f64 {
-    (time.as_secs_f64() * 1e5).round() / 100.0
+    let rest = u64::from((time.subsec_nanos() + 5_000) / 10_000);
+    let hundredths = time.as_secs().saturating_mul(100_000).saturating_add(rest);
+    hundredths as f64 / 100.0
 }
 
 fn transcript(record: &Record) -> Value {

@@ -41,7 +41,7 @@ impl Driver {
     pub(super) fn start_call(&mut self, run: Run) {
         let tries = self.watching.as_mut().map(|watching| watching.runs(&run)).unwrap_or_default();
         let started = &self.started;
-        let idempotency_key = format!("{}-{}", self.turn_id, run.id);
+        let idempotency_key = [&*self.turn_id, "-", &run.id.to_string()].concat();
         let stop = CancellationToken::new();
         self.stops.insert(run.id, stop.clone());
         let tool = started.parts.tools.tool_of(&started.team.name, &run.tool.name).cloned();

@@ -273,9 +273,6 @@ fn connections(form: &Form, connector: Connector, effect: Effect) -> Connections
     Pool::new(connector, form.origin.uri(), keep, MAX_HEAD)
 }
 
-const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-
 /// The headers of every request, with empty ones where those of the call come: so a copy has room for them.
 fn usual_headers(form: &Form) -> HeaderMap {
     let fixed = HeaderValue::from_static;
@@ -284,8 +281,8 @@ fn usual_headers(form: &Form) -> HeaderMap {
         (header::ACCEPT_ENCODING, fixed("identity")),
         (header::USER_AGENT, fixed(concat!("fanfold/", env!("CARGO_PKG_VERSION")))),
         (header::ACCEPT, fixed("application/json, text/*;q=0.9, */*;q=0.1")),
-        (IDEMPOTENCY_KEY, fixed("")),
-        (REQUEST_ID, fixed("")),
+        (HeaderName::from_static("idempotency-key"), fixed("")),
+        (HeaderName::from_static("x-request-id"), fixed("")),
     ])
 }
 
@@ -293,11 +290,16 @@ fn usual_headers(form: &Form) -> HeaderMap {
 fn headers(usual: &HeaderMap, filled: &Filled, call: &Call) -> HeaderMap {
     let mut headers = usual.clone();
     headers.extend(filled.headers.clone());
-    for (name, text) in [(IDEMPOTENCY_KEY, &call.idempotency_key), (REQUEST_ID, &call.request_id)] {
-        match HeaderValue::from_str(text) {
-            Ok(value) => headers.insert(name, value),
-            Err(_) => headers.remove(name),
+    // To find a header by its name takes longer than to go over the few there are.
+    for (name, value) in &mut headers {
+        let text = match name.as_str() {
+            "idempotency-key" => &call.idempotency_key,
+            "x-request-id" => &call.request_id,
+            _ => continue,
         };
+        if let Ok(text) = HeaderValue::from_str(text) {
+            *value = text;
+        }
     }
     if let Some(trace) = &call.trace {
         headers.insert(TRACEPARENT, trace.parent.clone());
