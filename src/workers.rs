@@ -172,7 +172,7 @@ impl Entrance {
         self.socket.accept().await
     }
 
-    /// Serves a connection that was accepted here: on this thread, unless another one has fewer.
+    /// Serves a connection that was accepted here: on this thread, unless another one has far fewer.
     pub(crate) fn serve<F>(
         &self,
         stream: TcpStream,

@@ -289,6 +289,27 @@ async fn calls_that_are_all_opened_before_any_has_arguments_run_once_with_theirs
 }
 
 #[tokio::test]
+async fn calls_of_a_reply_that_fails_in_the_same_breath_are_never_begun() {
+    let lab = Lab::start().await;
+    let proxy = with_tools(&lab, json!({ "read": tool(&lab, "count", "read") })).await;
+    let call = |i: usize| {
+        json!({ "index": i, "id": format!("call_{i}"), "type": "function",
+            "function": { "name": "read", "arguments": format!("{{\"n\":{i}}}") } })
+    };
+    let piece = |i| json!({ "choices": [{ "index": 0, "delta": { "tool_calls": [call(i)] } }] });
+    let error = json!({ "error": { "message": "broken", "type": "server_error", "code": 500 } });
+    let fails: String =
+        (0..7).map(piece).chain([error]).map(|event: Value| format!("data: {event}\n\n")).collect();
+    let rounds = json!([{ "steps": [{ "send": fails }] }]);
+    for (script, request) in [("s", streamed("s")), ("w", chat("w"))] {
+        lab.script(script, json!({ "rounds": rounds }));
+        let got = proxy.chat(&request).await;
+        assert!(got.body.contains("upstream_error") && got.body.contains("broken"), "{}", got.body);
+    }
+    assert!(lab.journal().tools.is_empty());
+}
+
+#[tokio::test]
 async fn the_same_reading_call_twice_runs_once_and_answers_both() {
     let lab = Lab::start().await;
     let write = with(tool(&lab, "count", "write"), json!({ "effect": "write" }));

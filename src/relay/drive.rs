@@ -162,6 +162,8 @@ pub(super) struct Driver {
     heard_in_a_row: u8,
     /// The upstream was asked, and the request has not been sent.
     asking: bool,
+    /// The reply may be looked at before what leaves: once, unless another question was asked since.
+    may_look: bool,
     /// Calls that start before anything else happens.
     starting: VecDeque<Run>,
     first_shown: Option<Duration>,
@@ -228,6 +230,7 @@ impl Driver {
             news: mpsc::channel(NEWS),
             heard_in_a_row: 0,
             asking: false,
+            may_look: true,
             starting: VecDeque::new(),
             first_shown: None,
             audience: Audience::Client,
@@ -245,7 +248,6 @@ impl Driver {
     pub(super) async fn run(mut self: Box<Self>) -> JoinSet<()> {
         let mut actions = Vec::new();
         let mut pieces = Pieces::new();
-        let mut looked = false;
         self.turn.step(Input::Begin, self.now(), &mut actions);
         let finish = loop {
             if let Some(finish) = self.perform(&mut actions) {
@@ -254,10 +256,11 @@ impl Driver {
             if self.asking || !self.starting.is_empty() {
                 // The request is handed to its connection. Where calls start, the end of the reply may be there, too,
                 // and with it another one.
-                if !std::mem::replace(&mut looked, true)
+                if self.may_look
                     && !self.sink.is_full()
                     && let Some((ask, heard)) = heard(&mut self.reply, &mut pieces).now_or_never()
                 {
+                    self.may_look = false;
                     match self.heard(ask, heard, &mut pieces, &mut actions) {
                         Some(finish) => break finish,
                         None => continue,
@@ -270,8 +273,8 @@ impl Driver {
                 while self.start_next_call() {
                     others_first().await;
                 }
-                looked = false;
             }
+            self.may_look = true;
             if self.sink.flush() == Err(Gone) {
                 self.client_left(&mut actions);
                 if !actions.is_empty() {
@@ -455,7 +458,7 @@ impl Driver {
                     }
                     let asked = ask_upstream(&self.started, &ask, body);
                     self.reply = asked.map(|reply| (ask.id, reply));
-                    self.asking = true;
+                    (self.asking, self.may_look) = (true, true);
                 }
                 Action::Cancel => self.reply = None,
                 Action::Charge(round, usage) => {
@@ -468,7 +471,7 @@ impl Driver {
                 }
                 Action::Run(run) => self.starting.push_back(run),
                 Action::Stop(run) => {
-                    while self.start_next_call() {}
+                    self.starting.retain(|starting| starting.id != run);
                     if let Some(stop) = self.stops.remove(&run) {
                         stop.cancel();
                     }

@@ -228,6 +228,10 @@ impl AsyncRead for Socket {
         if replayed > 0 {
             into.put_slice(&me.replay[..replayed]);
             me.replay.advance(replayed);
+            if me.replay.is_empty() {
+                // Empty bytes keep what they were a part of.
+                me.replay = Bytes::new();
+            }
         }
         if replayed > 0 && into.remaining() == 0 {
             return Poll::Ready(Ok(()));

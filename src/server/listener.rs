@@ -223,8 +223,9 @@ fn open(address: SocketAddr, settings: &Settings) -> io::Result<TcpListener> {
     socket.set_reuseaddr(true)?;
     // Accepted connections inherit them.
     socket.set_send_buffer_size(u32::try_from(connection::quarter(settings)).unwrap_or(u32::MAX))?;
-    socket.set_nodelay(true)?;
-    SockRef::from(&socket).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))?;
+    // Neither is worth not listening for.
+    let _ = socket.set_nodelay(true);
+    let _ = SockRef::from(&socket).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE));
     socket.bind(address)?;
     socket.listen(BACKLOG)
 }

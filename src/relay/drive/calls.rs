@@ -60,8 +60,9 @@ impl Driver {
             let queued = Instant::now();
             let wanted = slots.of(&run.tool.name, &team);
             let taken = tokio::select! {
-                taken = slots.queue().take(&wanted) => Some(taken),
+                biased;
                 () = stop.cancelled() => None,
+                taken = slots.queue().take(&wanted) => Some(taken),
             };
             let (Some(_taken), Some(tool)) = (taken, tool) else {
                 return (id, Ran::Ended(Outcome::failed(OutcomeKind::Stopped, "stopped before it started")));
