@@ -15,6 +15,18 @@ pub(super) const SECTIONS: [(&str, &[Row]); 4] = [
                 &["tests/teams.rs::a_tool_that_is_taken_away_in_the_middle_of_a_turn_is_not_called_any_more"],
             ),
             (
+                "one of eight calls at once hangs",
+                &["tests/turns.rs::a_call_that_hangs_ends_at_its_own_timeout_and_the_other_seven_are_kept"],
+            ),
+            (
+                "every refused network, in every spelling",
+                &[
+                    "src/tools/address.rs::every_refused_range_is_refused_to_its_edges",
+                    "src/tools/address.rs::what_lies_beside_a_refused_range_is_taken",
+                    "src/tools/http/connect/tests.rs::no_spelling_of_a_refused_address_reaches_it",
+                ],
+            ),
+            (
                 "blocked by address policy",
                 &[
                     "src/tools/http/tests.rs::a_target_refused_by_policy_is_denied_without_a_detail_and_never_reached",
@@ -67,6 +79,42 @@ pub(super) const SECTIONS: [(&str, &[Row]); 4] = [
             (
                 "a storm of failures",
                 &["tests/failover.rs::a_storm_opens_the_breaker_and_a_reload_keeps_it_open"],
+            ),
+            (
+                "the budget for asking again",
+                &[
+                    "src/upstream/budget.rs::a_share_of_the_questions_and_some_beside_it_may_be_asked_again",
+                    "src/upstream/health.rs::a_budget_that_is_spent_withholds_repetitions_only",
+                    "tests/failover.rs::without_a_budget_nothing_is_asked_again",
+                ],
+            ),
+            (
+                "the breaker: its one probe, and refusals that are the client's own",
+                &[
+                    "src/upstream/breaker.rs::a_failed_probe_doubles_the_rest_up_to_a_minute_and_an_answer_resets_it",
+                    "src/upstream/breaker.rs::a_probe_whose_client_left_is_followed_by_another",
+                    "src/upstream/health.rs::a_clients_own_refusals_never_open_the_breaker_and_storms_do",
+                ],
+            ),
+            (
+                "the next upstream of a route",
+                &[
+                    "src/engine/failover_tests.rs::the_next_upstream_is_asked_at_once_by_its_own_habits",
+                    "src/policy/retry.rs::a_long_wait_is_not_waited_for_but_the_next_upstream_is_asked",
+                ],
+            ),
+            (
+                "a model that refuses tools beside an effort: the rule's own 400",
+                &[
+                    "tests/habits.rs::a_model_that_takes_no_tools_beside_an_effort_is_asked_without_one_from_then_on",
+                ],
+            ),
+            (
+                "the time of a whole turn",
+                &[
+                    "src/engine/tests.rs::the_whole_turn_has_a_deadline",
+                    "tests/turns.rs::a_model_that_never_pauses_outlasts_neither_the_time_of_a_turn_nor_its_client",
+                ],
             ),
             (
                 "chats that only go through, once they have begun",
@@ -153,7 +201,10 @@ pub(super) const SECTIONS: [(&str, &[Row]); 4] = [
             ),
             (
                 "no keys configured",
-                &["tests/requests.rs::without_keys_other_sites_cannot_use_the_proxy_through_a_browser"],
+                &[
+                    "tests/cli.rs::a_public_address_needs_keys_or_the_flag",
+                    "tests/requests.rs::without_keys_other_sites_cannot_use_the_proxy_through_a_browser",
+                ],
             ),
         ],
     ),

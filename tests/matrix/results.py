@@ -17,7 +17,7 @@ def ran():
     """Every test that ran: its binary, its name, and whether it passed every time."""
     text, results = (logs / "rust.log").read_text(errors="replace"), {}
     # As nextest says it, or as cargo does. A test that leaks has passed, and left a process behind that holds its output.
-    for word, binary, name in re.findall(r"^\s+(PASS|LEAK|FAIL|TIMEOUT|SIG\w+) \[[^\]]+\] (?:\([^)]*\) )?(\S+) (\S+)$", text, re.M):
+    for word, binary, name in re.findall(r"^\s+([A-Z][A-Z0-9 +-]*?) \[[^\]]+\] (?:\([^)]*\) )?(\S+) (\S+)$", text, re.M):
         results[binary, name] = results.get((binary, name), True) and word in {"PASS", "LEAK"}
     if not results:
         binary = ""
