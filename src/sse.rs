@@ -25,10 +25,10 @@ pub const USUAL_END: &[u8] = b"\n\n";
 
 /// Takes the events of a stream.
 pub trait Take {
-    /// Takes an event that begins at `at` of a frame, if it is known by sight: it says `data: ` there, has one line
-    /// and ends with a blank one. Gives where it ends.
-    fn skim(&mut self, frame: &Bytes, at: usize) -> Option<usize> {
-        let _ = (frame, at);
+    /// Takes the events from `at` of a frame on that are known by sight: each says `data: ` there, has one line of less
+    /// than `bound` bytes of data and ends with a blank one. Gives where the last of them ends.
+    fn skim(&mut self, frame: &Bytes, at: usize, bound: usize) -> Option<usize> {
+        let _ = (frame, at, bound);
         None
     }
 
@@ -102,10 +102,8 @@ impl Decoder {
         }
         loop {
             if self.between() {
-                if let Some(end) = take.skim(&frame, at) {
-                    self.check(end - at - (USUAL_START.len() + USUAL_END.len()) + 1)?;
+                if let Some(end) = take.skim(&frame, at, self.bound) {
                     at = end;
-                    continue;
                 }
                 if let Some(data) = usual(&frame[at..]) {
                     self.check(data.len() + 1)?;

@@ -410,16 +410,10 @@ struct Listener<'a> {
 }
 
 impl Take for Listener<'_> {
-    fn skim(&mut self, frame: &Bytes, at: usize) -> Option<usize> {
-        let Known { text, end } = self.repeat.skim(frame, at)?;
+    fn skim(&mut self, frame: &Bytes, at: usize, bound: usize) -> Option<usize> {
+        let Known { texts, end } = self.repeat.skim(frame, at, bound)?;
         if self.failed.is_none() {
-            let more = match self.pieces.last_mut() {
-                Some(Utterance::Texts(texts)) => texts.add(frame, text.clone()),
-                Some(Utterance::Piece(_)) | None => false,
-            };
-            if !more {
-                self.pieces.push(Utterance::Texts(Texts::at(frame.clone(), text)));
-            }
+            self.pieces.push(Utterance::Texts(texts));
         }
         Some(end)
     }
@@ -430,7 +424,7 @@ impl Take for Listener<'_> {
         }
         if !event.named_error {
             if let Some(text) = self.repeat.text(&event.data) {
-                return self.pieces.push(Utterance::Texts(Texts::at(event.data, text)));
+                return self.pieces.push(Utterance::Texts(Texts::at(event.data, text, 0)));
             }
             if let Some(piece) = self.repeat.read(&event.data) {
                 return self.pieces.push(Utterance::Piece(piece));

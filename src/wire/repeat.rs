@@ -10,66 +10,82 @@ use bytes::Bytes;
 
 use super::chunk;
 use super::reply::Piece;
-use super::scan::plain;
+use super::scan::plain_text;
+use super::texts::Texts;
 use crate::sse::{USUAL_END, USUAL_START};
 
 /// The largest chunk that is remembered, in bytes. What stands around a text is small.
 const LARGEST: usize = 4096;
 
+/// Events that were known by sight.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Known {
+    /// Their texts.
+    pub texts: Texts,
+    /// Where the last of them ends.
+    pub end: usize,
+}
+
 /// What the last chunks looked like.
 #[derive(Debug, Default)]
 pub struct Repeat {
-    /// A chunk of plain text without its text; empty if nothing is known.
-    around: Vec<u8>,
-    /// Where the text was in it, between its quotes.
-    gap: usize,
+    /// What stands between two texts of events that follow one another: what is after the first one, the end of its
+    /// event, the beginning of the next, and what is before the second. Empty if nothing is known.
+    between: Vec<u8>,
+    /// Where the second event begins in it.
+    start: usize,
     /// Of any chunk, up to the value of `choices`.
     envelope: Bytes,
 }
 
-/// An event that was known by sight.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Known {
-    /// Where its text is: the inside of a JSON string.
-    pub text: Range<usize>,
-    /// Where the event ends.
-    pub end: usize,
-}
-
 impl Repeat {
-    /// Looks whether an event begins at `at` of a stream whose chunk repeats the one learned from. It says nothing
-    /// but its text: everything else has been said.
+    /// Goes over the events from `at` of a frame on whose chunks repeat the one learned from, each of less than `bound`
+    /// bytes of data. They say nothing but their texts: everything else has been said.
     #[must_use]
-    pub fn skim(&self, stream: &[u8], at: usize) -> Option<Known> {
-        if !stream.get(at..)?.starts_with(USUAL_START) {
+    pub fn skim(&self, frame: &Bytes, at: usize, bound: usize) -> Option<Known> {
+        let (after, before) = self.between.split_at(self.start);
+        if before.is_empty() || !frame.get(at..)?.starts_with(before) {
             return None;
         }
-        let Known { text, end } = self.find(stream, at + USUAL_START.len())?;
-        stream[end..].starts_with(USUAL_END).then_some(Known { text, end: end + USUAL_END.len() })
+        let longest = (bound + USUAL_START.len() + USUAL_END.len()).checked_sub(self.between.len() + 1)?;
+        let mut start = at + before.len();
+        let mut known: Option<Known> = None;
+        // An escape, or the end of the text before its end, is for the careful reader; so is an empty text.
+        while let Some(length) = plain_text(&frame[start..]).filter(|length| (1..=longest).contains(length)) {
+            let text = start..start + length;
+            let rest = &frame[text.end..];
+            let goes_on = rest.starts_with(&self.between);
+            if !goes_on && !rest.starts_with(after) {
+                break;
+            }
+            let end = text.end + after.len();
+            start = text.end + self.between.len();
+            match &mut known {
+                Some(known) => {
+                    known.texts.add(text);
+                    known.end = end;
+                }
+                None => {
+                    let more = if goes_on { rest.len() / self.between.len() } else { 0 };
+                    known = Some(Known { texts: Texts::at(frame.clone(), text, more), end });
+                }
+            }
+            if !goes_on {
+                break;
+            }
+        }
+        known
     }
 
     /// Where the text is of a chunk that repeats the one learned from.
     #[must_use]
     pub fn text(&self, chunk: &[u8]) -> Option<Range<usize>> {
-        let Known { text, end } = self.find(chunk, 0)?;
-        (end == chunk.len()).then_some(text)
-    }
-
-    /// Looks for such a chunk at `at`.
-    fn find(&self, stream: &[u8], at: usize) -> Option<Known> {
-        let (before, after) = self.around.split_at(self.gap);
-        let start = at + before.len();
-        if before.is_empty() || stream.get(at..start)? != before {
-            return None;
-        }
-        let text = start..start + plain(&stream[start..]);
-        let end = text.end + after.len();
-        // An escape, or the end of the text before its end, is for the careful reader; so is an empty text.
-        if text.is_empty() || stream.get(text.end..end)? != after {
-            return None;
-        }
-        let said = &stream[text.clone()];
-        (said.is_ascii() || std::str::from_utf8(said).is_ok()).then_some(Known { text, end })
+        let (after, before) = self.between.split_at(self.start);
+        let before = before.strip_prefix(USUAL_START)?;
+        let rest = chunk.strip_prefix(before)?;
+        let length = plain_text(rest).filter(|length| *length > 0)?;
+        let start = before.len();
+        (rest.get(length..) == after.strip_suffix(USUAL_END)).then_some(start..start + length)
     }
 
     /// Reads a chunk if it is a usual one. What is the same as in the last one before `choices` is not said again.
@@ -114,11 +130,13 @@ impl Repeat {
         // The text shares the chunk's memory, so its place there can be told.
         let start = (quoted.as_ptr() as usize).wrapping_sub(chunk.as_ptr() as usize);
         let Some(end) = start.checked_add(quoted.len()).filter(|end| *end <= chunk.len()) else { return };
-        self.gap = start + 1;
-        self.around.clear();
-        self.around.reserve_exact(chunk.len());
-        self.around.extend_from_slice(&chunk[..self.gap]);
-        self.around.extend_from_slice(&chunk[end - 1..]);
+        let (before, after) = (&chunk[..=start], &chunk[end - 1..]);
+        self.start = after.len() + USUAL_END.len();
+        self.between.clear();
+        self.between.reserve_exact(self.start + USUAL_START.len() + before.len());
+        for part in [after, USUAL_END, USUAL_START, before] {
+            self.between.extend_from_slice(part);
+        }
     }
 }
 
@@ -135,17 +153,20 @@ mod tests {
         format!("{BEFORE}{text}{AFTER}").into()
     }
 
+    /// More than any event here has.
+    const BOUND: usize = 2 * LARGEST;
+
     /// The text of a chunk as it stands in a stream, if it was known by sight.
     fn text(repeat: &Repeat, chunk: &[u8]) -> Option<Raw> {
-        let stream = [b": hm\n\n", USUAL_START, chunk, USUAL_END, b"data: "].concat();
-        let known = repeat.skim(&stream, 6);
-        assert_eq!(
-            known.as_ref().map(|known| known.text.clone()),
-            repeat.text(chunk).map(|text| text.start + 12..text.end + 12)
-        );
-        let Known { text, end } = known?;
-        assert_eq!(end, stream.len() - 6);
-        Some(Raw::trusted(Bytes::from(stream).slice(text.start - 1..text.end + 1)))
+        let stream = Bytes::from([b": hm\n\n", USUAL_START, chunk, USUAL_END, b"data: "].concat());
+        let known = repeat.skim(&stream, 6, BOUND);
+        let place = repeat.text(chunk);
+        let of_chunk =
+            place.map(|place| Raw::trusted(Bytes::copy_from_slice(&chunk[place.start - 1..=place.end])));
+        let of_stream = known.as_ref().and_then(|known| known.texts.strings().next());
+        assert_eq!(of_stream, of_chunk);
+        assert!(known.is_none_or(|known| known.texts.count() == 1 && known.end == stream.len() - 6));
+        of_stream
     }
 
     fn piece(chunk: &Bytes) -> Piece {
@@ -198,20 +219,61 @@ mod tests {
     fn only_a_whole_event_of_one_line_is_known() {
         let repeat = learned();
         let event = [USUAL_START, &chunk("\"a\""), USUAL_END].concat();
-        assert!(repeat.skim(&event, 0).is_some());
+        let skim = |stream: &[u8], at| repeat.skim(&Bytes::copy_from_slice(stream), at, BOUND);
+        assert!(skim(&event, 0).is_some());
         for at in 0..event.len() {
-            assert_eq!(repeat.skim(&event[..at], 0), None, "cut at {at}");
-            assert_eq!(repeat.skim(&event, at + 1), None, "from {at} on");
+            assert_eq!(skim(&event[..at], 0), None, "cut at {at}");
+            assert_eq!(skim(&event, at + 1), None, "from {at} on");
         }
         for other in ["data:", "data:  ", "event: error\ndata: ", ""] {
-            assert_eq!(repeat.skim(&[other.as_bytes(), &event[6..]].concat(), 0), None, "{other}");
+            assert_eq!(skim(&[other.as_bytes(), &event[6..]].concat(), 0), None, "{other}");
         }
         for other in ["\n", "\r\n\r\n", "\r\r", "\ndata: \n\n"] {
-            assert_eq!(
-                repeat.skim(&[&event[..event.len() - 2], other.as_bytes()].concat(), 0),
-                None,
-                "{other:?}"
-            );
+            assert_eq!(skim(&[&event[..event.len() - 2], other.as_bytes()].concat(), 0), None, "{other:?}");
+        }
+    }
+
+    #[test]
+    fn events_that_follow_one_another_are_known_up_to_the_first_that_is_not() {
+        let repeat = learned();
+        let event = |said: &str| [USUAL_START, &chunk(said), USUAL_END].concat();
+        let said = ["\"a\"", "\"é\"", "\"a long one of many words\"", "\"}\""];
+        let usual = said.map(event).concat();
+        let others = [
+            event("\"\""),
+            event("\"a\\nb\""),
+            event("null"),
+            [&event("\"b\"")[..event("\"b\"").len() - 2], b"\r\n\r\n"].concat(),
+            b": hm\n\n".to_vec(),
+            b"data: [DONE]\n\n".to_vec(),
+            Vec::new(),
+        ];
+        for other in others {
+            for cut in 0..=other.len() {
+                let stream = Bytes::from([&usual, &other[..cut]].concat());
+                let known = repeat.skim(&stream, 0, BOUND).unwrap();
+                assert_eq!(known.end, usual.len());
+                assert!(known.texts.strings().eq(said.map(|said| Raw::parse(said.to_owned()).unwrap())));
+            }
+        }
+    }
+
+    #[test]
+    fn an_event_that_reaches_the_bound_is_for_the_careful_reader() {
+        let repeat = learned();
+        let chunks = ["\"a\"", "\"abc\"", "\"ab\""].map(chunk);
+        let stream = Bytes::from(
+            chunks.iter().map(|chunk| [USUAL_START, chunk, USUAL_END].concat()).collect::<Vec<_>>().concat(),
+        );
+        for (bound, count) in [
+            (chunks[0].len(), 0),
+            (chunks[0].len() + 1, 1),
+            (chunks[1].len(), 1),
+            (chunks[1].len() + 1, 3),
+            (0, 0),
+        ] {
+            let known = repeat.skim(&stream, 0, bound);
+            assert_eq!(known.map_or(0, |known| known.texts.count()), count, "{bound}");
         }
     }
 

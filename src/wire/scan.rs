@@ -270,19 +270,10 @@ impl<'a> Scan<'a> {
 /// control character. Words are looked at eight bytes at a time, what is longer at memory speed.
 pub(super) fn plain(text: &[u8]) -> usize {
     const WORDS: usize = 4;
-    const ONES: u64 = u64::from_le_bytes([1; 8]);
-    const HIGH: u64 = ONES << 7;
-    let zero = |word: u64| word.wrapping_sub(ONES) & !word;
     let (words, _) = text.as_chunks::<8>();
     for (i, eight) in words.iter().take(WORDS).enumerate() {
-        let word = u64::from_le_bytes(*eight);
-        let quote = zero(word ^ (ONES * u64::from(b'"')));
-        let backslash = zero(word ^ (ONES * u64::from(b'\\')));
-        let control = word.wrapping_sub(ONES * 0x20) & !word;
-        // Only the lowest of these bits is to be believed: subtracting borrows from the bytes above.
-        let found = (quote | backslash | control) & HIGH;
-        if found != 0 {
-            return i * 8 + (found.trailing_zeros() / 8) as usize;
+        if let Some(place) = stop(u64::from_le_bytes(*eight)) {
+            return i * 8 + place;
         }
     }
     let at = words.len().min(WORDS) * 8;
@@ -293,6 +284,37 @@ pub(super) fn plain(text: &[u8]) -> usize {
     let rest = &rest[..memchr::memchr2(b'"', b'\\', rest).unwrap_or(rest.len())];
     let clean = rest.iter().fold(true, |clean, byte| clean & (*byte >= b' '));
     at + if clean { rest.len() } else { rest.iter().take_while(|byte| **byte >= b' ').count() }
+}
+
+/// The same of bytes that need not be text: `None` if those it counts are not UTF-8. Most are a short word.
+#[inline]
+pub(super) fn plain_text(bytes: &[u8]) -> Option<usize> {
+    if let Some(eight) = bytes.first_chunk::<8>() {
+        let word = u64::from_le_bytes(*eight);
+        let short = stop(word).filter(|place| word & HIGH & ((1 << (place * 8)) - 1) == 0);
+        if short.is_some() {
+            return short;
+        }
+    }
+    let length = plain(bytes);
+    std::str::from_utf8(&bytes[..length]).is_ok().then_some(length)
+}
+
+const ONES: u64 = u64::from_le_bytes([1; 8]);
+const HIGH: u64 = ONES << 7;
+
+/// Where the first quote, backslash or control character is among eight bytes.
+#[inline]
+const fn stop(word: u64) -> Option<usize> {
+    const fn zero(word: u64) -> u64 {
+        word.wrapping_sub(ONES) & !word
+    }
+    let quote = zero(word ^ (ONES * b'"' as u64));
+    let backslash = zero(word ^ (ONES * b'\\' as u64));
+    let control = word.wrapping_sub(ONES * 0x20) & !word;
+    // Only the lowest of these bits is to be believed: subtracting borrows from the bytes above.
+    let found = (quote | backslash | control) & HIGH;
+    if found == 0 { None } else { Some((found.trailing_zeros() / 8) as usize) }
 }
 
 #[cfg(test)]

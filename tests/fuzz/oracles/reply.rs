@@ -82,12 +82,18 @@ pub fn hold(data: &[u8]) {
     ids_are_different(&list);
 }
 
-/// The text of a chunk whose event is known by sight: a JSON string.
+/// The text of a chunk whose event is known by sight, alone and where it is repeated: a JSON string.
 fn known(repeat: &Repeat, chunk: &[u8]) -> Option<Vec<u8>> {
     let event = [USUAL_START, chunk, USUAL_END].concat();
-    let known = repeat.skim(&event, 0)?;
-    assert_eq!(known.end, event.len(), "an event ends with a blank line");
-    Some(event[known.text.start - 1..known.text.end + 1].to_vec())
+    let known = |times: usize| repeat.skim(&event.repeat(times).into(), 0, usize::MAX / 2);
+    let one = known(1);
+    let many = known(3);
+    assert_eq!(one.is_some(), many.is_some(), "what follows an event does not matter");
+    let (one, many) = (one?, many?);
+    assert_eq!([one.end, many.end], [event.len(), 3 * event.len()], "an event ends with a blank line");
+    let text = one.texts.strings().next()?;
+    assert!(many.texts.strings().eq([&text, &text, &text].map(Raw::clone)));
+    Some(text.bytes().to_vec())
 }
 
 /// Who takes a text for all there is leaves out what was said before, and nothing else.
