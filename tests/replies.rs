@@ -14,11 +14,9 @@ use fanfold::policy::settings::{InterimText, Limits, StrictParallel};
 use fanfold::sse::{Decoder, Event, USUAL_END, USUAL_START};
 use fanfold::wire::error::Said;
 use fanfold::wire::failure::{Failure, FailureKind};
-use fanfold::wire::raw::Raw;
 use fanfold::wire::repeat::{Known, Repeat};
 use fanfold::wire::reply::{Decoded, decode};
 use fanfold::wire::request::ChatRequest;
-use fanfold::wire::texts::Texts;
 use fanfold::wire::tool::{Effect, OnDisconnect, OwnedTool};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
@@ -340,17 +338,20 @@ fn actions(plan: &Arc<TurnPlan>, events: &[Event], reader: Reader) -> Vec<Action
     step(Input::Begin);
     step(Input::Accepted(1));
     let mut done = false;
-    for event in events {
+    let mut rest = events;
+    while let Some((event, others)) = rest.split_first() {
         if event.data.as_ref() == b"[DONE]" {
             done = true;
             break;
         }
+        let these = std::mem::replace(&mut rest, others);
         if reader == Reader::Quick && !event.named_error {
-            let whole = [USUAL_START, &event.data, USUAL_END].concat();
-            if let Some(Known { text, .. }) = repeat.skim(&whole, 0) {
-                let text =
-                    Raw::parse(Bytes::from(whole).slice(text.start - 1..text.end + 1)).expect("a string");
-                step(Input::Texts(1, Texts::of(&text).expect("a string")));
+            // A few at a time.
+            let frame = these.iter().take(3).map(|event| [USUAL_START, &event.data, USUAL_END].concat());
+            let frame = Bytes::from(frame.collect::<Vec<_>>().concat());
+            if let Some(Known { texts, .. }) = repeat.skim(&frame, 0, frame.len()) {
+                rest = &these[texts.count()..];
+                step(Input::Texts(1, texts));
                 continue;
             }
             if let Some(piece) = repeat.read(&event.data) {

@@ -253,27 +253,13 @@ impl Driver {
             if let Some(finish) = self.perform(&mut actions) {
                 break finish;
             }
-            if self.asking || !self.starting.is_empty() {
-                // The request is handed to its connection. Where calls start, the end of the reply may be there, too,
-                // and with it another one.
-                if self.may_look
-                    && !self.sink.is_full()
-                    && let Some((ask, heard)) = heard(&mut self.reply, &mut pieces).now_or_never()
-                {
-                    self.may_look = false;
-                    match self.heard(ask, heard, &mut pieces, &mut actions) {
-                        Some(finish) => break finish,
-                        None => continue,
-                    }
-                }
-                // All of them leave before anything is written or told here: who answers them is at work meanwhile.
-                if std::mem::take(&mut self.asking) {
-                    others_first().await;
-                }
-                while self.start_next_call() {
-                    others_first().await;
+            if let Some((ask, heard)) = self.look(&mut pieces) {
+                match self.heard(ask, heard, &mut pieces, &mut actions) {
+                    Some(finish) => break finish,
+                    None => continue,
                 }
             }
+            self.send().await;
             self.may_look = true;
             if self.sink.flush() == Err(Gone) {
                 self.client_left(&mut actions);
@@ -290,6 +276,29 @@ impl Driver {
         };
         // Boxed: no turn has to have room for its end while it goes on.
         Box::pin(self.end(finish)).await
+    }
+
+    /// Where calls start, the end of the reply may be there, too, and with it another one.
+    fn look(&mut self, pieces: &mut Pieces) -> Option<(u32, Heard)> {
+        let sends = self.asking || !self.starting.is_empty();
+        if !sends || !self.may_look || self.sink.is_full() {
+            return None;
+        }
+        let heard = heard(&mut self.reply, pieces).now_or_never()?;
+        self.may_look = false;
+        Some(heard)
+    }
+
+    /// What asks and calls leaves before anything is written or told here: who answers is at work meanwhile.
+    async fn send(&mut self) {
+        if std::mem::take(&mut self.asking) {
+            // The request is handed to its connection.
+            others_first().await;
+        }
+        while let Some(run) = self.starting.pop_front() {
+            self.start_call(run);
+            others_first().await;
+        }
     }
 
     fn now(&self) -> Duration {
@@ -375,11 +384,6 @@ impl Driver {
             Event::Room | Event::Nothing => {}
         }
         None
-    }
-
-    /// Starts the next of the calls that are to start, if there is one.
-    fn start_next_call(&mut self) -> bool {
-        self.starting.pop_front().map(|run| self.start_call(run)).is_some()
     }
 
     /// Something happened to a call, or to time.

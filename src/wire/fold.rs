@@ -9,10 +9,8 @@
 
 use std::collections::HashMap;
 
-use memchr::memchr;
-
 use super::named::Named;
-use super::raw::{Kind, Member, Members, Raw, write_string};
+use super::raw::{Kind, Member, Members, Raw, unescaped, write_string};
 use super::texts::Texts;
 
 /// Members whose text is repeated in every piece rather than continued.
@@ -103,33 +101,12 @@ impl Text {
     /// The text it means. Half a surrogate pair becomes U+FFFD.
     #[must_use]
     pub fn plain(&self) -> String {
-        if let Some(plain) = without_units(&self.0) {
+        if let Some(plain) = unescaped(&self.0) {
             return plain;
         }
         let raw = self.to_raw();
         serde_json::from_slice::<String>(raw.bytes()).unwrap_or_else(|_| without_halves(raw.text()))
     }
-}
-
-/// Decodes the inside of a JSON string that has short escapes only, which is what arguments are full of.
-fn without_units(escaped: &[u8]) -> Option<String> {
-    let mut plain = Vec::with_capacity(escaped.len());
-    let mut rest = escaped;
-    while let Some(at) = memchr(b'\\', rest) {
-        plain.extend_from_slice(&rest[..at]);
-        plain.push(match rest.get(at + 1)? {
-            byte @ (b'"' | b'\\' | b'/') => *byte,
-            b'b' => 0x08,
-            b'f' => 0x0c,
-            b'n' => b'\n',
-            b'r' => b'\r',
-            b't' => b'\t',
-            _ => return None,
-        });
-        rest = &rest[at + 2..];
-    }
-    plain.extend_from_slice(rest);
-    String::from_utf8(plain).ok()
 }
 
 /// Decodes a JSON string, replacing every escape that means half a surrogate pair.

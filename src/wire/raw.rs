@@ -542,7 +542,29 @@ fn unquote(text: &str) -> Cow<'_, str> {
     if memchr::memchr(b'\\', inner.as_bytes()).is_none() {
         return Cow::Borrowed(inner);
     }
-    serde_json::from_str::<String>(text).map_or(Cow::Borrowed(inner), Cow::Owned)
+    let plain = unescaped(inner.as_bytes()).or_else(|| serde_json::from_str(text).ok());
+    plain.map_or(Cow::Borrowed(inner), Cow::Owned)
+}
+
+/// Decodes the inside of a JSON string that has short escapes only, which is what nearly all text with escapes has.
+pub(super) fn unescaped(escaped: &[u8]) -> Option<String> {
+    let mut plain = Vec::with_capacity(escaped.len());
+    let mut rest = escaped;
+    while let Some(at) = memchr::memchr(b'\\', rest) {
+        plain.extend_from_slice(&rest[..at]);
+        plain.push(match rest.get(at + 1)? {
+            byte @ (b'"' | b'\\' | b'/') => *byte,
+            b'b' => 0x08,
+            b'f' => 0x0c,
+            b'n' => b'\n',
+            b'r' => b'\r',
+            b't' => b'\t',
+            _ => return None,
+        });
+        rest = &rest[at + 2..];
+    }
+    plain.extend_from_slice(rest);
+    String::from_utf8(plain).ok()
 }
 
 /// Appends `text` as a JSON string.
