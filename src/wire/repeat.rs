@@ -43,30 +43,34 @@ impl Repeat {
     /// bytes of data. They say nothing but their texts: everything else has been said.
     #[must_use]
     pub fn skim(&self, frame: &Bytes, at: usize, bound: usize) -> Option<Known> {
-        let (after, before) = self.between.split_at(self.start);
-        if before.is_empty() || !frame.get(at..)?.starts_with(before) {
+        let between = &self.between[..];
+        let (after, before) = between.split_at(self.start);
+        let stream = &frame[..];
+        if before.is_empty() || !stream.get(at..)?.starts_with(before) {
             return None;
         }
-        let longest = (bound + USUAL_START.len() + USUAL_END.len()).checked_sub(self.between.len() + 1)?;
+        let longest = bound.checked_sub(between.len() + 1 - USUAL_START.len() - USUAL_END.len())?;
         let mut start = at + before.len();
         let mut known: Option<Known> = None;
         // An escape, or the end of the text before its end, is for the careful reader; so is an empty text.
-        while let Some(length) = plain_text(&frame[start..]).filter(|length| (1..=longest).contains(length)) {
+        let text_at =
+            |start: usize| plain_text(&stream[start..]).filter(|length| (1..=longest).contains(length));
+        while let Some(length) = text_at(start) {
             let text = start..start + length;
-            let rest = &frame[text.end..];
-            let goes_on = rest.starts_with(&self.between);
+            let rest = &stream[text.end..];
+            let goes_on = rest.starts_with(between);
             if !goes_on && !rest.starts_with(after) {
                 break;
             }
             let end = text.end + after.len();
-            start = text.end + self.between.len();
+            start = text.end + between.len();
             match &mut known {
                 Some(known) => {
                     known.texts.add(text);
                     known.end = end;
                 }
                 None => {
-                    let more = if goes_on { rest.len() / self.between.len() } else { 0 };
+                    let more = if goes_on { rest.len() / between.len() } else { 0 };
                     known = Some(Known { texts: Texts::at(frame.clone(), text, more), end });
                 }
             }
