@@ -82,7 +82,7 @@ impl Data {
 }
 
 impl Decoder {
-    /// A decoder whose events have at most `bound` bytes.
+    /// A decoder whose events have less than `bound` bytes of data.
     #[must_use]
     pub fn new(bound: usize) -> Self {
         Self { bound, partial: BytesMut::new(), fresh: true, after_cr: false, lines: Lines::default() }

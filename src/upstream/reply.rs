@@ -376,7 +376,10 @@ impl Coming {
         for event in &events {
             match read_event(event, self.expect.legacy) {
                 Read::Piece(piece) => pieces.push(Utterance::Piece(piece)),
-                Read::Done => done = true,
+                Read::Done => {
+                    done = true;
+                    break;
+                }
                 Read::Nothing => {}
                 Read::Failed(failure) => return self.end(failure),
             }
@@ -409,17 +412,24 @@ struct Listener<'a> {
     failed: Option<Failure>,
 }
 
+impl Listener<'_> {
+    /// What comes after an end counts for nothing.
+    const fn is_over(&self) -> bool {
+        self.failed.is_some() || *self.done
+    }
+}
+
 impl Take for Listener<'_> {
     fn skim(&mut self, frame: &Bytes, at: usize, bound: usize) -> Option<usize> {
         let Known { texts, end } = self.repeat.skim(frame, at, bound)?;
-        if self.failed.is_none() {
+        if !self.is_over() {
             self.pieces.push(Utterance::Texts(texts));
         }
         Some(end)
     }
 
     fn event(&mut self, event: Event) {
-        if self.failed.is_some() {
+        if self.is_over() {
             return;
         }
         if !event.named_error {
@@ -563,6 +573,19 @@ mod tests {
             let (pieces, done, failed) = heard(&[one, two], 1024);
             let said = ["a", "b", "é", "d", "\\n", "f", "g", "i"].map(|text| format!("\"{text}\""));
             assert_eq!((texts(&pieces.unwrap()), done, failed), (said.to_vec(), true, None), "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn what_follows_an_end_in_the_same_frame_counts_for_nothing() {
+        let error = "data: {\"error\":{\"message\":\"m\"}}\n\n";
+        let done = "data: [DONE]\n\n";
+        let more = [text("c"), text("d"), chunk(r#"{"reasoning":"e"}"#)].concat();
+        for (end, ended) in [(error, (false, true)), (done, (true, false))] {
+            let stream = [text("a"), text("b"), end.into(), more.clone(), error.into(), done.into()].concat();
+            let (pieces, done, failed) = heard(&[stream.as_bytes()], 1024);
+            assert_eq!(texts(&pieces.unwrap()), ["\"a\"", "\"b\""], "{end}");
+            assert_eq!((done, failed.is_some()), ended, "{end}");
         }
     }
 

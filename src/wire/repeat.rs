@@ -70,13 +70,17 @@ impl Repeat {
                     known.end = end;
                 }
                 None => {
-                    let more = if goes_on { rest.len() / between.len() } else { 0 };
+                    // As many as there would be if all that follow were like this one.
+                    let more = if goes_on { rest.len() / (between.len() + length) } else { 0 };
                     known = Some(Known { texts: Texts::at(frame.clone(), text, more), end });
                 }
             }
             if !goes_on {
                 break;
             }
+        }
+        if let Some(known) = &mut known {
+            known.texts.trim();
         }
         known
     }
@@ -259,6 +263,19 @@ mod tests {
                 assert_eq!(known.end, usual.len());
                 assert!(known.texts.strings().eq(said.map(|said| Raw::parse(said.to_owned()).unwrap())));
             }
+        }
+    }
+
+    #[test]
+    fn texts_that_are_few_among_other_events_keep_no_room_for_many() {
+        let repeat = learned();
+        let event = |said: &str| [USUAL_START, &chunk(said), USUAL_END].concat();
+        let others = event("\"\\n\"").repeat(200);
+        for (count, most) in [(1, 1), (2, 4), (3, 6), (100, 200)] {
+            let stream = Bytes::from([event("\"a\"").repeat(count), others.clone()].concat());
+            let texts = repeat.skim(&stream, 0, BOUND).unwrap().texts;
+            assert_eq!(texts.count(), count);
+            assert!(texts.room() <= most, "room for {} where there are {count}", texts.room());
         }
     }
 

@@ -29,8 +29,8 @@ impl Texts {
         })
     }
 
-    /// The text at `place` of `memory`, the inside of a JSON string with its quotes around it there, and room for so many
-    /// more.
+    /// The text at `place` of `memory`, with room for `more` texts. A place is the inside of a JSON string whose quotes
+    /// stand around it.
     pub(crate) fn at(memory: Bytes, place: Range<usize>, more: usize) -> Self {
         let mut places = SmallVec::with_capacity(1 + more);
         places.push(place);
@@ -40,6 +40,18 @@ impl Texts {
     /// Adds another text of the same memory.
     pub(crate) fn add(&mut self, place: Range<usize>) {
         self.places.push(place);
+    }
+
+    /// Gives back room that is mostly empty: a reply may be kept in many of these until its end.
+    pub(crate) fn trim(&mut self) {
+        if self.places.capacity() > 2 * self.places.len() {
+            self.places.shrink_to_fit();
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn room(&self) -> usize {
+        self.places.capacity()
     }
 
     /// How many there are.

@@ -1,14 +1,18 @@
 //! Events of a stream: the same however the network cuts it, the same as those of a reader that takes
-//! the standard's sentences one by one, and never larger than the bound.
+//! the standard's sentences one by one, and never larger than the bound. Who knows some by sight is told the same.
 
 use bytes::Bytes;
-use fanfold::sse::{Decoder, Event, TooLarge};
+use fanfold::sse::{Decoder, Event, Take, TooLarge};
+use fanfold::wire::raw::Raw;
+use fanfold::wire::repeat::{Known, Repeat};
+use fanfold::wire::reply::{Decoded, decode};
 
+use super::reply::only_text;
 use super::{Choices, cut};
 
 pub fn hold(data: &[u8]) {
     let mut choices = Choices(data);
-    let bound = [8, 64, 4096][choices.below(3)];
+    let bound = [8, 64, 4096, 90][choices.below(4)];
     let sizes = [1, 1 + choices.below(16), 1 + choices.below(256), usize::MAX];
     let stream = choices.rest();
     let wanted = plainly(stream);
@@ -22,6 +26,59 @@ pub fn hold(data: &[u8]) {
                 assert!(stream.len() > bound, "refused though all of it is within the bound");
                 assert_eq!(told, as_slices(&wanted)[..told.len()], "cut every {size}");
             }
+        }
+        by_sight(stream, size, bound);
+    }
+}
+
+/// What is told of an event to who knows some by sight.
+enum Told {
+    Text(Raw),
+    Event(Event),
+}
+
+#[derive(Default)]
+struct Quick {
+    repeat: Repeat,
+    told: Vec<Told>,
+}
+
+impl Take for Quick {
+    fn skim(&mut self, frame: &Bytes, at: usize, bound: usize) -> Option<usize> {
+        let Known { texts, end } = self.repeat.skim(frame, at, bound)?;
+        self.told.extend(texts.strings().map(Told::Text));
+        Some(end)
+    }
+
+    fn event(&mut self, event: Event) {
+        if let Ok(Decoded::Piece(piece)) = decode(&event.data, false) {
+            self.repeat.learn(&event.data, &piece);
+        }
+        self.told.push(Told::Event(event));
+    }
+}
+
+/// The same events, and the same end, whether or not some are known by sight.
+fn by_sight(stream: &[u8], size: usize, bound: usize) {
+    let (mut quick, mut careful) = (Quick::default(), Vec::new());
+    let mut decoders = [Decoder::new(bound), Decoder::new(bound)];
+    for frame in cut(stream, size) {
+        let ends = (decoders[0].read(frame.clone(), &mut quick), decoders[1].read(frame, &mut careful));
+        assert_eq!(ends.0, ends.1, "cut every {size}");
+        if ends.0.is_err() {
+            break;
+        }
+    }
+    assert_eq!(quick.told.len(), careful.len(), "cut every {size}");
+    for (told, event) in quick.told.iter().zip(&careful) {
+        match told {
+            Told::Event(told) => assert_eq!(told, event),
+            Told::Text(text) => match decode(&event.data, false) {
+                Ok(Decoded::Piece(piece)) if !event.named_error => {
+                    only_text(text.bytes(), &event.data, &piece);
+                }
+                other => panic!("{text:?} was taken for {other:?}"),
+            },
         }
     }
 }
