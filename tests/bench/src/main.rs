@@ -16,7 +16,7 @@
 //! | `hostile` | good clients beside hostile ones, and the memory these cost |
 //! | `telemetry` | what metrics, log, inspector and traces cost |
 //!
-//! Without a part it is all of them, about ten minutes. `SECONDS` is the time of one measurement, by default one.
+//! Without a part it is all of them, about twenty minutes. `SECONDS` is the time of one measurement, by default one.
 //! The results are also in `target/bench.json`, where each part stays until it is measured anew; `table` prints
 //! what is there. Each figure that fanfold is held to stands at the end with its bound.
 //!
