@@ -82,6 +82,8 @@ mod tests {
             ("fa*", "files_", false),
         ] {
             assert_eq!(may_begin(pattern, beginning), expected, "{pattern} {beginning}");
+            let patterns = ["mail_send".to_owned(), pattern.to_owned()];
+            assert_eq!(any_may_begin(&patterns, beginning), expected, "one of two is {pattern}");
         }
     }
 }
