@@ -278,7 +278,8 @@ impl Driver {
         Box::pin(self.end(finish)).await
     }
 
-    /// Where calls start, the end of the reply may be there, too, and with it another one.
+    /// What the reply says already, where something is to be sent. Calls start as it comes: its end may be there, too,
+    /// and with it another call.
     fn look(&mut self, pieces: &mut Pieces) -> Option<(u32, Heard)> {
         let sends = self.asking || !self.starting.is_empty();
         if !sends || !self.may_look || self.sink.is_full() {
@@ -289,10 +290,11 @@ impl Driver {
         Some(heard)
     }
 
-    /// What asks and calls leaves before anything is written or told here: who answers is at work meanwhile.
+    /// Sends the question and starts the calls, before anything is written or told here: who answers them is at work
+    /// meanwhile.
     async fn send(&mut self) {
         if std::mem::take(&mut self.asking) {
-            // The request is handed to its connection.
+            // Its connection takes it.
             others_first().await;
         }
         while let Some(run) = self.starting.pop_front() {

@@ -39,8 +39,9 @@ pub struct Repeat {
 }
 
 impl Repeat {
-    /// Goes over the events from `at` of a frame on whose chunks repeat the one learned from, each of less than `bound`
-    /// bytes of data. They say nothing but their texts: everything else has been said.
+    /// Goes over events of a frame, from `at` on, as long as their chunks repeat the one learned from and have less than
+    /// `bound` bytes of data. They say nothing but their texts: everything else has been said. `None` if the first one
+    /// is not of that kind.
     #[must_use]
     pub fn skim(&self, frame: &Bytes, at: usize, bound: usize) -> Option<Known> {
         let between = &self.between[..];
