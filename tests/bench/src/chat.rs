@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::TIMES;
 use crate::account::resident;
+use crate::alternate::alternately;
 use crate::lab::{Lab, Target};
-use crate::load::{Shot, fire};
+use crate::load::{Load, Shot};
 use crate::report::Part;
 use crate::stats::Measured;
 
@@ -85,24 +85,18 @@ fn scenarios() -> Vec<Scenario> {
     ]
 }
 
-/// Each in turn, a short round to warm up, which is not counted, and then three.
+/// Each of them asked alternately over so many connections.
 pub async fn side_by_side(
     targets: &[Target],
     shot: &Shot,
     connections: usize,
     time: Duration,
 ) -> Vec<Measured> {
-    let mut all = vec![Vec::new(); targets.len()];
-    for round in 0..=TIMES {
-        for (target, results) in targets.iter().zip(&mut all) {
-            let time = if round == 0 { time / 4 } else { time };
-            let result = fire(target, shot, connections, time).await;
-            if round > 0 {
-                results.push(result);
-            }
-        }
+    let mut loads = Vec::new();
+    for target in targets {
+        loads.push(Load::connect(target, shot, connections).await);
     }
-    all.iter().map(|results| Measured::median(results)).collect()
+    alternately(&mut loads, time).await
 }
 
 fn lines(

@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, interval_at};
 
 use crate::account::cpu;
+use crate::alternate::{Driven, Slice};
 use crate::lab::{BLUE, Target};
 use crate::stats::{Measured, Times};
 
@@ -108,9 +109,63 @@ impl Client {
     }
 }
 
+/// So many clients of one server, whose connections stay open from slice to slice.
+pub struct Load {
+    target: Target,
+    shot: Shot,
+    clients: Vec<Client>,
+}
+
+impl Load {
+    /// All are connected before any of them asks.
+    pub async fn connect(target: &Target, shot: &Shot, connections: usize) -> Self {
+        let mut clients = Vec::new();
+        for _ in 0..connections {
+            clients.push(Client::connect(target.port).await);
+        }
+        Self { target: target.clone(), shot: shot.clone(), clients }
+    }
+
+    /// Each client asks for so long: as soon as it has its answer, or once in every `pace` at most.
+    async fn ask(&mut self, pace: Option<Duration>, time: Duration) -> Slice {
+        let before = cpu(self.target.pid);
+        let until = Instant::now() + time;
+        let mut tasks = JoinSet::new();
+        let connections = self.clients.len() as f64;
+        for (n, mut client) in self.clients.drain(..).enumerate() {
+            let shot = self.shot.clone();
+            tasks.spawn(async move {
+                // Not all of them at the same moment.
+                let phase = pace.map(|pace| Instant::now() + pace.mul_f64(n as f64 / connections));
+                let mut beat = phase.zip(pace).map(|(phase, pace)| interval_at(phase, pace));
+                let mut times = Times::default();
+                while Instant::now() < until {
+                    if let Some(beat) = &mut beat {
+                        beat.tick().await;
+                    }
+                    let begin = Instant::now();
+                    client.shoot(&shot).await;
+                    times.add(begin.elapsed());
+                }
+                (client, times)
+            });
+        }
+        let (clients, times): (Vec<_>, Vec<_>) = tasks.join_all().await.into_iter().unzip();
+        self.clients = clients;
+        Slice { times: Times::all(times), cpu: cpu(self.target.pid) - before }
+    }
+}
+
+impl Driven for Load {
+    /// As fast as they can.
+    async fn slice(&mut self, time: Duration) -> Slice {
+        self.ask(None, time).await
+    }
+}
+
 /// Fires at a server from so many connections, each as soon as it has its answer.
 pub async fn fire(target: &Target, shot: &Shot, connections: usize, time: Duration) -> Measured {
-    repeat(target, shot, connections, None, time).await
+    Load::connect(target, shot, connections).await.slice(time).await.measured()
 }
 
 /// Asks a server from so many connections, each once in every `pace` at most.
@@ -121,42 +176,5 @@ pub async fn paced(
     pace: Duration,
     time: Duration,
 ) -> Measured {
-    repeat(target, shot, connections, Some(pace), time).await
-}
-
-async fn repeat(
-    target: &Target,
-    shot: &Shot,
-    connections: usize,
-    pace: Option<Duration>,
-    time: Duration,
-) -> Measured {
-    // All are connected before any of them asks.
-    let mut clients = Vec::new();
-    for _ in 0..connections {
-        clients.push(Client::connect(target.port).await);
-    }
-    let before = cpu(target.pid);
-    let until = Instant::now() + time;
-    let mut tasks = JoinSet::new();
-    for (n, mut client) in clients.into_iter().enumerate() {
-        let shot = shot.clone();
-        tasks.spawn(async move {
-            // Not all of them at the same moment.
-            let phase = pace.map(|pace| Instant::now() + pace.mul_f64(n as f64 / connections as f64));
-            let mut beat = phase.zip(pace).map(|(phase, pace)| interval_at(phase, pace));
-            let mut times = Times::default();
-            while Instant::now() < until {
-                if let Some(beat) = &mut beat {
-                    beat.tick().await;
-                }
-                let begin = Instant::now();
-                client.shoot(&shot).await;
-                times.add(begin.elapsed());
-            }
-            times
-        });
-    }
-    let times = Times::all(tasks.join_all().await);
-    Measured::new(times, cpu(target.pid) - before)
+    Load::connect(target, shot, connections).await.ask(Some(pace), time).await.measured()
 }

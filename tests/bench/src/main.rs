@@ -1,5 +1,5 @@
-//! fanfold's benchmark: it starts a scripted upstream, a bare relay, nginx and fanfold, drives them in turn,
-//! three times, and prints medians and their ratios to the bare relay.
+//! fanfold's benchmark: it starts a scripted upstream, a bare relay, nginx and fanfold, drives them alternately,
+//! in three measurements, and prints medians and their ratios to the bare relay.
 //!
 //! ```text
 //! tests/bench/run [PART…] [SECONDS]
@@ -25,6 +25,7 @@
 //! and ends with the benchmark, also when that is interrupted.
 
 mod account;
+mod alternate;
 mod breaker;
 mod chat;
 mod hostile;

@@ -51,3 +51,36 @@ pub fn whole_calls(calls: u64, call: impl Fn(u64) -> String) -> String {
         calls.join(",")
     )
 }
+
+/// What a client asks that offers so many tools and has the messages of past rounds.
+pub fn question(model: &str, tools: usize, past: Vec<String>) -> String {
+    let past: String = past.into_iter().map(|round| format!(",{round}")).collect();
+    let tools: Vec<String> = (0..tools).map(tool).collect();
+    format!(
+        "{{\"model\":\"{model}\",\"messages\":[{{\"role\":\"user\",\"content\":\"l\"}}{past}],\"stream\":true,\"tools\":[{}],\"stream_options\":{{\"include_usage\":true}}}}",
+        tools.join(",")
+    )
+}
+
+/// The declaration of one tool.
+fn tool(n: usize) -> String {
+    format!(
+        "{{\"type\":\"function\",\"function\":{{\"name\":\"t{n}\",\"description\":\"Tool number {n}, for the benchmark\",\"parameters\":{{\"type\":\"object\",\"properties\":{{\"ms\":{{\"type\":\"integer\"}},\"n\":{{\"type\":\"integer\"}}}},\"required\":[\"ms\"],\"additionalProperties\":false}}}}}}"
+    )
+}
+
+/// The messages of a round of calls: the model's, and one for each result.
+pub fn whole_results(round: u64, calls: u64, millis: u64) -> String {
+    let result = |n| {
+        format!(
+            "{{\"role\":\"tool\",\"tool_call_id\":\"call_{round}_{n}\",\"name\":\"t0\",\"content\":\"{{\\\"ok\\\":true}}\"}}"
+        )
+    };
+    let results: Vec<String> = (0..calls).map(result).collect();
+    let calls: Vec<String> = (0..calls).map(|n| format!("{{{}}}", call(round, n, millis))).collect();
+    format!(
+        "{{\"role\":\"assistant\",\"content\":null,\"tool_calls\":[{}]}},{}",
+        calls.join(","),
+        results.join(",")
+    )
+}

@@ -15,6 +15,10 @@ impl Times {
         self.0.push(time);
     }
 
+    pub fn join(&mut self, other: Self) {
+        self.0.extend(other.0);
+    }
+
     pub fn all(parts: Vec<Self>) -> Self {
         Self(parts.into_iter().flat_map(|part| part.0).collect())
     }

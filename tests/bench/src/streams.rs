@@ -21,10 +21,44 @@ use crate::stats::{Times, median};
 
 /// Between two chunks of a stream.
 const GAP: Duration = Duration::from_millis(50);
-/// In which all streams of a measurement begin.
+/// In which all streams of a slice begin.
 const RAMP: Duration = Duration::from_secs(1);
+/// Slices of a measurement, alternately of each server.
+const SLICES: u32 = 3;
 
-/// What came of so many streams.
+/// What came of so many streams in one or several slices.
+#[derive(Clone, Default)]
+struct Seen {
+    first: Times,
+    later: Times,
+    /// Seconds of processor time of the server, and the chunks that were read meanwhile.
+    cpu: f64,
+    read: u64,
+    /// MiB at most.
+    resident: f64,
+}
+
+impl Seen {
+    fn add(&mut self, other: Self) {
+        self.first.join(other.first);
+        self.later.join(other.later);
+        self.cpu += other.cpu;
+        self.read += other.read;
+        self.resident = self.resident.max(other.resident);
+    }
+
+    fn result(mut self) -> Result {
+        Result {
+            first_p50: self.first.at(0.5),
+            later_p50: self.later.at(0.5),
+            later_p99: self.later.at(0.99),
+            cpu: self.cpu * 1e6 / self.read.max(1) as f64,
+            resident: self.resident,
+        }
+    }
+}
+
+/// The figures of a measurement, times in microseconds, processor time for each chunk.
 #[derive(Clone)]
 struct Result {
     first_p50: f64,
@@ -66,8 +100,14 @@ pub async fn part(time: Duration) -> Part {
     for count in [16, 1000] {
         let mut all = vec![Vec::new(); targets.len()];
         for _ in 0..TIMES {
-            for (target, results) in targets.iter().zip(&mut all) {
-                results.push(streams(target, count, time).await);
+            let mut sums = vec![Seen::default(); targets.len()];
+            for _ in 0..SLICES {
+                for (target, sum) in targets.iter().zip(&mut sums) {
+                    sum.add(streams(target, count, time / SLICES).await);
+                }
+            }
+            for (sum, results) in sums.into_iter().zip(&mut all) {
+                results.push(sum.result());
             }
         }
         let all: Vec<Result> = all.iter().map(|results| middle(results)).collect();
@@ -118,7 +158,7 @@ fn middle(all: &[Result]) -> Result {
 }
 
 /// So many streams, begun one after another; what counts is the time when all of them run.
-async fn streams(target: &Target, count: usize, time: Duration) -> Result {
+async fn streams(target: &Target, count: usize, time: Duration) -> Seen {
     let chunks = ((RAMP + time).as_secs_f64() / GAP.as_secs_f64()).ceil() as u64 + 20;
     let shot = Shot::chat(&format!("paced-{chunks}-{}", GAP.as_millis()), 30, true);
     let read = Arc::new(AtomicU64::new(0));
@@ -138,21 +178,14 @@ async fn streams(target: &Target, count: usize, time: Duration) -> Result {
     sleep_until(until).await;
     let (cpu, read) = (cpu(target.pid) - cpu_before, read.load(Ordering::Relaxed) - read_before);
     let resident = resident(target.pid);
-    let (mut first, mut later) = (Times::default(), Vec::new());
+    let mut seen = Seen { cpu, read, resident, ..Seen::default() };
     for (head, tail) in tasks.join_all().await {
-        first.add(head);
-        later.push(tail);
+        seen.first.add(head);
+        seen.later.join(tail);
     }
-    let mut later = Times::all(later);
     // The servers close what the clients left.
     sleep(Duration::from_millis(300)).await;
-    Result {
-        first_p50: first.at(0.5),
-        later_p50: later.at(0.5),
-        later_p99: later.at(0.99),
-        cpu: cpu * 1e6 / read.max(1) as f64,
-        resident,
-    }
+    seen
 }
 
 /// One stream until then: how long its first text took, and how late the others were from `counted` on.
