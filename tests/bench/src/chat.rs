@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::account::resident;
-use crate::alternate::alternately;
+use crate::alternate::{MANY, alternately};
 use crate::lab::{Lab, Target};
 use crate::load::{Load, Shot};
 use crate::report::Part;
@@ -96,7 +96,7 @@ pub async fn side_by_side(
     for target in targets {
         loads.push(Load::connect(target, shot, connections).await);
     }
-    alternately(&mut loads, time).await
+    alternately(&mut loads, MANY, time).await
 }
 
 fn lines(

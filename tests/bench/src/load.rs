@@ -6,16 +6,17 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
+use hyper::header::HeaderValue;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, interval_at};
+use tokio::time::{Instant, interval_at, sleep};
 
 use crate::account::cpu;
-use crate::alternate::{Driven, Slice};
+use crate::alternate::{AFTERWARDS, Driven, Rounds, Slice};
 use crate::lab::{BLUE, Target};
-use crate::stats::{Measured, Times};
+use crate::stats::Measured;
 
 /// What is sent again and again.
 #[derive(Clone)]
@@ -80,17 +81,30 @@ impl Client {
 
     /// The answer's head; its body is the caller's to read.
     pub async fn open(&mut self, shot: &Shot) -> hyper::Result<Response<Incoming>> {
+        let request = self.request(shot);
+        self.sender.ready().await?;
+        self.sender.send_request(request).await
+    }
+
+    fn request(&self, shot: &Shot) -> Request<Full<Bytes>> {
         let method = if shot.body.is_some() { "POST" } else { "GET" };
-        let request = Request::builder()
+        Request::builder()
             .method(method)
             .uri(&shot.path)
             .header("host", &self.host)
             .header("authorization", shot.key)
             .header("content-type", "application/json")
             .body(Full::new(shot.body.clone().unwrap_or_default()))
-            .expect("a request");
-        self.sender.ready().await?;
-        self.sender.send_request(request).await
+            .expect("a request")
+    }
+
+    /// What fanfold would say if it were asked what it would ask.
+    pub async fn plan(&mut self, shot: &Shot) -> String {
+        let mut request = self.request(shot);
+        request.headers_mut().insert("x-fanfold-dry-run", HeaderValue::from_static("plan"));
+        let answer = self.sender.send_request(request).await.expect("an answer");
+        let body = answer.into_body().collect().await.expect("a plan").to_bytes();
+        String::from_utf8_lossy(&body).into_owned()
     }
 
     /// The whole answer, whatever its status is.
@@ -138,21 +152,22 @@ impl Load {
                 // Not all of them at the same moment.
                 let phase = pace.map(|pace| Instant::now() + pace.mul_f64(n as f64 / connections));
                 let mut beat = phase.zip(pace).map(|(phase, pace)| interval_at(phase, pace));
-                let mut times = Times::default();
-                while Instant::now() < until {
+                let mut rounds = Rounds::until(until);
+                while rounds.go_on() {
                     if let Some(beat) = &mut beat {
                         beat.tick().await;
                     }
                     let begin = Instant::now();
                     client.shoot(&shot).await;
-                    times.add(begin.elapsed());
+                    rounds.took(begin.elapsed());
                 }
-                (client, times)
+                (client, rounds)
             });
         }
-        let (clients, times): (Vec<_>, Vec<_>) = tasks.join_all().await.into_iter().unzip();
+        let (clients, rounds): (Vec<_>, Vec<_>) = tasks.join_all().await.into_iter().unzip();
         self.clients = clients;
-        Slice { times: Times::all(times), cpu: cpu(self.target.pid) - before }
+        sleep(AFTERWARDS).await;
+        Slice::of(rounds, cpu(self.target.pid) - before)
     }
 }
 

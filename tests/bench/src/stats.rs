@@ -23,10 +23,6 @@ impl Times {
         Self(parts.into_iter().flat_map(|part| part.0).collect())
     }
 
-    pub fn count(&self) -> usize {
-        self.0.len()
-    }
-
     /// The value below which `part` of all are; 0 when there are none.
     pub fn at(&mut self, part: f64) -> f64 {
         let index = ((self.0.len() as f64 * part) as usize).min(self.0.len().saturating_sub(1));
@@ -55,9 +51,8 @@ pub struct Measured {
 }
 
 impl Measured {
-    /// Of the times of requests, and the processor time spent on all of them, in seconds.
-    pub fn new(mut times: Times, cpu: f64) -> Self {
-        let requests = times.count();
+    /// Of the times of requests, how many there were, and the processor time spent on all of them, in seconds.
+    pub fn new(mut times: Times, requests: usize, cpu: f64) -> Self {
         Self { requests, p50: times.at(0.5), p99: times.at(0.99), cpu: cpu * 1e6 / requests.max(1) as f64 }
     }
 

@@ -6,12 +6,12 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::alternate::{Driven, Slice, alternately};
+use crate::alternate::{Driven, MANY, Rounds, Slice, alternately};
 use crate::lab::{Lab, ROOM, Setup, TEAMS, Target};
 use crate::load::{Client, Load, Shot};
 use crate::report::Part;
 use crate::script::{question, whole_results};
-use crate::stats::{Measured, Times};
+use crate::stats::Measured;
 
 /// Tools that are offered in each request.
 const TOOLS: usize = 10;
@@ -115,6 +115,8 @@ async fn lines(
     at_once: usize,
     time: Duration,
 ) -> [(&'static str, f64, f64); 2] {
+    let planned = Client::connect(target.port).await.plan(&Shot::chat(&turn.model(), 1, true)).await;
+    assert!(planned.contains(&turn.questions()[0].text()), "the ideal asks something else: {planned}");
     let mut ideals = Vec::new();
     for _ in 0..at_once {
         ideals.push(Ideal::new(lab.upstream, turn).await);
@@ -123,7 +125,9 @@ async fn lines(
         By::Fanfold(Load::connect(target, &Shot::chat(&turn.model(), 1, stream), at_once).await)
     };
     let mut all = [By::Itself(ideals), fanfold(true).await, fanfold(false).await];
-    let measured = alternately(&mut all, time).await;
+    // A turn of calls that take their time is most of a short slice.
+    let slices = if turn.millis > 0 { 2 } else { MANY };
+    let measured = alternately(&mut all, slices, time).await;
     let base = measured[0];
     let bys = ["ideal", "fanfold, streamed", "fanfold, whole"];
     for (by, result) in bys.into_iter().zip(&measured) {
@@ -162,18 +166,18 @@ impl Driven for By {
         let mut tasks = JoinSet::new();
         for mut client in clients.drain(..) {
             tasks.spawn(async move {
-                let mut times = Times::default();
-                while Instant::now() < until {
+                let mut rounds = Rounds::until(until);
+                while rounds.go_on() {
                     let begin = Instant::now();
                     client.turn().await;
-                    times.add(begin.elapsed());
+                    rounds.took(begin.elapsed());
                 }
-                (client, times)
+                (client, rounds)
             });
         }
-        let (back, times): (Vec<_>, Vec<_>) = tasks.join_all().await.into_iter().unzip();
+        let (back, rounds): (Vec<_>, Vec<_>) = tasks.join_all().await.into_iter().unzip();
         *clients = back;
-        Slice { times: Times::all(times), cpu: 0.0 }
+        Slice::of(rounds, 0.0)
     }
 }
 
