@@ -9,6 +9,8 @@ use std::process::Stdio;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 
@@ -108,6 +110,20 @@ impl Lab {
         ];
         targets.push(self.nginx().await);
         targets
+    }
+
+    /// Ends one of them as an operator does who will not wait, and waits until it has ended.
+    pub async fn ends(&mut self, target: &Target) {
+        let child =
+            self.children.iter_mut().find(|child| child.id() == Some(target.pid)).expect("its process");
+        let pid = Pid::from_raw(i32::try_from(target.pid).expect("a process id"));
+        for _ in 0..2 {
+            kill(pid, Signal::SIGTERM).expect("it runs");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        let ended = tokio::time::timeout(Duration::from_secs(60), child.wait()).await;
+        let status = ended.expect("it ends").expect("its status");
+        assert!(status.success(), "{} ended with {status}", target.name);
     }
 
     async fn nginx(&mut self) -> Target {

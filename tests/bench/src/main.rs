@@ -17,6 +17,7 @@
 //! | `telemetry` | what metrics, log, inspector and traces cost |
 //!
 //! Without a part it is all of them, about twenty minutes. `SECONDS` is the time of one measurement, by default one.
+//! `train` is no part, and measures nothing: see its module.
 //! The results are also in `target/bench.json`, where each part stays until it is measured anew; `table` prints
 //! what is there. Each figure that fanfold is held to stands at the end with its bound.
 //!
@@ -38,6 +39,7 @@ mod script;
 mod stats;
 mod streams;
 mod telemetry;
+mod train;
 mod turns;
 mod upstream;
 
@@ -51,8 +53,7 @@ use tokio::signal::unix::{SignalKind, signal};
 const TIMES: usize = 3;
 const PARTS: [&str; 8] =
     ["chat", "streams", "turns", "early", "neighbour", "breaker", "hostile", "telemetry"];
-const USAGE: &str =
-    "usage: fanfold-bench [table] [chat|streams|turns|early|neighbour|breaker|hostile|telemetry]… [SECONDS]";
+const USAGE: &str = "usage: fanfold-bench [table|train] [chat|streams|turns|early|neighbour|breaker|hostile|telemetry]… [SECONDS]";
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -69,8 +70,8 @@ async fn main() -> ExitCode {
         }
         None => 1.0,
     };
-    let only_table = arguments.first() == Some(&"table");
-    let names: Vec<&str> = arguments[usize::from(only_table)..].to_vec();
+    let (only_table, train) = (arguments.first() == Some(&"table"), arguments == ["train"]);
+    let names: Vec<&str> = arguments[usize::from(only_table || train)..].to_vec();
     if names.iter().any(|name| !PARTS.contains(name)) || !(0.1..=60.0).contains(&seconds) {
         eprintln!("{USAGE}");
         return ExitCode::from(2);
@@ -84,7 +85,8 @@ async fn main() -> ExitCode {
         }
         // Whoever interrupts drops what is being measured, and with it every process it started.
         tokio::select! {
-            () = measure(&names, seconds, &file) => {}
+            () = train::train(Duration::from_secs_f64(seconds)), if train => return ExitCode::SUCCESS,
+            () = measure(&names, seconds, &file), if !train => {}
             () = interrupted() => return ExitCode::from(130),
         }
     }
