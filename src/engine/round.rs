@@ -96,6 +96,9 @@ pub(super) struct Round {
     pub(super) tries: Tries,
     /// What the reply says is not in the format the client wants: it was asked without it.
     pub(super) unformatted: bool,
+    /// What the reply says is held back until it is complete. A client that waits for the whole answer sees nothing of
+    /// a reply that may still be asked for again.
+    withholds: bool,
     /// The reply is complete.
     pub(super) complete: bool,
     /// Something of this reply was shown.
@@ -123,8 +126,9 @@ pub(super) struct Round {
 }
 
 impl Round {
-    pub(super) fn new(ask: AskId, tries: Tries, unformatted: bool) -> Self {
+    pub(super) fn new(plan: &TurnPlan, ask: AskId, tries: Tries, unformatted: bool) -> Self {
         Self {
+            withholds: plan.rules.interim_text == InterimText::Hold || !plan.stream || unformatted,
             ask,
             tries,
             unformatted,
@@ -195,11 +199,9 @@ impl Round {
         self.text.push_all(texts);
     }
 
-    /// What the reply says is held back for now. A client that waits for the whole answer sees nothing of a reply
-    /// that may still be asked for again.
-    pub(super) fn holds(&self, plan: &TurnPlan) -> bool {
-        let held = plan.rules.interim_text == InterimText::Hold || !plan.stream || self.unformatted;
-        held && !self.complete
+    /// What the reply says is held back for now.
+    pub(super) const fn holds(&self) -> bool {
+        self.withholds && !self.complete
     }
 
     /// Says whose the call is as soon as its name is there; gives what the client sees of a foreign one.

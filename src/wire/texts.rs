@@ -16,6 +16,8 @@ pub struct Texts {
     memory: Bytes,
     /// Where they are, quotes not included; at least one.
     places: SmallVec<[Range<usize>; 1]>,
+    /// The bytes of all of them.
+    bytes: usize,
 }
 
 impl Texts {
@@ -25,20 +27,21 @@ impl Texts {
         let memory = string.bytes().clone();
         (string.kind() == Kind::String).then(|| {
             let place = 1..memory.len() - 1;
-            Self { memory, places: smallvec![place] }
+            Self { memory, bytes: place.len(), places: smallvec![place] }
         })
     }
 
     /// The text at `place` of `memory`, with room for `more` texts. A place is the inside of a JSON string whose quotes
     /// stand around it.
     pub(crate) fn at(memory: Bytes, place: Range<usize>, more: usize) -> Self {
-        let mut places = SmallVec::with_capacity(1 + more);
+        let (bytes, mut places) = (place.len(), SmallVec::with_capacity(1 + more));
         places.push(place);
-        Self { memory, places }
+        Self { memory, places, bytes }
     }
 
     /// Adds another text of the same memory.
     pub(crate) fn add(&mut self, place: Range<usize>) {
+        self.bytes += place.len();
         self.places.push(place);
     }
 
@@ -62,8 +65,8 @@ impl Texts {
 
     /// The bytes of all of them.
     #[must_use]
-    pub fn bytes(&self) -> usize {
-        self.places.iter().map(ExactSizeIterator::len).sum()
+    pub const fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// The insides, in order.
@@ -83,7 +86,7 @@ impl Texts {
         if self.places.len() < 2 {
             return (first, None);
         }
-        self.places.remove(0);
+        self.bytes -= self.places.remove(0).len();
         (first, Some(self))
     }
 
@@ -121,7 +124,7 @@ mod tests {
         assert_eq!(format!("{texts:?}"), r#"["a", "", "bc"]"#);
         let (first, others) = texts.split_first();
         let others = others.unwrap();
-        assert_eq!(first, Some(Raw::string("a")));
+        assert_eq!((first, others.bytes()), (Some(Raw::string("a")), 2));
         assert_eq!(others.strings().collect::<Vec<_>>(), [Raw::string(""), Raw::string("bc")]);
         let (second, third) = others.split_first();
         assert_eq!((second, third.clone()), (Some(Raw::string("")), Texts::of(&Raw::string("bc"))));

@@ -46,7 +46,7 @@ impl Turn {
     /// Hears texts and nothing else.
     pub(super) fn hear_texts(&mut self, texts: Texts, actions: &mut Vec<Action>) {
         let Stage::Round(round) = &mut self.stage else { return };
-        let holds = round.holds(&self.plan);
+        let holds = round.holds();
         // What comes first is more than a text: with it the reply begins.
         let begins = if holds { round.held.is_empty() } else { !round.text_shown };
         if begins {
@@ -102,7 +102,7 @@ impl Turn {
             return;
         }
         part.round = self.round;
-        if round.holds(&self.plan) {
+        if round.holds() {
             round.held.push(Held::Part(Box::new(part)));
             return;
         }

@@ -61,6 +61,8 @@ pub struct Turn {
     plan: Arc<TurnPlan>,
     ids: Ids,
     now: Elapsed,
+    /// It ends then at the latest.
+    over_at: Elapsed,
     stage: Stage,
     round: u32,
     appended: Vec<Raw>,
@@ -97,6 +99,7 @@ impl Turn {
     pub fn new(plan: Arc<TurnPlan>, seed: u64) -> Self {
         let refused = vec![Refused::default(); plan.targets.len()];
         Self {
+            over_at: plan.rules.limits.turn_timeout.0,
             plan,
             ids: Ids(seed),
             now: Duration::ZERO,
@@ -178,7 +181,7 @@ impl Turn {
     /// When the next [`Input::Tick`] is due; `None` once the turn is over.
     #[must_use]
     pub fn deadline(&self) -> Option<Elapsed> {
-        let whole = self.plan.rules.limits.turn_timeout.0;
+        let whole = self.over_at;
         let of_calls = |round: &Round| {
             round
                 .standings
@@ -307,7 +310,7 @@ impl Turn {
             record.target = ask.target;
             record.again = ask.attempt;
         }
-        self.stage = Stage::Round(Box::new(Round::new(ask.id, tries, ask.drop_format)));
+        self.stage = Stage::Round(Box::new(Round::new(&self.plan, ask.id, tries, ask.drop_format)));
         actions.push(Action::Ask(ask));
     }
 
@@ -356,7 +359,7 @@ impl Turn {
         let upstreams = self.plan.targets.len();
         let next = before.after(failure, upstreams)?;
         let pause = (!next.at_once).then(|| self.pause(failure, before.again()));
-        if self.now + pause.unwrap_or_default() >= self.plan.rules.limits.turn_timeout.0 {
+        if self.now + pause.unwrap_or_default() >= self.over_at {
             return None;
         }
         if next.moves_on {
@@ -384,7 +387,7 @@ impl Turn {
         if self.is_done() {
             return;
         }
-        if self.now >= self.plan.rules.limits.turn_timeout.0 {
+        if self.now >= self.over_at {
             self.record.limits.push(Limit::TurnTimeout);
             let error = ErrorReply::turn_timeout(self.plan.rules.limits.turn_timeout);
             return self.fail(error, actions);
