@@ -1,15 +1,15 @@
 //! Bodies of answers, and the bounded pipe behind those that are written bit by bit.
 //!
 //! ```text
-//! Sender ── try_send ─▶ [ pending bytes ≤ capacity ] ── frames ─▶ hyper
+//! Sender ── push ─▶ [ pending bytes: capacity, and a piece ] ── frames ─▶ hyper
 //!    ▲                            │
 //!    └─────── taken, gone ────────┘
 //! ```
 //!
 //! The pipe counts bytes, not messages. What was written while hyper was busy leaves together: small
-//! pieces as one frame, large ones as they are, for hyper writes what it gets at once in one go. A full
-//! pipe slows down whoever writes; it never grows. A sender that is dropped without [`Sender::finish`]
-//! has failed: the body ends with an error and the connection is cut, because a clean end would look
+//! pieces as one frame, large ones as they are, for hyper writes what it gets at once in one go. A piece that was made
+//! is taken, so that nobody has to keep it; a pipe that is full then slows down whoever makes them. A sender that is
+//! dropped without [`Sender::finish`] has failed: the body ends with an error and the connection is cut, because a clean end would look
 //! like a whole answer. (hyper throws away what it still holds then; to tell the client what happened,
 //! write that and finish.)
 
@@ -108,7 +108,7 @@ impl http_body::Body for Body {
     }
 }
 
-/// A pipe that holds at most `capacity` bytes, or one larger piece.
+/// A pipe that is full when it holds `capacity` bytes. Its writer is expected to wait then.
 #[must_use]
 pub fn channel(capacity: usize) -> (Sender, Receiver) {
     let shared = Arc::new(Shared {
@@ -139,8 +139,10 @@ struct State {
 /// What was written and not taken. A piece that is taken before the next one comes is never copied, nor is a large one.
 #[derive(Debug, Default)]
 struct Pending {
-    /// In order.
-    pieces: VecDeque<Bytes>,
+    /// In order, without the last one.
+    before: VecDeque<Bytes>,
+    /// Mostly the only one.
+    last: Bytes,
     /// Their bytes.
     len: usize,
 }
@@ -155,21 +157,23 @@ enum End {
 impl Pending {
     fn push(&mut self, piece: Bytes) {
         self.len += piece.len();
-        match self.pieces.back_mut() {
-            Some(last) if last.len() + piece.len() <= JOINED => {
-                let joined = mem::take(last).try_into_mut();
-                let mut joined = joined.unwrap_or_else(|shared| BytesMut::from(&*shared));
-                joined.extend_from_slice(&piece);
-                *last = joined.freeze();
-            }
-            Some(_) | None => self.pieces.push_back(piece),
-        }
+        let last = mem::take(&mut self.last);
+        self.last = if last.is_empty() {
+            piece
+        } else if last.len() + piece.len() <= JOINED {
+            let mut joined = last.try_into_mut().unwrap_or_else(|shared| BytesMut::from(&*shared));
+            joined.extend_from_slice(&piece);
+            joined.freeze()
+        } else {
+            self.before.push_back(last);
+            piece
+        };
     }
 
     fn take(&mut self) -> Option<Bytes> {
-        let piece = self.pieces.pop_front()?;
+        let piece = self.before.pop_front().unwrap_or_else(|| mem::take(&mut self.last));
         self.len -= piece.len();
-        Some(piece)
+        (!piece.is_empty()).then_some(piece)
     }
 }
 
@@ -178,9 +182,8 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn fits(&self, state: &State, len: usize) -> bool {
-        let held = state.pending.len;
-        held == 0 || held.saturating_add(len) <= self.capacity
+    fn has_room(&self, state: &State) -> bool {
+        state.pending.len < self.capacity
     }
 
     fn end(&self, end: End) {
@@ -202,27 +205,9 @@ pub struct Sender {
     shared: Arc<Shared>,
 }
 
-/// Why a piece was not taken.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum SendError {
-    /// The pipe is full; here is the piece. See [`Sender::ready`].
-    Full(Bytes),
-    /// Nobody reads any more: the client is gone.
-    Closed,
-}
-
 /// Nobody reads any more: the client is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Closed;
-
-impl fmt::Display for SendError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Full(_) => f.write_str("the client reads more slowly than the answer is written"),
-            Self::Closed => Closed.fmt(f),
-        }
-    }
-}
 
 impl fmt::Display for Closed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -230,50 +215,39 @@ impl fmt::Display for Closed {
     }
 }
 
-impl Error for SendError {}
 impl Error for Closed {}
 
 impl Sender {
-    /// Writes a piece, whole or not at all. An empty pipe takes a piece of any size.
-    pub fn try_send(&self, piece: impl Into<Bytes>) -> Result<(), SendError> {
+    /// Writes a piece. Whether there is room for more; if not, see [`ready`](Self::ready).
+    pub fn push(&self, piece: impl Into<Bytes>) -> Result<bool, Closed> {
         let piece = piece.into();
         let mut state = self.shared.state();
         if state.unread {
-            return Err(SendError::Closed);
+            return Err(Closed);
         }
         if piece.is_empty() {
-            return Ok(());
-        }
-        if !self.shared.fits(&state, piece.len()) {
-            return Err(SendError::Full(piece));
+            return Ok(self.shared.has_room(&state));
         }
         state.pending.push(piece);
+        let room = self.shared.has_room(&state);
         let reader = state.reader.take();
         drop(state);
         if let Some(reader) = reader {
             reader.wake();
         }
-        Ok(())
+        Ok(room)
     }
 
-    /// Writes a piece as soon as there is room for it.
+    /// Writes a piece, and waits until there is room for more.
     pub async fn send(&self, piece: impl Into<Bytes> + Send) -> Result<(), Closed> {
-        let mut piece = piece.into();
-        loop {
-            match self.try_send(piece) {
-                Ok(()) => return Ok(()),
-                Err(SendError::Closed) => return Err(Closed),
-                Err(SendError::Full(back)) => piece = back,
-            }
-            self.ready(piece.len()).await?;
-        }
+        if self.push(piece)? { Ok(()) } else { self.ready().await }
     }
 
-    /// Returns once a piece of `len` bytes would be taken. May be dropped and asked again.
-    pub async fn ready(&self, len: usize) -> Result<(), Closed> {
+    /// Returns once there is room. May be dropped and asked again.
+    pub async fn ready(&self) -> Result<(), Closed> {
         self.when(|state| match state.unread {
             true => Some(Err(Closed)),
-            false => self.shared.fits(state, len).then_some(Ok(())),
+            false => self.shared.has_room(state).then_some(Ok(())),
         })
         .await
     }
@@ -305,14 +279,6 @@ impl Sender {
     #[must_use]
     pub fn pending(&self) -> usize {
         self.shared.state().pending.len
-    }
-
-    /// Writes the last pieces, whether there is room for them or not, and finishes.
-    pub fn finish_with(self, pieces: impl IntoIterator<Item = Bytes>) {
-        let mut state = self.shared.state();
-        pieces.into_iter().filter(|piece| !piece.is_empty()).for_each(|piece| state.pending.push(piece));
-        drop(state);
-        self.finish();
     }
 
     /// The answer is whole: what is pending still leaves, then the body ends cleanly.
@@ -397,10 +363,10 @@ mod tests {
     #[tokio::test]
     async fn pieces_leave_in_order_and_together() {
         let (sender, mut receiver) = channel(100);
-        sender.try_send("one ").unwrap();
+        sender.push("one ").unwrap();
         assert_eq!(next(&mut receiver).await.unwrap().unwrap(), "one ");
         for piece in ["two ", "three ", "", "four"] {
-            sender.try_send(piece).unwrap();
+            sender.push(piece).unwrap();
         }
         sender.finish();
         assert_eq!(next(&mut receiver).await.unwrap().unwrap(), "two three four");
@@ -412,7 +378,7 @@ mod tests {
         for sizes in [&[50][..], &[JOINED, 1, JOINED]] {
             let (sender, mut receiver) = channel(3 * JOINED);
             let pieces: Vec<Bytes> = sizes.iter().map(|size| vec![7; *size].into()).collect();
-            pieces.iter().for_each(|piece| sender.try_send(piece.clone()).unwrap());
+            pieces.iter().for_each(|piece| assert!(sender.push(piece.clone()).is_ok()));
             assert_eq!(sender.pending(), sizes.iter().sum::<usize>());
             for piece in &pieces {
                 let came = next(&mut receiver).await.unwrap().unwrap();
@@ -426,7 +392,7 @@ mod tests {
     async fn small_pieces_are_joined_as_far_as_that_is_cheap() {
         let (sender, mut receiver) = channel(2 * JOINED);
         for piece in [JOINED - 2, 1, 1, 1, 1] {
-            sender.try_send(vec![7; piece]).unwrap();
+            sender.push(vec![7; piece]).unwrap();
         }
         sender.finish();
         let mut sizes = Vec::new();
@@ -437,45 +403,40 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_full_pipe_gives_the_piece_back_and_says_when_there_is_room() {
-        let (sender, mut receiver) = channel(10);
-        sender.try_send("12345678").unwrap();
-        assert_eq!(sender.try_send("9ab"), Err(SendError::Full("9ab".into())));
-        assert_eq!(sender.ready(2).now_or_never(), Some(Ok(())));
-        let mut waiting = Box::pin(sender.send("9ab"));
+    async fn a_full_pipe_takes_what_was_made_and_says_when_there_is_room() {
+        let (sender, mut receiver) = channel(JOINED);
+        assert_eq!(sender.push(vec![7; JOINED - 1]), Ok(true));
+        assert_eq!(sender.ready().now_or_never(), Some(Ok(())));
+        let mut waiting = Box::pin(sender.send(vec![7; JOINED]));
         assert_eq!(waiting.as_mut().now_or_never(), None);
-        assert_eq!(next(&mut receiver).await.unwrap().unwrap(), "12345678");
+        assert_eq!(sender.pending(), 2 * JOINED - 1);
+        assert_eq!(next(&mut receiver).await.unwrap().unwrap().len(), JOINED - 1);
+        assert_eq!(waiting.as_mut().now_or_never(), None, "what is there fills it alone");
+        assert_eq!(sender.push(""), Ok(false));
+        assert_eq!(next(&mut receiver).await.unwrap().unwrap().len(), JOINED);
         assert_eq!(waiting.as_mut().now_or_never(), Some(Ok(())));
         drop(waiting);
-        assert_eq!(sender.pending(), 3);
-    }
-
-    #[tokio::test]
-    async fn an_empty_pipe_takes_a_piece_larger_than_itself() {
-        let (sender, mut receiver) = channel(2);
-        assert_eq!(sender.send("larger").await, Ok(()));
-        assert!(matches!(sender.try_send("x"), Err(SendError::Full(_))));
-        assert_eq!(next(&mut receiver).await.unwrap().unwrap(), "larger");
+        assert_eq!((sender.push(""), sender.pending()), (Ok(true), 0));
     }
 
     #[tokio::test]
     async fn the_writer_learns_that_nobody_reads() {
         let (sender, receiver) = channel(4);
-        sender.try_send("full").unwrap();
-        let (mut ready, mut closed) = (Box::pin(sender.ready(1)), pin!(sender.closed()));
+        assert_eq!(sender.push("full"), Ok(false));
+        let (mut ready, mut closed) = (Box::pin(sender.ready()), pin!(sender.closed()));
         assert_eq!(ready.as_mut().now_or_never(), None);
         assert_eq!(closed.as_mut().now_or_never(), None);
         drop(Body::Stream(receiver));
         assert_eq!(ready.await, Err(Closed));
         closed.await;
-        assert_eq!(sender.try_send("x"), Err(SendError::Closed));
+        assert_eq!(sender.push("x"), Err(Closed));
     }
 
     #[tokio::test]
     async fn a_dropped_or_aborted_writer_ends_in_an_error_after_what_was_written() {
         for abort in [Sender::abort, drop] {
             let (sender, mut receiver) = channel(100);
-            sender.try_send("half").unwrap();
+            sender.push("half").unwrap();
             abort(sender);
             assert_eq!(next(&mut receiver).await, Some(Ok("half".into())));
             assert_eq!(next(&mut receiver).await, Some(Err(Aborted)));
@@ -488,7 +449,7 @@ mod tests {
         let (sender, receiver) = channel(100);
         let writer = async {
             tokio::task::yield_now().await;
-            sender.try_send("late").unwrap();
+            sender.push("late").unwrap();
             tokio::task::yield_now().await;
             sender.finish();
         };
@@ -503,7 +464,7 @@ mod tests {
         assert!(Body::from("").is_end_stream());
         let (sender, receiver) = channel(100);
         let body = Body::Stream(receiver);
-        sender.try_send("four").unwrap();
+        sender.push("four").unwrap();
         assert_eq!(body.size_hint().exact(), None);
         sender.finish();
         assert_eq!(body.size_hint().exact(), Some(4));

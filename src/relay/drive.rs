@@ -21,9 +21,8 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use futures_util::future::Map;
-use futures_util::stream::FuturesUnordered;
-use futures_util::{FutureExt, StreamExt};
 use hashbrown::HashMap;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, StatusCode};
@@ -43,7 +42,7 @@ use crate::audit::Audit;
 use crate::engine::{Action, Ask, Finish, Input, Limit, Parked, Run, RunId, Show, Turn, fingerprint, parcel};
 use crate::ledger::{Answer, End, Ledger, Owner, Run as LedgerRun};
 use crate::policy::plan::TurnPlan;
-use crate::rare::rare;
+use crate::rare::{Aside, Came};
 use crate::runs::Runs;
 use crate::store::Store;
 use crate::team::Team;
@@ -54,7 +53,7 @@ use crate::telemetry::Telemetry;
 use crate::telemetry::redact::Redact;
 use crate::telemetry::traces::{About, Trace, Tracer};
 use crate::tools::Catalog;
-use crate::upstream::{Alarm, AskHead, Asking, Expect, Heard, Pieces, Reply, Route, Target, Utterance};
+use crate::upstream::{AskHead, Asking, Expect, Heard, Pieces, Reply, Route, Target, Utterance};
 use crate::wire::error::ErrorReply;
 use crate::wire::failure::FailureKind;
 use crate::wire::raw::Raw;
@@ -145,6 +144,8 @@ enum Audience {
 
 pub(super) struct Driver {
     started: Box<Started>,
+    /// When the request came.
+    since: Instant,
     /// What the ledger knows the turn as.
     run: Option<Owner>,
     /// Names the turn towards tools: unlike the request's id, no client can choose it.
@@ -183,10 +184,8 @@ pub(super) struct Driver {
     watching: Option<Watching>,
     /// The answer, where it goes into the trace.
     answer: Option<Said>,
-    /// For the engine's deadline and the sink's comments.
-    alarm: Alarm,
-    /// Each comes once, if at all.
-    ends: FuturesUnordered<Cancelled>,
+    /// For the engine's deadline, the reply's and the sink's comments, and for what ends the turn from outside.
+    aside: Aside<Cancelled, 2>,
 }
 
 /// What ends a turn from outside.
@@ -198,7 +197,7 @@ enum Outside {
     Process,
 }
 
-type Cancelled = Map<WaitForCancellationFutureOwned, fn(()) -> Outside>;
+type Cancelled = Pin<Box<Map<WaitForCancellationFutureOwned, fn(()) -> Outside>>>;
 
 /// The charging of a round, by its number.
 struct Charging(u32, Pin<Box<dyn Future<Output = Charged> + Send>>);
@@ -206,19 +205,17 @@ struct Charging(u32, Pin<Box<dyn Future<Output = Charged> + Send>>);
 impl Driver {
     pub(super) fn new(started: Box<Started>, run: Option<Owner>, sink: Box<Sink>) -> Self {
         let turn = Turn::new(started.plan.clone(), fastrand::u64(..));
-        let ends = rare(|| -> [Cancelled; 2] {
-            [
-                started.gone.clone().cancelled_owned().map(|()| Outside::Client),
-                started.shutdown.clone().cancelled_owned().map(|()| Outside::Process),
-            ]
-        });
+        let ends: [Cancelled; 2] = [
+            Box::pin(started.gone.clone().cancelled_owned().map(|()| Outside::Client)),
+            Box::pin(started.shutdown.clone().cancelled_owned().map(|()| Outside::Process)),
+        ];
         Self {
             watching: Watching::begin(&started, turn.decision()),
             answer: Said::begin(&started.parts, &started.trace),
-            alarm: Alarm::new(started.since + started.plan.rules.limits.turn_timeout.0),
-            ends,
+            aside: Aside::new(started.since + started.plan.rules.limits.turn_timeout.0, ends),
             turn_id: super::new_id().to_string().into(),
             turn,
+            since: started.since,
             started,
             run,
             sink,
@@ -304,7 +301,7 @@ impl Driver {
     }
 
     fn now(&self) -> Duration {
-        self.started.since.elapsed()
+        self.since.elapsed()
     }
 
     fn step(&mut self, input: Input, actions: &mut Vec<Action>) {
@@ -328,25 +325,25 @@ impl Driver {
 
     /// Waits for one thing to happen and tells the engine. Gives the finish if that came already.
     async fn hear(&mut self, pieces: &mut Pieces, actions: &mut Vec<Action>) -> Option<Finish> {
-        let deadline = self.turn.deadline().map(|at| self.started.since + at);
         let there = self.audience == Audience::Client;
-        let comment = self.sink.comment_at().filter(|_| self.audience != Audience::Nobody);
-        let (due, comments) = match (deadline, comment) {
-            (Some(deadline), Some(comment)) => (Some(deadline.min(comment)), comment <= deadline),
-            (deadline, comment) => (deadline.or(comment), deadline.is_none()),
-        };
-        let next = due.unwrap_or(self.started.since);
-        let rings = if comments { Event::Comment } else { Event::Input(Input::Tick) };
-        let may_read = !self.sink.is_full() || !there;
+        // A reply that was read to its end says nothing more that would have to wait.
+        let over = self.reply.as_ref().is_some_and(|(_, reply)| reply.is_over());
+        let may_read = !self.sink.is_full() || !there || over;
         let joined = self.run.as_deref().filter(|_| self.audience == Audience::Joined);
         // Only calls that run give inputs.
         let calls = !self.calls.is_empty();
         // While much is heard the rest is looked at now and then: looking costs more than hearing.
         let others = self.heard_in_a_row >= HEARD_IN_A_ROW;
         self.heard_in_a_row += 1;
+        let may_hear = may_read && !others;
+        let due = Due {
+            turn: self.turn.deadline().map(|at| self.since + at),
+            reply: self.reply.as_ref().filter(|_| may_hear).map(|(_, reply)| reply.deadline()),
+            comment: self.sink.comment_at().filter(|_| self.audience != Audience::Nobody),
+        };
         let event = tokio::select! {
             biased;
-            (ask, heard) = heard(&mut self.reply, pieces), if may_read && !others => {
+            (ask, heard) = heard(&mut self.reply, pieces), if may_hear => {
                 return self.heard(ask, heard, pieces, actions);
             }
             Some(ended) = self.calls.join_next_with_id(), if calls => Event::Ended(ended),
@@ -354,11 +351,11 @@ impl Driver {
             (round, charged) = charged(&mut self.charging) => Event::Charged(round, charged),
             wait = self.sink.wait(), if there => if wait == Wait::Gone { Event::Gone } else { Event::Room },
             () = deserted(joined) => Event::Gone,
-            () = self.alarm.until(next), if due.is_some() => rings,
-            Some(end) = self.ends.next() => match end {
-                Outside::Client if there => Event::Gone,
-                Outside::Client => Event::Nothing,
-                Outside::Process => Event::Input(Input::Shutdown),
+            came = self.aside.until(due.first()) => match came {
+                Came::Time => Event::Time,
+                Came::One(Outside::Client) if there => Event::Gone,
+                Came::One(Outside::Client) => Event::Nothing,
+                Came::One(Outside::Process) => Event::Input(Input::Shutdown),
             },
             () = std::future::ready(()), if others => Event::Nothing,
         };
@@ -382,8 +379,26 @@ impl Driver {
                 self.step(Input::Charged(round, self.used_up.map(limit)), actions);
             }
             Event::Gone => self.client_left(actions),
-            Event::Comment => self.sink.comment(),
+            Event::Time => return self.time_came(due, pieces, actions),
             Event::Room | Event::Nothing => {}
+        }
+        None
+    }
+
+    /// Something was due.
+    fn time_came(&mut self, due: Due, pieces: &mut Pieces, actions: &mut Vec<Action>) -> Option<Finish> {
+        let now = Instant::now();
+        match &mut self.reply {
+            Some((ask, reply)) if due.reply.is_some() && reply.deadline() <= now => {
+                let (ask, heard) = (*ask, reply.late());
+                return self.heard(ask, heard, pieces, actions);
+            }
+            Some(_) | None if due.comment.is_some_and(|at| at <= now) => self.sink.comment(),
+            Some(_) | None => {
+                self.step(Input::Tick, actions);
+                self.hear_calls(actions);
+                self.news();
+            }
         }
         None
     }
@@ -484,7 +499,7 @@ impl Driver {
                 }
                 Action::Show(show) => {
                     if self.first_shown.is_none() && !matches!(show, Show::Begin(_)) {
-                        self.first_shown = Some(self.started.since.elapsed());
+                        self.first_shown = Some(self.now());
                     }
                     if let Some(watching) = &mut self.watching {
                         watching.shown(&show);
@@ -519,7 +534,7 @@ impl Driver {
             started: &self.started,
             turn: &self.turn,
             finish: &finish,
-            total: self.started.since.elapsed(),
+            total: self.now(),
             first: self.first_shown,
             client_gone: self.audience != Audience::Client,
             cost: self.cost,
@@ -540,23 +555,13 @@ impl Driver {
             }
             Finish::Answer(_) | Finish::Failed(_) => End::Told { effects: self.turn.had_effects() },
         };
-        // The client's own pace must not keep a slot of the team: what is measured is measured. What is written
-        // is on the tape as soon as the sink was asked once.
+        // The client's own pace keeps no slot of the team.
         let Self { started, run, sink, mut calls, rests, audience, .. } = *self;
         let there = audience == Audience::Client;
-        let telling = async {
-            tokio::select! {
-                biased;
-                told = sink.finish(&finish, totals) => told,
-                () = started.gone.cancelled() => Err(Gone),
-            }
-        };
-        let keeping = async {
-            if let Some(run) = run {
-                Box::pin(run.end(end)).await;
-            }
-        };
-        let (told, ()) = tokio::join!(telling, keeping);
+        let told = sink.finish(&finish, totals);
+        if let Some(run) = run {
+            Box::pin(run.end(end)).await;
+        }
         if told.is_err() && there {
             tracing::debug!(request_id = %started.request_id, "the client left before it took the whole answer");
         }
@@ -566,13 +571,27 @@ impl Driver {
     }
 }
 
+/// When the turn, its reply and its client have waited long enough.
+#[derive(Clone, Copy)]
+struct Due {
+    turn: Option<Instant>,
+    reply: Option<Instant>,
+    comment: Option<Instant>,
+}
+
+impl Due {
+    fn first(&self) -> Option<Instant> {
+        [self.turn, self.reply, self.comment].into_iter().flatten().min()
+    }
+}
+
 /// What a turn waits for.
 enum Event {
     Ended(Ended),
     Input(Input),
     Charged(u32, Charged),
     Gone,
-    Comment,
+    Time,
     Room,
     Nothing,
 }

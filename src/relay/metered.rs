@@ -10,8 +10,6 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
 use http::header::CONTENT_ENCODING;
 use http::{HeaderMap, StatusCode};
 use http_body::{Body as _, Frame, SizeHint};
@@ -23,8 +21,8 @@ use super::body::BoxError;
 use super::ending::{self, Ending};
 use super::events::{Events, TooLarge};
 use super::sink::error_event;
-use crate::rare::rare;
-use crate::upstream::{Alarm, Received, is_event_stream};
+use crate::rare::{Aside, Came};
+use crate::upstream::{Received, is_event_stream};
 use crate::wire::error::ErrorReply;
 use crate::wire::failure::{Failure, FailureKind};
 use crate::wire::raw::Raw;
@@ -79,8 +77,8 @@ pub(super) struct Metered {
     most: usize,
     /// When the upstream has been silent for too long, or a chat's whole time is over.
     until: Instant,
-    /// Rings then.
-    alarm: Alarm,
+    /// Rings then, and at the end of the process.
+    aside: Aside<Pin<Box<WaitForCancellationFutureOwned>>, 1>,
     allowed: Duration,
     /// When a chat has to be over.
     deadline: Option<Instant>,
@@ -88,8 +86,6 @@ pub(super) struct Metered {
     left: usize,
     /// A chat's events.
     events: Option<Events>,
-    /// The end of the process.
-    shutdown: FuturesUnordered<WaitForCancellationFutureOwned>,
     /// Nothing of the upstream's comes any more.
     over: bool,
 }
@@ -108,7 +104,7 @@ impl Metered {
         let limits = passing.turn.as_ref().map(|turn| &turn.limits);
         let left = limits.map_or(usize::MAX, |limits| limits.reply.0);
         let events = limits.filter(|_| kind == Streams::Chat).map(|limits| Events::new(limits.event.0));
-        let shutdown = rare(|| [passing.shutdown.clone().cancelled_owned()]);
+        let shutdown = Box::pin(passing.shutdown.clone().cancelled_owned());
         let until = next(allowed, deadline);
         let kept = passing.turn.as_ref().and_then(|turn| turn.run.as_ref()).is_some_and(|run| run.keeps());
         let most = if kind == Streams::Chat && !kept { OF_A_CHAT } else { LOOKED_THROUGH };
@@ -123,12 +119,11 @@ impl Metered {
             ending: Ending::Broken,
             most,
             until,
-            alarm: Alarm::new(until),
+            aside: Aside::new(until, [shutdown]),
             allowed,
             deadline,
             left,
             events,
-            shutdown,
             over: false,
         })
     }
@@ -185,11 +180,6 @@ impl Metered {
 
     fn note(&mut self, ending: Ending) {
         self.ending = self.ending.max(ending);
-    }
-
-    fn is_late(&mut self, cx: &mut Context<'_>) -> bool {
-        let until = self.until;
-        self.alarm.poll_until(cx, until).is_ready()
     }
 
     /// The time is over: which one.
@@ -315,11 +305,15 @@ impl http_body::Body for Metered {
                     Poll::Ready(self.broke("error", &truncated, error.into()))
                 }
                 Poll::Ready(None) => Poll::Ready(self.ended()),
-                Poll::Pending if self.is_late(cx) => Poll::Ready(self.late()),
-                Poll::Pending if self.shutdown.poll_next_unpin(cx).is_ready() => {
-                    Poll::Ready(self.broke("error", &ErrorReply::shutting_down(), "the process ends".into()))
+                Poll::Pending => {
+                    let until = Some(self.until);
+                    self.aside.poll_until(cx, until).map(|came| match came {
+                        Came::Time => self.late(),
+                        Came::One(()) => {
+                            self.broke("error", &ErrorReply::shutting_down(), "the process ends".into())
+                        }
+                    })
                 }
-                Poll::Pending => Poll::Pending,
             };
         }
     }

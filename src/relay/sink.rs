@@ -13,7 +13,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::body::{Body, SendError, Sender, channel};
+use super::body::{Body, Closed, Sender, channel};
 use super::chat::{Envelope, Fallback, Folding};
 use super::headers;
 use crate::engine::{Finish, Part, Show};
@@ -79,8 +79,8 @@ pub(super) struct Sink {
     options: Options,
     answer: Option<Answer>,
     out: Vec<u8>,
-    /// What the pipe had no room for.
-    waiting: Option<Bytes>,
+    /// The client still has to take what was written.
+    full: bool,
     sender: Option<Sender>,
     envelope: Option<Envelope>,
     folding: Folding,
@@ -101,7 +101,7 @@ impl Sink {
             options,
             answer: Some(answer),
             out: Vec::new(),
-            waiting: None,
+            full: false,
             sender: None,
             envelope: None,
             folding: Folding::default(),
@@ -121,7 +121,7 @@ impl Sink {
     /// The client is gone, but others listen to the recording.
     pub(super) fn go_on_alone(&mut self) {
         self.alone = true;
-        self.waiting = None;
+        self.full = false;
         self.sender = None;
     }
 
@@ -173,36 +173,29 @@ impl Sink {
         }
     }
 
-    /// Lets what was written leave, together. Whether the client can take more at once.
-    pub(super) fn flush(&mut self) -> Result<bool, Gone> {
-        if !self.options.stream {
-            return Ok(true);
+    /// Lets what was written leave, together.
+    pub(super) fn flush(&mut self) -> Result<(), Gone> {
+        if !self.options.stream || self.out.is_empty() {
+            return Ok(());
         }
-        if !self.out.is_empty() {
-            let mut out = std::mem::take(&mut self.out);
-            // It may have to wait for its client: much room that it does not need goes back.
-            if out.capacity() - out.len() > MOST_UNUSED {
-                out.shrink_to_fit();
-            }
-            let out = Bytes::from(out);
-            self.silent_since = Instant::now();
-            let opened = self.open();
-            if let Some(run) = &self.run {
-                run.tape.push(&out);
-            }
-            if self.alone {
-                return Ok(true);
-            }
-            opened?;
-            let joined = match self.waiting.take() {
-                None => out,
-                Some(first) => [first, out].concat().into(),
-            };
-            self.send(joined)?;
-        } else if let Some(waiting) = self.waiting.take() {
-            self.send(waiting)?;
+        let mut out = std::mem::take(&mut self.out);
+        // It may have to wait for its client: much room that it does not need goes back.
+        if out.capacity() - out.len() > MOST_UNUSED {
+            out.shrink_to_fit();
         }
-        Ok(self.waiting.is_none())
+        let out = Bytes::from(out);
+        self.silent_since = Instant::now();
+        let opened = self.open();
+        if let Some(run) = &self.run {
+            run.tape.push(&out);
+        }
+        if self.alone {
+            return Ok(());
+        }
+        opened?;
+        let Some(sender) = &self.sender else { return Ok(()) };
+        self.full = !sender.push(out).map_err(|Closed| Gone)?;
+        Ok(())
     }
 
     fn open(&mut self) -> Result<(), Gone> {
@@ -224,45 +217,35 @@ impl Sink {
         answer.send(response).map_err(|_| Gone)
     }
 
-    fn send(&mut self, bytes: Bytes) -> Result<(), Gone> {
-        match self.sender.as_ref().map(|sender| sender.try_send(bytes)) {
-            None | Some(Ok(())) => Ok(()),
-            Some(Err(SendError::Full(back))) => {
-                self.waiting = Some(back);
-                Ok(())
-            }
-            Some(Err(SendError::Closed)) => Err(Gone),
-        }
-    }
-
     /// Whether the client still has to take what was written before it gets more.
     pub(super) const fn is_full(&self) -> bool {
-        self.waiting.is_some()
+        self.full
     }
 
-    /// Waits until there is room for what is waiting, or the client is gone. Where nothing is waiting it never returns:
-    /// that a client is gone which has taken everything so far, only its connection knows.
+    /// Waits until the client took what was written, or is gone. Where it has it never returns: that a client is gone
+    /// which has taken everything so far, only its connection knows.
     pub(super) async fn wait(&mut self) -> Wait {
         if self.alone {
             return std::future::pending().await;
         }
-        match (&mut self.answer, &self.sender, &self.waiting) {
-            (Some(answer), _, _) => {
+        match (&mut self.answer, &self.sender) {
+            (Some(answer), _) => {
                 answer.closed().await;
                 Wait::Gone
             }
-            (None, Some(sender), Some(waiting)) => match sender.ready(waiting.len()).await {
-                Ok(()) => Wait::Room,
-                Err(_) => Wait::Gone,
-            },
-            (None, _, _) => std::future::pending().await,
+            (None, Some(sender)) if self.full => {
+                let ready = sender.ready().await;
+                self.full = false;
+                if ready == Err(Closed) { Wait::Gone } else { Wait::Room }
+            }
+            (None, _) => std::future::pending().await,
         }
     }
 
     /// When a comment is due; `None` while there is no stream.
     pub(super) fn comment_at(&self) -> Option<Instant> {
         let open = self.options.stream && self.answer.is_none();
-        (open && self.waiting.is_none()).then(|| self.silent_since + self.options.keep_alive)
+        (open && !self.full).then(|| self.silent_since + self.options.keep_alive)
     }
 
     /// Writes a comment.
@@ -270,8 +253,8 @@ impl Sink {
         self.out.extend_from_slice(KEEP_ALIVE);
     }
 
-    /// Ends the answer. What is still waiting leaves as fast as the client takes it.
-    pub(super) async fn finish(mut self: Box<Self>, finish: &Finish, totals: Totals) -> Result<(), Gone> {
+    /// Ends the answer. It leaves as fast as the client takes it.
+    pub(super) fn finish(mut self, finish: &Finish, totals: Totals) -> Result<(), Gone> {
         match finish {
             Finish::Gone => {
                 self.ended = true;
@@ -297,25 +280,15 @@ impl Sink {
                 self.out.extend_from_slice(DONE);
             }
         }
-        self.drain().await
-    }
-
-    async fn drain(mut self: Box<Self>) -> Result<(), Gone> {
-        let mut flushed = self.flush();
+        let flushed = self.flush();
         if let Some(run) = &self.run {
             run.tape.end();
         }
         self.ended = true;
-        while !flushed? {
-            if self.wait().await == Wait::Gone {
-                return Err(Gone);
-            }
-            flushed = self.flush();
-        }
         if let Some(sender) = self.sender.take() {
             sender.finish();
         }
-        Ok(())
+        flushed
     }
 
     fn refuse(&mut self, error: &ErrorReply, totals: Totals) -> Result<(), Gone> {
@@ -370,8 +343,9 @@ impl Drop for Sink {
             run.tape.end();
         }
         if let Some(sender) = self.sender.take() {
-            let waiting = self.waiting.take().unwrap_or_default();
-            sender.finish_with([waiting, last]);
+            // Whoever is gone does not hear it.
+            let _gone = sender.push(last);
+            sender.finish();
         }
     }
 }
@@ -455,12 +429,12 @@ mod tests {
         let (mut sink, head) = sink(true);
         sink.show(&Show::Begin(Head::default()));
         sink.show(&Show::Part(Box::new(Part { text: Some(Raw::string("Hel")), ..Part::default() })));
-        assert_eq!(sink.flush(), Ok(true));
+        assert_eq!((sink.flush(), sink.is_full()), (Ok(()), false));
         sink.show(&Show::Part(Box::new(Part {
             text: Some(Raw::string(&"o".repeat(2000))),
             ..Part::default()
         })));
-        assert_eq!(sink.flush(), Ok(false));
+        assert_eq!((sink.flush(), sink.is_full()), (Ok(()), true));
         sink.out.extend_from_slice(b"data: {\"half");
         drop(sink);
         let response = head.await.unwrap();

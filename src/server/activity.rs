@@ -80,39 +80,31 @@ impl Phase {
 /// The phase of one connection, told by its parts and watched by its task.
 #[derive(Debug)]
 pub(crate) struct Activity {
-    state: Mutex<State>,
+    phase: Mutex<Phase>,
     watcher: AtomicWaker,
-}
-
-#[derive(Debug)]
-struct State {
-    phase: Phase,
-    /// The connection is being polled, and its task looks at the phase afterwards anyway: waking it would only
-    /// have everything polled once more, after every request.
-    looks: bool,
 }
 
 impl Activity {
     /// A connection that has just been accepted.
     pub(crate) fn new() -> Arc<Self> {
-        let state = State { phase: Phase::Fresh { since: Instant::now() }, looks: false };
-        Arc::new(Self { state: Mutex::new(state), watcher: AtomicWaker::new() })
+        let phase = Mutex::new(Phase::Fresh { since: Instant::now() });
+        Arc::new(Self { phase, watcher: AtomicWaker::new() })
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn phase(&self) -> MutexGuard<'_, Phase> {
+        self.phase.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether the task that waits for the end of the phase looks at it soon anyway.
-    fn change(&self, next: impl FnOnce(Phase) -> Phase) -> bool {
-        let mut state = self.state();
-        state.phase = next(state.phase);
-        state.looks
-    }
-
-    /// The connection is about to be polled, and [`poll_expired`](Self::poll_expired) after that.
-    pub(crate) fn looks(&self) {
-        self.state().looks = true;
+    fn change(&self, next: impl FnOnce(Phase) -> Phase) {
+        let mut phase = self.phase();
+        let before = *phase;
+        *phase = next(before);
+        let later = *phase != before && !matches!(*phase, Phase::Busy { .. });
+        drop(phase);
+        // Whoever serves requests is not waited for.
+        if later {
+            self.watcher.wake();
+        }
     }
 
     /// Bytes came in. Only for HTTP/1, where a byte without a request begins one.
@@ -127,17 +119,16 @@ impl Activity {
 
     /// A request's answer is done with.
     pub(crate) fn end(&self) {
-        if !self.change(|phase| phase.end(Instant::now())) {
-            self.watcher.wake();
-        }
+        self.change(|phase| phase.end(Instant::now()));
     }
 
     /// Whether a request is being answered.
     pub(crate) fn is_busy(&self) -> bool {
-        matches!(self.state().phase, Phase::Busy { .. })
+        matches!(*self.phase(), Phase::Busy { .. })
     }
 
-    /// Ready once the connection has waited longer than `patience` allows; `sleep` is the caller's timer.
+    /// Ready once the connection has waited longer than `patience` allows; `sleep` is the caller's timer. Wakes its
+    /// caller too when the connection begins to wait.
     pub(crate) fn poll_expired(
         &self,
         patience: Patience,
@@ -145,11 +136,7 @@ impl Activity {
         cx: &mut Context<'_>,
     ) -> Poll<Expired> {
         self.watcher.register(cx.waker());
-        let phase = {
-            let mut state = self.state();
-            state.looks = false;
-            state.phase
-        };
+        let phase = *self.phase();
         let Some((deadline, cause)) = phase.deadline(patience) else { return Poll::Pending };
         if sleep.deadline() != deadline {
             sleep.as_mut().reset(deadline);
@@ -188,23 +175,23 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_watcher_is_woken_by_an_end_unless_it_looks_anyway() {
+    async fn the_watcher_is_woken_when_there_is_something_to_wait_for() {
         let (activity, (waker, woken)) = (Activity::new(), new_count_waker());
         let mut sleep = Box::pin(tokio::time::sleep(Duration::ZERO));
         let mut look = || {
             let cx = &mut Context::from_waker(&waker);
             assert!(activity.poll_expired(PATIENCE, sleep.as_mut(), cx).is_pending());
+            woken.get()
         };
-        look();
-        for (looks, times) in [(false, 1), (true, 1), (false, 2)] {
-            activity.begin();
-            if looks {
-                activity.looks();
-            }
-            activity.end();
-            assert_eq!(woken.get(), times, "looks: {looks}");
-            look();
-        }
+        assert_eq!(look(), 0);
+        activity.begin();
+        assert_eq!(look(), 0, "busy");
+        activity.end();
+        assert_eq!(look(), 1, "idle");
+        activity.byte();
+        assert_eq!(look(), 2, "a head");
+        activity.byte();
+        assert_eq!(look(), 2, "more of it");
     }
 
     #[tokio::test(start_paused = true)]

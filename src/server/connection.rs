@@ -9,16 +9,17 @@
 //!                      └─ idle, draining: goodbye ──────▶ (hyper is done, or a moment)
 //! ```
 
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::stream::FuturesUnordered;
-use futures_util::{FutureExt, StreamExt};
+use futures_util::FutureExt;
 use http::{HeaderMap, HeaderName, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::rt::Executor;
@@ -28,7 +29,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::time::{self, Instant};
+use tokio::time::{self, Instant, Sleep};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -43,7 +44,7 @@ use super::io::{Leaving, Observed, Observer, Protocol, Socket};
 use super::settings::Settings;
 use super::unreadable::Unreadable;
 use super::{Handler, Peer};
-use crate::rare::rare;
+use crate::rare::{Once, Rare};
 
 /// After the client left, or was told goodbye: how long hyper may take to end by itself.
 const MOMENT: Duration = Duration::from_millis(50);
@@ -99,7 +100,8 @@ pub(crate) fn quarter(settings: &Settings) -> usize {
     (settings.write_buffer.0 / 4).clamp(16 * 1024, 1024 * 1024)
 }
 
-/// Serves one connection until it ends, or is `cut`.
+/// Serves one connection until it ends, or is `cut`. What serves is large and long-lived: it sits in one box, not in
+/// nested futures, and what is around it is small.
 pub(crate) async fn run<H: Handler>(
     shared: Arc<Shared<H>>,
     stream: TcpStream,
@@ -114,10 +116,11 @@ pub(crate) async fn run<H: Handler>(
             let activity = Activity::new();
             let sniffed = cut.run_until_cancelled(time::timeout(head, socket.sniff())).await;
             let Some(sniffed) = sniffed else { return Ok(()) };
-            serve(&shared, socket, sniffed??, Watch::new(&shared, activity, leaving, cut), address).await;
+            let watch = Watch::new(&shared, activity, leaving, cut);
+            Box::pin(serve(&shared, socket, sniffed??, watch, address)).await;
             return Ok(());
         };
-        let handshake = TlsAcceptor::from(Arc::clone(config)).accept(socket);
+        let handshake = Box::pin(TlsAcceptor::from(Arc::clone(config)).accept(socket));
         let shaken = cut.run_until_cancelled(time::timeout(head, handshake)).await;
         let Some(shaken) = shaken else { return Ok(()) };
         let mut stream = Box::new(shaken??);
@@ -126,7 +129,8 @@ pub(crate) async fn run<H: Handler>(
             Some(_) | None => Protocol::Http1,
         };
         stream.get_mut().0.speaks(protocol);
-        serve(&shared, stream, protocol, Watch::new(&shared, Activity::new(), leaving, cut), address).await;
+        let watch = Watch::new(&shared, Activity::new(), leaving, cut);
+        Box::pin(serve(&shared, stream, protocol, watch, address)).await;
         Ok(())
     }
     .await;
@@ -292,12 +296,26 @@ where
 /// What a connection is ended by, beside itself.
 struct Watch {
     activity: Arc<Activity>,
-    /// Each comes once, if at all.
-    signals: FuturesUnordered<Boxed>,
+    aside: Rare<Waiting>,
     gone: CancellationToken,
     patience: Patience,
     leaving: Leaving,
     cut: CancellationToken,
+}
+
+/// What is looked at when it rings.
+struct Waiting {
+    /// Each comes once, if at all. They ring by themselves: the timer is set for every request.
+    signals: Once<Boxed, 3>,
+    timer: Pin<Box<Sleep>>,
+}
+
+/// What came first.
+enum Came {
+    /// The connection is done.
+    End(hyper::Result<()>),
+    Signal(Signal),
+    Expired(Expired),
 }
 
 /// Returns once, if at all.
@@ -316,61 +334,66 @@ enum Signal {
 
 impl Watch {
     fn new<H>(shared: &Shared<H>, activity: Arc<Activity>, leaving: Leaving, cut: CancellationToken) -> Self {
-        let signals = rare(|| -> [Boxed; 3] {
-            let (leaving, drain, cut) = (leaving.clone(), shared.drain.clone(), cut.clone());
-            [
-                Box::pin(async move { leaving.closed().await }.map(|()| Signal::Gone)),
-                Box::pin(async move { drain.reached(Stage::Refusing).await }.map(|()| Signal::Draining)),
-                Box::pin(cut.cancelled_owned().map(|()| Signal::Cut)),
-            ]
-        });
+        let (of_socket, drain, of_cut) = (leaving.clone(), shared.drain.clone(), cut.clone());
+        let signals: [Boxed; 3] = [
+            Box::pin(async move { of_socket.closed().await }.map(|()| Signal::Gone)),
+            Box::pin(async move { drain.reached(Stage::Refusing).await }.map(|()| Signal::Draining)),
+            Box::pin(of_cut.cancelled_owned().map(|()| Signal::Cut)),
+        ];
+        let timer = Box::pin(time::sleep(Duration::ZERO));
+        let aside = Rare::new(Waiting { signals: Once::each(signals), timer });
         let (gone, patience) = (CancellationToken::new(), shared.bounds.patience);
-        Self { activity, signals, gone, patience, leaving, cut }
+        Self { activity, aside, gone, patience, leaving, cut }
     }
 
     async fn drive(mut self, mut connection: Pin<&mut impl Connection>) -> hyper::Result<()> {
-        let mut timer = pin!(time::sleep(Duration::ZERO));
         let mut end = None;
         loop {
-            tokio::select! {
+            let came = tokio::select! {
                 biased;
-                result = looking(&self.activity, connection.as_mut()) => return result,
-                Some(signal) = self.signals.next() => match signal {
-                    Signal::Gone => {
-                        self.gone.cancel();
-                        end = Some(Instant::now() + MOMENT);
-                    }
-                    Signal::Draining => {
-                        self.leaving.said_goodbye();
-                        connection.as_mut().goodbye();
-                    }
-                    Signal::Cut => return Ok(()),
-                },
-                cause = expired(&self.activity, self.patience, timer.as_mut()), if end.is_none() => match cause {
-                    Expired::Head => return Ok(()),
-                    Expired::Idle => {
-                        self.leaving.said_goodbye();
-                        connection.as_mut().goodbye();
-                        end = Some(Instant::now() + GOODBYE);
-                    }
-                },
+                came = poll_fn(|cx| self.poll_next(cx, connection.as_mut(), end.is_none())) => came,
                 () = moment(end), if end.is_some() => return Ok(()),
+            };
+            match came {
+                Came::End(result) => return result,
+                Came::Signal(Signal::Gone) => {
+                    self.gone.cancel();
+                    end = Some(Instant::now() + MOMENT);
+                }
+                Came::Signal(Signal::Draining) => {
+                    self.leaving.said_goodbye();
+                    connection.as_mut().goodbye();
+                }
+                Came::Signal(Signal::Cut) | Came::Expired(Expired::Head) => return Ok(()),
+                Came::Expired(Expired::Idle) => {
+                    self.leaving.said_goodbye();
+                    connection.as_mut().goodbye();
+                    end = Some(Instant::now() + GOODBYE);
+                }
             }
         }
     }
-}
 
-/// Polls the connection, and says before that its phase is looked at afterwards.
-async fn looking<C: Connection>(activity: &Activity, mut connection: Pin<&mut C>) -> hyper::Result<()> {
-    std::future::poll_fn(|cx| {
-        activity.looks();
-        connection.as_mut().poll(cx)
-    })
-    .await
-}
-
-async fn expired(activity: &Activity, patience: Patience, mut timer: Pin<&mut time::Sleep>) -> Expired {
-    std::future::poll_fn(|cx| activity.poll_expired(patience, timer.as_mut(), cx)).await
+    /// Polls the connection, and then what it waits for beside it, unless that is quiet. Waking for what comes of the
+    /// first poll, the end of every request, would only have everything polled once more.
+    fn poll_next(
+        &mut self,
+        cx: &mut Context<'_>,
+        connection: Pin<&mut impl Connection>,
+        expires: bool,
+    ) -> Poll<Came> {
+        self.aside.soon();
+        if let Poll::Ready(result) = connection.poll(cx) {
+            return Poll::Ready(Came::End(result));
+        }
+        self.aside.poll(cx, |Waiting { signals, timer }, cx| match signals.poll_next(cx) {
+            Poll::Ready(signal) => Poll::Ready(Came::Signal(signal)),
+            Poll::Pending if expires => {
+                self.activity.poll_expired(self.patience, timer.as_mut(), cx).map(Came::Expired)
+            }
+            Poll::Pending => Poll::Pending,
+        })
+    }
 }
 
 async fn moment(end: Option<Instant>) {

@@ -281,8 +281,7 @@ impl<H: Handler> Door<H> {
         let open = Open::new(self.open.clone());
         entrance.serve(stream, &self.shared.tasks, move |stream| async move {
             let _held = (place, open);
-            // A connection is large and long-lived: it sits in one box, not in nested futures.
-            Box::pin(connection::run(shared, stream, address, cut)).await;
+            connection::run(shared, stream, address, cut).await;
         });
     }
 

@@ -9,7 +9,6 @@
 //! An event stream is many pieces and a JSON body is one. A failure says what happened in the
 //! words of [`crate::wire::failure`]; whether it is asked again is for others to decide.
 
-mod alarm;
 mod breaker;
 mod budget;
 mod client;
@@ -26,7 +25,6 @@ mod upload;
 mod window;
 
 pub use crate::pool::{Received, Sent};
-pub use alarm::Alarm;
 pub use breaker::State;
 pub use client::{Answered, AskHead, Asking, BuildError, Chatted, Setup, Upstream, chat_path};
 pub use fault::retry_after;

@@ -8,7 +8,6 @@ use http::{Response, StatusCode};
 use http_body_util::BodyExt;
 use tokio::time::Instant;
 
-use super::alarm::Alarm;
 use super::client::Pending;
 use super::fault;
 use super::health::Ticket;
@@ -76,8 +75,6 @@ pub enum Utterance {
 /// A reply that is asked for.
 pub struct Reply {
     coming: Coming,
-    /// For the deadline.
-    alarm: Alarm,
     /// Hears how the ask went; there is none if nothing was asked.
     ticket: Option<Ticket>,
 }
@@ -110,7 +107,7 @@ enum Stage {
     },
     Stream {
         body: Received,
-        decoder: Box<Decoder>,
+        decoder: Decoder,
         repeat: Repeat,
         done: bool,
         /// What has come and is still to be told.
@@ -135,7 +132,7 @@ impl Reply {
         let deadline = Instant::now() + head;
         let stage = Stage::Asked(asked);
         let coming = Coming { stage, expect, stall, deadline, received: 0, rest: None };
-        Self { coming, alarm: Alarm::new(deadline), ticket: Some(ticket) }
+        Self { coming, ticket: Some(ticket) }
     }
 
     pub(super) fn failed(failure: Failure) -> Self {
@@ -143,20 +140,30 @@ impl Reply {
         let stage = Stage::Last(Some(Heard::Failed(Box::new(failure))));
         let deadline = Instant::now() + NEVER;
         let coming = Coming { stage, expect, stall: Duration::ZERO, deadline, received: 0, rest: None };
-        Self { coming, alarm: Alarm::new(deadline), ticket: None }
+        Self { coming, ticket: None }
     }
 
     /// Waits for what comes next and adds pieces to `pieces`. May be dropped and asked again: nothing
-    /// is lost. After [`Heard::Ended`] or [`Heard::Failed`] it waits for ever.
+    /// is lost. After [`Heard::Ended`] or [`Heard::Failed`] it waits for ever. It does not look at the time: see
+    /// [`deadline`](Self::deadline).
     pub async fn next(&mut self, pieces: &mut Pieces) -> Heard {
-        let deadline = self.coming.deadline;
-        let heard = tokio::select! {
-            biased;
-            heard = self.coming.heard(pieces) => Some(heard),
-            () = self.alarm.until(deadline) => None,
-        };
-        let late = || Failure::new(FailureKind::Timeout, "no progress in time");
-        let mut heard = heard.unwrap_or_else(|| self.coming.end(late()));
+        let heard = self.coming.heard(pieces).await;
+        self.judged(heard)
+    }
+
+    /// When the next has to have come.
+    #[must_use]
+    pub const fn deadline(&self) -> Instant {
+        self.coming.deadline
+    }
+
+    /// The next has not come in time.
+    pub fn late(&mut self) -> Heard {
+        let heard = self.coming.end(Failure::new(FailureKind::Timeout, "no progress in time"));
+        self.judged(heard)
+    }
+
+    fn judged(&mut self, mut heard: Heard) -> Heard {
         if let Some(ticket) = &mut self.ticket {
             match &mut heard {
                 Heard::Accepted => ticket.accepted(),
@@ -166,6 +173,12 @@ impl Reply {
             }
         }
         heard
+    }
+
+    /// Nothing more is read of it; only its end may still have to be said.
+    #[must_use]
+    pub const fn is_over(&self) -> bool {
+        matches!(self.coming.stage, Stage::Last(_))
     }
 
     /// What is left of a reply that is complete: its end. Reading it lets the connection serve again.
@@ -238,7 +251,7 @@ impl Coming {
         self.stage = if stream {
             Stage::Stream {
                 body,
-                decoder: Box::new(Decoder::new(self.expect.event)),
+                decoder: Decoder::new(self.expect.event),
                 repeat: Repeat::default(),
                 done: false,
                 left: Bytes::new(),
@@ -325,7 +338,7 @@ impl Coming {
             Stage::Refused { status, wait, read, .. } => {
                 Heard::Failed(Box::new(Failure::of_status(status.as_u16(), read.freeze(), wait)))
             }
-            Stage::Stream { decoder, done, .. } => self.stream_ended(*decoder, done, pieces),
+            Stage::Stream { decoder, done, .. } => self.stream_ended(decoder, done, pieces),
             Stage::Whole { read, .. } => self.whole_ended(read.freeze(), pieces),
             Stage::Asked(_) | Stage::Last(_) => self.end(Failure::new(FailureKind::Truncated, "ended early")),
         }

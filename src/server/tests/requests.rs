@@ -71,7 +71,7 @@ async fn pieces_that_are_written_together_leave_in_one_chunk() {
     let mut client = server.say(get("/stream", "")).await;
     let sender = server.sender().await;
     for piece in ["one", "two", "three"] {
-        sender.try_send(piece).unwrap();
+        sender.push(piece).unwrap();
     }
     until(&mut client, "B\r\nonetwothree\r\n").await;
 }
