@@ -49,6 +49,8 @@ pub struct Target {
 pub struct Setup<'a> {
     /// So many tools of its own.
     pub tools: usize,
+    /// Where its upstream is, if that is not the lab's.
+    pub base_url: Option<String>,
     /// More settings of its upstream, as YAML in one line, each with a comma before it.
     pub upstream: &'a str,
     /// The port of an upstream of its own for the model `long`.
@@ -98,6 +100,15 @@ impl Lab {
             panic!("fanfold does not start");
         }
         self.up(name, port, admin, child).await
+    }
+
+    /// A certificate for `localhost` that it signed itself, and its key: their files.
+    pub fn certificate(&self) -> (PathBuf, PathBuf) {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+        let (cert, key) = (self.folder.0.join("cert.pem"), self.folder.0.join("key.pem"));
+        std::fs::write(&cert, made.cert.pem()).expect("its file");
+        std::fs::write(&key, made.signing_key.serialize_pem()).expect("its file");
+        (cert, key)
     }
 
     /// The bare relay, fanfold without tools and with ten, and nginx.
@@ -189,8 +200,9 @@ async fn listens(port: u16) {
 
 fn configuration(port: u16, admin: u16, upstream: u16, setup: &Setup<'_>) -> String {
     let admin = format!("127.0.0.1:{admin}");
+    let base_url = setup.base_url.clone().unwrap_or_else(|| format!("http://127.0.0.1:{upstream}/v1"));
     let mut text = format!(
-        "listen: 127.0.0.1:{port}\nupstreams:\n  main: {{ base_url: \"http://127.0.0.1:{upstream}/v1\"{} }}\n",
+        "listen: 127.0.0.1:{port}\nupstreams:\n  main: {{ base_url: \"{base_url}\"{} }}\n",
         setup.upstream
     );
     if let Some(long) = setup.long {

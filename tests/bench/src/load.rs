@@ -6,9 +6,10 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
+use hyper::client::conn::http2;
 use hyper::header::HeaderValue;
 use hyper::{Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, interval_at, sleep};
@@ -81,26 +82,14 @@ impl Client {
 
     /// The answer's head; its body is the caller's to read.
     pub async fn open(&mut self, shot: &Shot) -> hyper::Result<Response<Incoming>> {
-        let request = self.request(shot);
+        let request = request(shot, &self.host);
         self.sender.ready().await?;
         self.sender.send_request(request).await
     }
 
-    fn request(&self, shot: &Shot) -> Request<Full<Bytes>> {
-        let method = if shot.body.is_some() { "POST" } else { "GET" };
-        Request::builder()
-            .method(method)
-            .uri(&shot.path)
-            .header("host", &self.host)
-            .header("authorization", shot.key)
-            .header("content-type", "application/json")
-            .body(Full::new(shot.body.clone().unwrap_or_default()))
-            .expect("a request")
-    }
-
     /// What fanfold would say if it were asked what it would ask.
     pub async fn plan(&mut self, shot: &Shot) -> String {
-        let mut request = self.request(shot);
+        let mut request = request(shot, &self.host);
         request.headers_mut().insert("x-fanfold-dry-run", HeaderValue::from_static("plan"));
         let answer = self.sender.send_request(request).await.expect("an answer");
         let body = answer.into_body().collect().await.expect("a plan").to_bytes();
@@ -121,6 +110,41 @@ impl Client {
         let answer = self.ask(shot).await.expect("an answer");
         assert_eq!(answer.status(), shot.status, "{}", shot.path);
     }
+}
+
+fn request(shot: &Shot, host: &str) -> Request<Full<Bytes>> {
+    let method = if shot.body.is_some() { "POST" } else { "GET" };
+    Request::builder()
+        .method(method)
+        .uri(&shot.path)
+        .header("host", host)
+        .header("authorization", shot.key)
+        .header("content-type", "application/json")
+        .body(Full::new(shot.body.clone().unwrap_or_default()))
+        .expect("a request")
+}
+
+/// Asks again and again over one connection of HTTP/2, with so many requests at once, whatever the answers are.
+pub async fn over_http2(target: &Target, shot: &Shot, at_once: usize, time: Duration) {
+    let stream = TcpStream::connect(("127.0.0.1", target.port)).await.expect("the server listens");
+    let made = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await;
+    let (sender, connection) = made.expect("a handshake");
+    let mut owner = JoinSet::new();
+    owner.spawn(connection);
+    let until = Instant::now() + time;
+    let mut tasks = JoinSet::new();
+    for _ in 0..at_once {
+        let (mut sender, mut request) = (sender.clone(), request(shot, "localhost"));
+        request.headers_mut().remove("host");
+        *request.uri_mut() = format!("http://localhost{}", shot.path).parse().expect("a URL");
+        tasks.spawn(async move {
+            while Instant::now() < until {
+                let answer = sender.send_request(request.clone()).await.expect("an answer");
+                answer.into_body().collect().await.expect("a body");
+            }
+        });
+    }
+    tasks.join_all().await;
 }
 
 /// So many clients of one server, whose connections stay open from slice to slice.
