@@ -31,6 +31,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::{self, Instant, Sleep};
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, error};
@@ -120,15 +121,10 @@ pub(crate) async fn run<H: Handler>(
             Box::pin(serve(&shared, socket, sniffed??, watch, address)).await;
             return Ok(());
         };
-        let handshake = Box::pin(TlsAcceptor::from(Arc::clone(config)).accept(socket));
-        let shaken = cut.run_until_cancelled(time::timeout(head, handshake)).await;
+        // Boxed: who speaks without TLS need not have room for it.
+        let shaken = cut.run_until_cancelled(time::timeout(head, Box::pin(shake(config, socket)))).await;
         let Some(shaken) = shaken else { return Ok(()) };
-        let mut stream = Box::new(shaken??);
-        let protocol = match stream.get_ref().1.alpn_protocol() {
-            Some(b"h2") => Protocol::Http2,
-            Some(_) | None => Protocol::Http1,
-        };
-        stream.get_mut().0.speaks(protocol);
+        let (stream, protocol) = shaken??;
         let watch = Watch::new(&shared, Activity::new(), leaving, cut);
         Box::pin(serve(&shared, stream, protocol, watch, address)).await;
         Ok(())
@@ -137,6 +133,17 @@ pub(crate) async fn run<H: Handler>(
     if let Err(error) = served {
         debug!(peer = %address, %error, "a connection ended before its first request");
     }
+}
+
+/// Shakes hands by TLS. Gives what is said inside of it, and the protocol that was agreed on.
+async fn shake(config: &Arc<ServerConfig>, socket: Socket) -> io::Result<(Box<TlsStream<Socket>>, Protocol)> {
+    let mut stream = Box::new(TlsAcceptor::from(Arc::clone(config)).accept(socket).await?);
+    let protocol = match stream.get_ref().1.alpn_protocol() {
+        Some(b"h2") => Protocol::Http2,
+        Some(_) | None => Protocol::Http1,
+    };
+    stream.get_mut().0.speaks(protocol);
+    Ok((stream, protocol))
 }
 
 async fn serve<H, S>(shared: &Shared<H>, transport: S, protocol: Protocol, watch: Watch, address: SocketAddr)
