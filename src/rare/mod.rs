@@ -1,7 +1,7 @@
 //! Waits for what comes rarely beside what comes often.
 //!
 //! Whoever waits for many things looks at all of them whenever one has come. What is in a [`Rare`] is looked at only
-//! when it asked to be: until then it costs a look at one flag, and nothing of it is touched. Where thousands wait,
+//! when it asked to be: until then it costs one flag, and nothing of it is touched. Where thousands wait,
 //! most of what a look touches has to be fetched from far away.
 
 mod aside;

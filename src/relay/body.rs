@@ -1,17 +1,17 @@
 //! Bodies of answers, and the bounded pipe behind those that are written bit by bit.
 //!
 //! ```text
-//! Sender ── push ─▶ [ pending bytes: capacity, and a piece ] ── frames ─▶ hyper
-//!    ▲                            │
-//!    └─────── taken, gone ────────┘
+//! Sender ── push ─▶ [ pending bytes ] ── frames ─▶ hyper
+//!    ▲                     │
+//!    └──── taken, gone ────┘
 //! ```
 //!
 //! The pipe counts bytes, not messages. What was written while hyper was busy leaves together: small
 //! pieces as one frame, large ones as they are, for hyper writes what it gets at once in one go. A piece that was made
-//! is taken, so that nobody has to keep it; a pipe that is full then slows down whoever makes them. A sender that is
-//! dropped without [`Sender::finish`] has failed: the body ends with an error and the connection is cut, because a clean end would look
-//! like a whole answer. (hyper throws away what it still holds then; to tell the client what happened,
-//! write that and finish.)
+//! is taken, so that nobody has to keep it; a pipe that is full then slows down whoever makes them, and holds its
+//! capacity and what had been made by then. A sender that is dropped without [`Sender::finish`] has failed: the body
+//! ends with an error and the connection is cut, because a clean end would look like a whole answer. (hyper throws away
+//! what it still holds then; to tell the client what happened, write that and finish.)
 
 use std::collections::VecDeque;
 use std::error::Error;
@@ -183,7 +183,7 @@ impl Shared {
     }
 
     fn has_room(&self, state: &State) -> bool {
-        state.pending.len < self.capacity
+        state.pending.len < self.capacity.max(1)
     }
 
     fn end(&self, end: End) {
@@ -282,7 +282,7 @@ impl Sender {
     }
 
     /// The answer is whole: what is pending still leaves, then the body ends cleanly.
-    pub fn finish(self) {
+    pub fn finish(&self) {
         self.shared.end(End::Finished);
     }
 
@@ -417,6 +417,10 @@ mod tests {
         assert_eq!(waiting.as_mut().now_or_never(), Some(Ok(())));
         drop(waiting);
         assert_eq!((sender.push(""), sender.pending()), (Ok(true), 0));
+        let (sender, mut receiver) = channel(0);
+        assert_eq!((sender.push(""), sender.push("1")), (Ok(true), Ok(false)));
+        assert_eq!(next(&mut receiver).await.unwrap().unwrap(), "1");
+        assert_eq!(sender.ready().now_or_never(), Some(Ok(())));
     }
 
     #[tokio::test]

@@ -9,8 +9,8 @@
 //!            └── deadline, client, shutdown ─┘
 //! ```
 //!
-//! Who slows down whom: while the client still has to take what was written, the upstream is not
-//! read. The calls go on.
+//! Who slows down whom: while the client still has to take what was written, nothing more is read of the reply that is
+//! coming. The calls go on, and so does what follows a reply that has come.
 
 mod calls;
 
@@ -279,12 +279,18 @@ impl Driver {
     /// and with it another call.
     fn look(&mut self, pieces: &mut Pieces) -> Option<(u32, Heard)> {
         let sends = self.asking || !self.starting.is_empty();
-        if !sends || !self.may_look || self.sink.is_full() {
+        if !sends || !self.may_look || !self.has_room() {
             return None;
         }
         let heard = heard(&mut self.reply, pieces).now_or_never()?;
         self.may_look = false;
         Some(heard)
+    }
+
+    /// What the reply says next may be heard: the client can take more, or nothing more is read for it.
+    fn has_room(&self) -> bool {
+        let is_read = self.reply.as_ref().is_some_and(|(_, reply)| reply.is_read());
+        !(self.sink.is_full() && is_read)
     }
 
     /// Sends the question and starts the calls, before anything is written or told here: who answers them is at work
@@ -326,9 +332,7 @@ impl Driver {
     /// Waits for one thing to happen and tells the engine. Gives the finish if that came already.
     async fn hear(&mut self, pieces: &mut Pieces, actions: &mut Vec<Action>) -> Option<Finish> {
         let there = self.audience == Audience::Client;
-        // A reply that was read to its end says nothing more that would have to wait.
-        let over = self.reply.as_ref().is_some_and(|(_, reply)| reply.is_over());
-        let may_read = !self.sink.is_full() || !there || over;
+        let may_read = !there || self.has_room();
         let joined = self.run.as_deref().filter(|_| self.audience == Audience::Joined);
         // Only calls that run give inputs.
         let calls = !self.calls.is_empty();
@@ -380,7 +384,12 @@ impl Driver {
             }
             Event::Gone => self.client_left(actions),
             Event::Time => return self.time_came(due, pieces, actions),
-            Event::Room | Event::Nothing => {}
+            Event::Room => {
+                if let Some((_, reply)) = &mut self.reply {
+                    reply.goes_on();
+                }
+            }
+            Event::Nothing => {}
         }
         None
     }
@@ -555,14 +564,21 @@ impl Driver {
             }
             Finish::Answer(_) | Finish::Failed(_) => End::Told { effects: self.turn.had_effects() },
         };
-        // The client's own pace keeps no slot of the team.
         let Self { started, run, sink, mut calls, rests, audience, .. } = *self;
         let there = audience == Audience::Client;
         let told = sink.finish(&finish, totals);
         if let Some(run) = run {
             Box::pin(run.end(end)).await;
         }
-        if told.is_err() && there {
+        // The process waits for its turns before it ends, and so for clients that are behind.
+        let taken = match told {
+            Ok(Some(behind)) => tokio::select! {
+                ready = behind.ready() => ready.is_ok(),
+                () = started.gone.cancelled() => false,
+            },
+            told => told.is_ok(),
+        };
+        if !taken && there {
             tracing::debug!(request_id = %started.request_id, "the client left before it took the whole answer");
         }
         // Calls that were stopped say goodbye in their own time, bounded by their own grace.

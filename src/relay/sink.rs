@@ -175,8 +175,11 @@ impl Sink {
 
     /// Lets what was written leave, together.
     pub(super) fn flush(&mut self) -> Result<(), Gone> {
-        if !self.options.stream || self.out.is_empty() {
+        if !self.options.stream || (self.out.is_empty() && !self.full) {
             return Ok(());
+        }
+        if self.out.is_empty() {
+            return self.push(Bytes::new());
         }
         let mut out = std::mem::take(&mut self.out);
         // It may have to wait for its client: much room that it does not need goes back.
@@ -193,8 +196,12 @@ impl Sink {
             return Ok(());
         }
         opened?;
+        self.push(out)
+    }
+
+    fn push(&mut self, bytes: Bytes) -> Result<(), Gone> {
         let Some(sender) = &self.sender else { return Ok(()) };
-        self.full = !sender.push(out).map_err(|Closed| Gone)?;
+        self.full = !sender.push(bytes).map_err(|Closed| Gone)?;
         Ok(())
     }
 
@@ -253,24 +260,27 @@ impl Sink {
         self.out.extend_from_slice(KEEP_ALIVE);
     }
 
-    /// Ends the answer. It leaves as fast as the client takes it.
-    pub(super) fn finish(mut self, finish: &Finish, totals: Totals) -> Result<(), Gone> {
+    /// Ends the answer. It leaves as fast as the client takes it; where that is behind, it gives what tells when it no
+    /// longer is.
+    pub(super) fn finish(mut self, finish: &Finish, totals: Totals) -> Result<Option<Sender>, Gone> {
         match finish {
             Finish::Gone => {
                 self.ended = true;
-                return Ok(());
+                return Ok(None);
             }
-            Finish::Failed(error) if self.answer.is_some() => return self.refuse(error, totals),
+            Finish::Failed(error) if self.answer.is_some() => {
+                return self.refuse(error, totals).map(|()| None);
+            }
             Finish::Failed(error) => self.out.extend_from_slice(&error_event(error)),
             Finish::Answer(reason) => {
                 if self.envelope.is_none() {
                     self.begin(&Head::default());
                 }
-                let Some(envelope) = self.envelope.take() else { return Ok(()) };
+                let Some(envelope) = self.envelope.take() else { return Ok(None) };
                 if !self.options.stream {
                     let own = totals.own.as_ref().filter(|_| totals.transcript);
                     let body = self.folding.write(&envelope, *reason, totals.usage.as_ref(), own);
-                    return self.whole(StatusCode::OK, body, totals.headers);
+                    return self.whole(StatusCode::OK, body, totals.headers).map(|()| None);
                 }
                 envelope.write_finish(&mut self.out, *reason);
                 if let Some(own) = totals.own.filter(|_| totals.transcript || self.options.include_usage) {
@@ -285,10 +295,8 @@ impl Sink {
             run.tape.end();
         }
         self.ended = true;
-        if let Some(sender) = self.sender.take() {
-            sender.finish();
-        }
-        flushed
+        let sender = self.sender.take().inspect(Sender::finish);
+        flushed.map(|()| sender.filter(|_| self.full))
     }
 
     fn refuse(&mut self, error: &ErrorReply, totals: Totals) -> Result<(), Gone> {
@@ -387,10 +395,12 @@ pub fn error_response(error: &ErrorReply) -> Response<Body> {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
     use http_body_util::BodyExt;
 
     use super::*;
     use crate::wire::raw::Raw;
+    use crate::wire::reply::FinishReason;
 
     fn sink(stream: bool) -> (Sink, oneshot::Receiver<Response<Body>>) {
         let (answer, head) = oneshot::channel();
@@ -420,6 +430,24 @@ mod tests {
             assert_eq!(response.headers()["x-should-retry"], "false");
             assert_eq!(response.headers()["x-request-id"], "r1");
             assert!(read(response).await.contains("\"internal_error\""));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_is_behind_at_the_end_is_told_of_and_gets_everything() {
+        for (length, behind) in [(10, false), (2000, true)] {
+            let (mut sink, head) = sink(true);
+            sink.show(&Show::Begin(Head::default()));
+            sink.show(&Show::Part(Box::new(Part {
+                text: Some(Raw::string(&"o".repeat(length))),
+                ..Part::default()
+            })));
+            assert_eq!((sink.flush(), sink.is_full()), (Ok(()), behind));
+            let left = sink.finish(&Finish::Answer(FinishReason::Stop), Totals::default()).unwrap();
+            assert_eq!(left.is_some(), behind);
+            let text = read(head.await.unwrap()).await;
+            assert!(text.contains(&"o".repeat(length)) && text.ends_with("data: [DONE]\n\n"), "{text}");
+            assert!(left.is_none_or(|left| left.ready().now_or_never().is_some()));
         }
     }
 

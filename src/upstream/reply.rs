@@ -49,7 +49,7 @@ pub struct Expect {
 pub enum Heard {
     /// Status 200.
     Accepted,
-    /// Pieces were added.
+    /// Pieces were added, or none: it goes on.
     Pieces,
     /// The reply ended cleanly; `done` if the upstream said that it was complete.
     Ended {
@@ -175,10 +175,17 @@ impl Reply {
         heard
     }
 
-    /// Nothing more is read of it; only its end may still have to be said.
+    /// It is being read: it has begun, and was not read to its end.
     #[must_use]
-    pub const fn is_over(&self) -> bool {
-        matches!(self.coming.stage, Stage::Last(_))
+    pub const fn is_read(&self) -> bool {
+        !matches!(self.coming.stage, Stage::Asked(_) | Stage::Last(_))
+    }
+
+    /// It was not read for a while, and is read again: that while is not the upstream's.
+    pub fn goes_on(&mut self) {
+        if self.is_read() {
+            self.coming.deadline = Instant::now() + self.coming.stall;
+        }
     }
 
     /// What is left of a reply that is complete: its end. Reading it lets the connection serve again.
@@ -207,9 +214,8 @@ impl Coming {
                     Err(error) => return self.end(fault::of_sending(&error)),
                     Ok(response) => {
                         self.deadline = Instant::now() + self.stall;
-                        if self.accept(response) {
-                            return Heard::Accepted;
-                        }
+                        // Told also where there is nothing to be heard: there is another deadline.
+                        return if self.accept(response) { Heard::Accepted } else { Heard::Pieces };
                     }
                 },
                 Stage::Stream { left, .. } if !left.is_empty() => {
