@@ -99,6 +99,42 @@ async fn a_long_reply_arrives_whole_whoever_is_slow() {
     }
 }
 
+/// A question that follows a reply is sent in time, however little of that reply its client has taken by then.
+#[tokio::test]
+async fn a_client_that_is_behind_makes_no_upstream_late() {
+    let lab = Lab::start().await;
+    let more = json!({ "tools": { "t": tool(&lab, "echo", "t") }, "server": { "write_buffer": "64KiB" } });
+    let mut config = with(proxy::config(&lab), more);
+    config["upstreams"]["main"]["head_timeout"] = "2s".into();
+    let proxy = Proxy::start(&config).await;
+    let event = |delta: Value, finish: Value| {
+        let choice = json!({ "index": 0, "delta": delta, "finish_reason": finish });
+        format!("data: {}\n\n", json!({ "id": "c", "choices": [choice] }))
+    };
+    let call = json!([{ "index": 0, "id": "call_0", "function": { "name": "t", "arguments": "{}" } }]);
+    let calls =
+        [event(json!({ "tool_calls": call }), "tool_calls".into()), "data: [DONE]\n\n".to_owned()].concat();
+    let text = event(json!({ "content": "word ".repeat(100) }), Value::Null);
+    let mut responses = Vec::new();
+    // Some of them fill whatever lies between the model and a client to its brim, and no more.
+    for texts in (80..800).step_by(8) {
+        let name = format!("{texts} texts");
+        let first = json!({ "steps": [{ "send": text.repeat(texts) + &calls }] });
+        lab.script(&name, json!({ "rounds": [first, { "reply": { "text": "done" } }] }));
+        responses.push((name.clone(), proxy.open(&[], streamed(&name).to_string()).await));
+    }
+    tokio::time::sleep(std::time::Duration::from_millis(2500)).await;
+    for (name, response) in responses {
+        let body = within(http_body_util::BodyExt::collect(response)).await.expect("the rest").to_bytes();
+        match support::fold::stream(std::str::from_utf8(&body).expect("text")) {
+            Ok(Folded::Reply(reply)) => assert!(reply.text.ends_with("done"), "{name}"),
+            other => panic!("{name}: {other:?}"),
+        }
+        assert_eq!(requests(&lab.journal(), &name).len(), 2, "{name}");
+    }
+    assert_eq!(proxy.metric("fanfold_upstream_retries_total"), None, "an upstream was late");
+}
+
 // ---- side by side
 
 #[tokio::test]
