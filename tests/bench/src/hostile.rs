@@ -212,13 +212,16 @@ async fn begun(attack: Attack, clients: usize, victim: &Target) -> Child {
     child
 }
 
-/// Waits until the victim has little left to do.
+/// Waits until the victim has had little to do for a while: a connection that a full backlog turned away is tried
+/// again a second later.
 async fn calm(victim: &Target) {
     const LOOK: Duration = Duration::from_millis(200);
-    for _ in 0..50 {
+    let mut calm = 0;
+    for _ in 0..75 {
         let before = cpu(victim.pid);
         sleep(LOOK).await;
-        if cpu(victim.pid) - before < LOOK.as_secs_f64() * 0.05 {
+        calm = if cpu(victim.pid) - before < LOOK.as_secs_f64() * 0.05 { calm + 1 } else { 0 };
+        if calm == 6 {
             break;
         }
     }
