@@ -161,6 +161,8 @@ pub(super) struct Driver {
     /// Inputs that calls give while they run.
     news: (mpsc::Sender<Input>, mpsc::Receiver<Input>),
     heard_in_a_row: u8,
+    /// The reply is not read, for its client is behind.
+    paused: bool,
     /// The upstream was asked, and the request has not been sent.
     asking: bool,
     /// The reply may be looked at before what leaves: once, unless another question was asked since.
@@ -226,6 +228,7 @@ impl Driver {
             ids: HashMap::new(),
             news: mpsc::channel(NEWS),
             heard_in_a_row: 0,
+            paused: false,
             asking: false,
             may_look: true,
             starting: VecDeque::new(),
@@ -333,6 +336,13 @@ impl Driver {
     async fn hear(&mut self, pieces: &mut Pieces, actions: &mut Vec<Action>) -> Option<Finish> {
         let there = self.audience == Audience::Client;
         let may_read = !there || self.has_room();
+        let paused = std::mem::replace(&mut self.paused, !may_read);
+        if paused
+            && may_read
+            && let Some((_, reply)) = &mut self.reply
+        {
+            reply.goes_on();
+        }
         let joined = self.run.as_deref().filter(|_| self.audience == Audience::Joined);
         // Only calls that run give inputs.
         let calls = !self.calls.is_empty();
@@ -384,12 +394,7 @@ impl Driver {
             }
             Event::Gone => self.client_left(actions),
             Event::Time => return self.time_came(due, pieces, actions),
-            Event::Room => {
-                if let Some((_, reply)) = &mut self.reply {
-                    reply.goes_on();
-                }
-            }
-            Event::Nothing => {}
+            Event::Room | Event::Nothing => {}
         }
         None
     }
@@ -564,22 +569,28 @@ impl Driver {
             }
             Finish::Answer(_) | Finish::Failed(_) => End::Told { effects: self.turn.had_effects() },
         };
-        let Self { started, run, sink, mut calls, rests, audience, .. } = *self;
+        let Self { started, run, sink, mut calls, mut rests, audience, .. } = *self;
         let there = audience == Audience::Client;
         let told = sink.finish(&finish, totals);
         if let Some(run) = run {
             Box::pin(run.end(end)).await;
         }
-        // The process waits for its turns before it ends, and so for clients that are behind.
-        let taken = match told {
-            Ok(Some(behind)) => tokio::select! {
-                ready = behind.ready() => ready.is_ok(),
-                () = started.gone.cancelled() => false,
-            },
-            told => told.is_ok(),
-        };
-        if !taken && there {
-            tracing::debug!(request_id = %started.request_id, "the client left before it took the whole answer");
+        match told {
+            // The client's own pace keeps no place of the team, but the process waits for it before it ends.
+            Ok(Some(behind)) => {
+                let gone = started.gone.clone();
+                rests.spawn(async move {
+                    tokio::select! {
+                        _ = behind.ready() => {}
+                        () = gone.cancelled() => {}
+                    }
+                });
+            }
+            Ok(None) => {}
+            Err(Gone) if there => {
+                tracing::debug!(request_id = %started.request_id, "the client left before it took the whole answer");
+            }
+            Err(Gone) => {}
         }
         // Calls that were stopped say goodbye in their own time, bounded by their own grace.
         while calls.join_next().await.is_some() {}

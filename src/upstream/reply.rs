@@ -175,10 +175,10 @@ impl Reply {
         heard
     }
 
-    /// It is being read: it has begun, and was not read to its end.
+    /// More of it is read for its client: it has begun, is no refusal, and was not read to its end.
     #[must_use]
     pub const fn is_read(&self) -> bool {
-        !matches!(self.coming.stage, Stage::Asked(_) | Stage::Last(_))
+        matches!(self.coming.stage, Stage::Stream { .. } | Stage::Whole { .. })
     }
 
     /// It was not read for a while, and is read again: that while is not the upstream's.

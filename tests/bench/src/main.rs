@@ -2,7 +2,7 @@
 //! in three measurements, and prints medians and their ratios to the bare relay.
 //!
 //! ```text
-//! tests/bench/run [PART…] [SECONDS]
+//! tests/bench/run [usual] [PART…] [SECONDS]
 //! ```
 //!
 //! | part | what it measures |
@@ -22,8 +22,9 @@
 //! what is there. Each figure that fanfold is held to stands at the end with its bound.
 //!
 //! It wants a quiet machine with two cores or more, and leave to open 10,500 files at once (`ulimit -Hn`), here and
-//! in fanfold, and nginx, which `run` installs. `FANFOLD_BIN` is another fanfold to measure. Everything listens on loopback, runs for a bounded time
-//! and ends with the benchmark, also when that is interrupted.
+//! in fanfold, and nginx, which `run` installs. `run` builds fanfold by a profile; `usual` is its word for a build without
+//! one, `FANFOLD_BIN` another fanfold to measure. Everything listens on loopback, runs for a bounded time and ends with
+//! the benchmark, also when that is interrupted.
 
 mod account;
 mod alternate;
@@ -80,7 +81,10 @@ async fn main() -> ExitCode {
     let file = lab::root().join("target/bench.json");
     if !only_table {
         if !lab::binary().exists() {
-            eprintln!("{} is missing: cargo build --release, or set FANFOLD_BIN", lab::binary().display());
+            eprintln!(
+                "{} is missing: tests/bench/run builds it, or set FANFOLD_BIN",
+                lab::binary().display()
+            );
             return ExitCode::FAILURE;
         }
         // Whoever interrupts drops what is being measured, and with it every process it started.
